@@ -1,0 +1,129 @@
+"""The environment contract between the operator, injection and the pod: rendered once here, parsed once here.
+
+torchrun takes the default of each option `--foo-bar` from `PET_FOO_BAR` (`torch/distributed/argparse_util.py`), so a pod with these
+variables needs no flag. What is the same for all pods comes by `envFrom` from ConfigMap `rdzv-NAME`; what is the pod's own comes from
+the downward API.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rdzv.backends import Provision
+    from rdzv.spec import Rendezvous
+
+#: What the operator appends to `PET_RDZV_CONF` for one pod alone (c10d's `is_host=true`): an annotation, read when the container starts.
+POD_CONFIG_ANNOTATION = "rdzv.dev/pod-config"
+POD_CONFIG = "RDZV_POD_CONFIG"
+
+#: Seconds between an agent's looks at its workers. torchrun's own default, said here because it bounds how soon a change is noticed.
+MONITOR_INTERVAL = "0.1"
+
+#: Seconds. torchrun's `LaunchConfig` passes `timeout=900` to every handler (`launcher/api.py`); we do when we stand in for it.
+LAUNCH_TIMEOUT = "900"
+
+
+class RendezvousEnvironmentError(ValueError):
+    """The pod's environment does not describe a rendezvous. The text names the variable and what to do."""
+
+
+def render_config(config: Mapping[str, str]) -> str:
+    """`{"a": "1", "b": "2"}` → `a=1,b=2`, torchrun's form of `--rdzv-conf` (no commas inside a value)."""
+    return ",".join(f"{key}={value}" for key, value in config.items())
+
+
+def parse_config(text: str) -> dict[str, str]:
+    """The reverse of `render_config`; later keys win, empty parts are skipped.
+
+    Raises:
+        RendezvousEnvironmentError: a part is not KEY=VALUE.
+    """
+    config: dict[str, str] = {}
+    for part in filter(None, (part.strip() for part in text.split(","))):
+        key, equals, value = part.partition("=")
+        if not (key.strip() and equals and value.strip()):
+            raise RendezvousEnvironmentError(
+                f"PET_RDZV_CONF has {part!r}, which is not KEY=VALUE: fix it in spec.config"
+            )
+        config[key.strip()] = value.strip()
+    return config
+
+
+def render(rendezvous: Rendezvous, provision: Provision) -> dict[str, str]:
+    """The data of ConfigMap `rdzv-NAME`: what every pod of this Rendezvous gets.
+
+    `PET_RDZV_ID` is the object's UID, so that a deleted and re-created Rendezvous never joins its predecessor's world.
+    """
+    env = {
+        "PET_RDZV_BACKEND": rendezvous.backend,
+        "PET_RDZV_ENDPOINT": provision.endpoint,
+        "PET_RDZV_ID": rendezvous.uid,
+        "PET_RDZV_CONF": render_config(provision.config),
+        "PET_NNODES": str(rendezvous.nodes),
+        "PET_NPROC_PER_NODE": rendezvous.nproc_per_node,
+        "PET_MAX_RESTARTS": str(rendezvous.max_restarts),
+        "PET_MONITOR_INTERVAL": MONITOR_INTERVAL,
+        "RDZV_NAME": rendezvous.name,
+        "RDZV_NAMESPACE": rendezvous.namespace,
+    }
+    if rendezvous.nproc_per_node.isdigit():
+        # Without it agents exchange O(N) keys to learn what is the same everywhere (`elastic/agent/server/api.py`, pytorch#124982).
+        env["TORCH_ELASTIC_WORKER_IDENTICAL"] = "1"
+    return {**env, **provision.env}
+
+
+@dataclass(frozen=True)
+class PodEnvironment:
+    """What a training pod knows of its rendezvous. `slot`: the pod's index (None: it has none)."""
+
+    backend: str
+    endpoint: str
+    run_id: str
+    min_nodes: int
+    max_nodes: int
+    config: Mapping[str, str] = field(default_factory=dict)
+    local_addr: str | None = None
+    slot: int | None = None
+
+    @classmethod
+    def parse(cls, environ: Mapping[str, str]) -> PodEnvironment:
+        """Reads the injected variables.
+
+        Raises:
+            RendezvousEnvironmentError: one is missing or malformed.
+        """
+        backend = environ.get("PET_RDZV_BACKEND", "")
+        if not backend:
+            raise RendezvousEnvironmentError(
+                "PET_RDZV_BACKEND is not set, so this process was given no rendezvous. In a pod: label it "
+                "rdzv.dev/rendezvous: NAME when it is created; elsewhere: pass RendezvousParameters"
+            )
+        low, _, high = environ.get("PET_NNODES", "1").partition(":")
+        if not (low.isdigit() and (high or low).isdigit()):
+            raise RendezvousEnvironmentError(f"PET_NNODES is {environ['PET_NNODES']!r}: write N or MIN:MAX")
+        slot = environ.get("RDZV_SLOT") or environ.get("PET_NODE_RANK") or ""
+        return cls(
+            backend=backend,
+            endpoint=environ.get("PET_RDZV_ENDPOINT", ""),
+            run_id=environ.get("PET_RDZV_ID", "none"),
+            min_nodes=int(low),
+            max_nodes=int(high or low),
+            config=parse_config(environ.get("PET_RDZV_CONF", "")),
+            local_addr=environ.get("PET_LOCAL_ADDR") or None,
+            slot=int(slot) if slot.isdigit() else None,
+        )
+
+    def handler_config(self) -> dict[str, str]:
+        """`RendezvousParameters`' keyword configuration, with what torchrun's launcher adds itself."""
+        config = {"timeout": LAUNCH_TIMEOUT, **self.config}
+        if self.backend == "static":
+            if self.slot is None:
+                raise RendezvousEnvironmentError(
+                    "backend static takes a node's rank from the pod's index, and this pod has none: run it in an Indexed Job "
+                    "or a StatefulSet, or set PET_NODE_RANK"
+                )
+            config["rank"] = str(self.slot)
+        return config

@@ -1,0 +1,88 @@
+"""The `Rendezvous` object as the code sees it: parsed once, defaults applied, immutable.
+
+The API server validates (structural schema and CEL in the CRD), so this module does not: it only gives types and names to what was
+admitted. What an older or hand-edited object may still lack gets the schema's default.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+GROUP = "rdzv.dev"
+VERSION = "v1alpha1"
+API_VERSION = f"{GROUP}/{VERSION}"
+KIND = "Rendezvous"
+PLURAL = "rendezvous"
+
+#: The label by which a pod opts in; its value is the name of a Rendezvous in the pod's namespace.
+LABEL = f"{GROUP}/rendezvous"
+
+
+@dataclass(frozen=True)
+class Nodes:
+    """How many nodes (torchrun agents, one per pod) the world may have. `min == max` is a fixed world."""
+
+    min: int
+    max: int
+
+    def __str__(self) -> str:
+        """In the form of torchrun's `--nnodes`."""
+        return str(self.min) if self.min == self.max else f"{self.min}:{self.max}"
+
+
+@dataclass(frozen=True)
+class Rendezvous:
+    """One `Rendezvous` object.
+
+    `settings` is the spec's member named after the backend (`spec.c10d` for c10d), `{}` when absent.
+    """
+
+    name: str
+    namespace: str
+    uid: str
+    generation: int
+    backend: str
+    nodes: Nodes
+    nproc_per_node: str = "auto"
+    max_restarts: int = 100
+    endpoint: str | None = None
+    config: Mapping[str, str] = field(default_factory=dict)
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def child_name(self) -> str:
+        """The name that every child object of this Rendezvous carries."""
+        return f"rdzv-{self.name}"
+
+    @classmethod
+    def from_object(cls, obj: Mapping[str, Any]) -> Rendezvous:
+        """Reads an object as the API server returns it.
+
+        Raises:
+            KeyError: a field that the schema requires is missing.
+        """
+        meta, spec = obj["metadata"], obj["spec"]
+        backend = spec["backend"]
+        nodes = spec.get("nodes", {})
+        low = int(nodes.get("min", 1))
+        return cls(
+            name=meta["name"],
+            namespace=meta["namespace"],
+            uid=meta["uid"],
+            generation=int(meta.get("generation", 1)),
+            backend=backend,
+            nodes=Nodes(low, int(nodes.get("max", low))),
+            nproc_per_node=str(spec.get("nprocPerNode", "auto")),
+            max_restarts=int(spec.get("maxRestarts", 100)),
+            endpoint=spec.get("endpoint"),
+            config=dict(spec.get("config", {})),
+            settings=dict(spec.get(settings_key(backend), {})),
+        )
+
+
+def settings_key(backend: str) -> str:
+    """The spec member that holds a backend's own settings: its name in the API's camelCase (`etcd-v2` → `etcdV2`)."""
+    first, *rest = backend.split("-")
+    return first + "".join(part.capitalize() for part in rest)
