@@ -1,0 +1,64 @@
+{{/*
+The name that every object of a release carries: the release's own name when it already says what this is.
+63 characters is the limit of a label and of a Service; what is appended to it (-webhook, …) has to fit too.
+*/}}
+{{- define "rdzv.fullname" -}}
+{{- if .Values.fullnameOverride -}}
+{{- .Values.fullnameOverride | trunc 48 | trimSuffix "-" -}}
+{{- else if contains .Chart.Name .Release.Name -}}
+{{- .Release.Name | trunc 48 | trimSuffix "-" -}}
+{{- else -}}
+{{- printf "%s-%s" .Release.Name .Chart.Name | trunc 48 | trimSuffix "-" -}}
+{{- end -}}
+{{- end -}}
+
+{{/* Labels of every object. */}}
+{{- define "rdzv.labels" -}}
+{{ include "rdzv.selectorLabels" . }}
+app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
+app.kubernetes.io/part-of: {{ .Chart.Name }}
+app.kubernetes.io/managed-by: {{ .Release.Service }}
+helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" | trunc 63 | trimSuffix "-" }}
+{{- end -}}
+
+{{/*
+What a selector may use: what never changes during the life of a release. Deployments of one release differ by
+app.kubernetes.io/component, which the caller adds.
+*/}}
+{{- define "rdzv.selectorLabels" -}}
+app.kubernetes.io/name: {{ .Chart.Name }}
+app.kubernetes.io/instance: {{ .Release.Name }}
+{{- end -}}
+
+{{/* Reference of the operator's image (the webhook runs from it too). */}}
+{{- define "rdzv.image" -}}
+{{- include "rdzv.reference" (dict "image" .Values.image "default" .Chart.AppVersion) -}}
+{{- end -}}
+
+{{/* Reference of the library image, which injection mounts into training pods. */}}
+{{- define "rdzv.libraryImage" -}}
+{{- include "rdzv.reference" (dict "image" .Values.library.image "default" .Chart.AppVersion) -}}
+{{- end -}}
+
+{{/* A tag that is a digest (sha256:…) is joined with @, as references want it. */}}
+{{- define "rdzv.reference" -}}
+{{- $tag := default .default .image.tag -}}
+{{- printf "%s%s%s" .image.repository (ternary "@" ":" (hasPrefix "sha256:" $tag)) $tag -}}
+{{- end -}}
+
+{{/* Pod security context that the `restricted` Pod Security Standard admits. */}}
+{{- define "rdzv.podSecurityContext" -}}
+runAsNonRoot: true
+runAsUser: 65532
+runAsGroup: 65532
+seccompProfile:
+  type: RuntimeDefault
+{{- end -}}
+
+{{/* Container security context that the `restricted` Pod Security Standard admits. */}}
+{{- define "rdzv.containerSecurityContext" -}}
+allowPrivilegeEscalation: false
+readOnlyRootFilesystem: true
+capabilities:
+  drop: [ALL]
+{{- end -}}
