@@ -62,3 +62,14 @@ readOnlyRootFilesystem: true
 capabilities:
   drop: [ALL]
 {{- end -}}
+
+{{/* injection.mode with `auto` decided: policy | webhook. */}}
+{{- define "rdzv.injectionMode" -}}
+{{- if ne .Values.injection.mode "auto" -}}
+{{- .Values.injection.mode -}}
+{{- else if .Capabilities.APIVersions.Has "admissionregistration.k8s.io/v1/MutatingAdmissionPolicy" -}}
+policy
+{{- else -}}
+webhook
+{{- end -}}
+{{- end -}}
