@@ -1,0 +1,65 @@
+# Each target works on a fresh clone, as root on Debian 12 with Go and Python >= 3.10, and installs what it needs.
+# What is built or downloaded is kept in ~/.cache/rendezvous-operator, keyed by pinned versions: the second run is fast.
+
+PYTHON ?= /usr/bin/python3
+LOCAL  := $(PYTHON) deploy/local/main.py
+BIN    := .venv/bin
+BACKEND ?= c10d
+export BACKEND
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-unit test-contract test-cluster lint format cluster cluster-down tools venv render clean
+
+help: ## what there is
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
+
+demo: tools ## the main job: a real cluster, the chart, a Rendezvous, training pods (BACKEND=c10d|static, KUBECONFIG=… for a cluster you have)
+	$(PYTHON) deploy/demo/demo.py
+
+test: lint test-unit test-contract test-cluster ## everything
+
+test-unit: venv
+	$(BIN)/pytest -n 2 tests/unit
+
+test-contract: venv
+	$(BIN)/pytest -n 2 --dist loadfile tests/contract
+
+test-cluster: venv
+	$(BIN)/pytest tests/cluster
+
+lint: venv ## ruff, mypy, import-linter
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: venv ## let ruff write
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+cluster: tools ## a Kubernetes cluster with two nodes on this machine; kubeconfig at .local/kubeconfig
+	$(LOCAL) up
+
+cluster-down: ## take it down, without a trace
+	$(LOCAL) down
+
+render: venv ## deploy/install.yaml from the chart
+	$(BIN)/python deploy/render.py
+
+tools: ## build or install what the local cluster needs
+	@$(LOCAL) tools
+
+venv: .venv/ready
+
+.venv/ready: pyproject.toml
+	@$(LOCAL) tools
+	$(PYTHON) -m venv --clear .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check setuptools==84.2.1
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-build-isolation -e '.[operator,dev]'
+	@# torch is large, and training pods mount the same copy
+	$(LOCAL) torch
+	echo "$$($(LOCAL) torch --print)/site-packages" > $$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/torch-of-the-local-cluster.pth
+	touch $@
+
+clean: cluster-down ## also what was made in the checkout
+	rm -rf .venv .local build dist

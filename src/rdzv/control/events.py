@@ -1,0 +1,94 @@
+"""The Events that a pass reports (pure). Each has a name made of what it says, so that repeating it creates nothing new."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from rdzv.control.observed import Pod
+from rdzv.control.plan import MANAGER, Plan
+from rdzv.spec import API_VERSION, KIND, LABEL, Rendezvous
+
+
+@dataclass(frozen=True)
+class Event:
+    """Something to tell about one object. `type`: Normal or Warning; `reason`: a CamelCase word."""
+
+    api_version: str
+    kind: str
+    name: str
+    uid: str
+    namespace: str
+    type: str
+    reason: str
+    message: str
+
+    def to_object(self, now: str) -> dict[str, Any]:
+        """The core/v1 Event; `now` is RFC 3339."""
+        digest = hashlib.sha256("\0".join((self.uid, self.reason, self.message)).encode()).hexdigest()[:16]
+        return {
+            "apiVersion": "v1",
+            "kind": "Event",
+            "metadata": {"name": f"{self.name[:200]}.{digest}", "namespace": self.namespace},
+            "involvedObject": {
+                "apiVersion": self.api_version,
+                "kind": self.kind,
+                "name": self.name,
+                "namespace": self.namespace,
+                "uid": self.uid,
+            },
+            "type": self.type,
+            "reason": self.reason,
+            "message": self.message[:1024],
+            "source": {"component": MANAGER},
+            "firstTimestamp": now,
+            "lastTimestamp": now,
+            "count": 1,
+        }
+
+
+def events_without_rendezvous(namespace: str, name: str, pods: Sequence[Pod]) -> list[Event]:
+    """For pods that wait for a Rendezvous which does not exist (or no longer does)."""
+    return [
+        _on_pod(
+            namespace,
+            pod,
+            "RendezvousNotFound",
+            f"this pod waits for Rendezvous {name}, which does not exist in namespace {namespace}: create it "
+            f"(kubectl apply -f rendezvous.yaml), or correct the pod's label {LABEL}",
+        )
+        for pod in pods
+        if pod.live and not pod.started
+    ]
+
+
+def events_for(rendezvous: Rendezvous, plan: Plan, pods: Sequence[Pod], shadowed: Mapping[str, Sequence[str]]) -> list[Event]:
+    """For a Rendezvous that exists: what is refused, who hosts the store, what pods override.
+
+    Args:
+        rendezvous: the object.
+        plan: what the pass decided.
+        pods: its pods.
+        shadowed: for each pod's name, the settings that the pod's own ones override, as readable text.
+    """
+    events = []
+    if plan.refused is not None:
+        events.append(_on_rendezvous(rendezvous, "Warning", plan.refused.reason, str(plan.refused)))
+    if plan.host is not None and any(patch.uid == plan.host.uid for patch in plan.patches):
+        text = f"pod {plan.host.name} hosts the store behind {plan.provision.endpoint if plan.provision else ''}"
+        events.append(_on_rendezvous(rendezvous, "Normal", "HostChosen", text))
+    for pod in pods:
+        if pod.live and shadowed.get(pod.name):
+            text = f"settings of this pod's own win over those of Rendezvous {rendezvous.name}: {', '.join(shadowed[pod.name])}"
+            events.append(_on_pod(rendezvous.namespace, pod, "SettingsShadowed", text))
+    return events
+
+
+def _on_pod(namespace: str, pod: Pod, reason: str, message: str) -> Event:
+    return Event("v1", "Pod", pod.name, pod.uid, namespace, "Warning", reason, message)
+
+
+def _on_rendezvous(rendezvous: Rendezvous, type_: str, reason: str, message: str) -> Event:
+    return Event(API_VERSION, KIND, rendezvous.name, rendezvous.uid, rendezvous.namespace, type_, reason, message)

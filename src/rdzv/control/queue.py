@@ -1,0 +1,79 @@
+"""A work queue of keys: each key is worked on by one task at a time, asked for again while it runs is done once more, failures back off.
+
+The shape of client-go's workqueue, on asyncio.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from collections.abc import Awaitable, Callable, Hashable
+from typing import Generic, TypeVar
+
+Key = TypeVar("Key", bound=Hashable)
+
+_log = logging.getLogger(__name__)
+
+#: Seconds. Events of one change (a Job's pods) come in a burst: one pass for all of them.
+DEBOUNCE = 0.05
+BACKOFF_FIRST, BACKOFF_MAX = 0.5, 60.0
+
+
+class WorkQueue(Generic[Key]):
+    """Calls `work(key)` for keys that are added.
+
+    `work` returns after how many seconds it wants to be called again (None: when something changes). It may raise: then the key is
+    retried with jittered exponential backoff, and `failed` is told.
+    """
+
+    def __init__(self, work: Callable[[Key], Awaitable[float | None]]) -> None:
+        self._work = work
+        self._tasks: dict[Key, asyncio.Task[None]] = {}
+        self._wanted: dict[Key, asyncio.Event] = {}
+
+    def add(self, key: Key) -> None:
+        """Asks for a pass over `key`, soon."""
+        if key in self._wanted:
+            self._wanted[key].set()
+            return
+        self._wanted[key] = asyncio.Event()
+        self._wanted[key].set()
+        self._tasks[key] = asyncio.get_running_loop().create_task(self._run(key), name=f"reconcile {key}")
+
+    async def close(self) -> None:
+        """Ends all tasks and waits for them."""
+        tasks = list(self._tasks.values())
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _run(self, key: Key) -> None:
+        failures, again = 0, None
+        wanted = self._wanted[key]
+        try:
+            while wanted.is_set() or again is not None:
+                await self._wait(wanted, again)
+                await asyncio.sleep(DEBOUNCE)
+                wanted.clear()
+                try:
+                    again = await self._work(key)
+                    failures = 0
+                except Exception:  # noqa: BLE001 - whatever one object's pass meets must not end the work on it, or on others
+                    delay = min(BACKOFF_MAX, BACKOFF_FIRST * 2**failures)
+                    again = random.uniform(delay / 2, delay)  # noqa: S311 - jitter
+                    failures += 1
+                    _log.warning("pass over %s failed, again in %.1f s", key, again, exc_info=True)
+                    # An event must not cut the backoff short, or a busy object would be retried without pause.
+                    await asyncio.sleep(again)
+                    wanted.set()
+        finally:
+            # No await since the loop's last look at `wanted`: an add() either was seen by it or starts a new task.
+            del self._wanted[key], self._tasks[key]
+
+    @staticmethod
+    async def _wait(wanted: asyncio.Event, timeout: float | None) -> None:
+        try:
+            await asyncio.wait_for(wanted.wait(), timeout)
+        except asyncio.TimeoutError:
+            return

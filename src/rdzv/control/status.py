@@ -1,0 +1,172 @@
+"""The status of a `Rendezvous`, computed last and written once per pass (no I/O here)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from rdzv.control.observed import Observed, Pod
+from rdzv.control.plan import Plan
+from rdzv.spec import Rendezvous
+
+#: How many absent pods the status names; the rest are counted in its message.
+MAX_MISSING = 20
+
+
+@dataclass(frozen=True)
+class Condition:
+    """One condition, before it is known whether it changed."""
+
+    type: str
+    status: str
+    reason: str
+    message: str
+
+
+def compute_status(
+    rendezvous: Rendezvous,
+    observed: Observed,
+    plan: Plan,
+    previous: Mapping[str, Any],
+    now: str,
+    error: str = "",
+) -> dict[str, Any]:
+    """The whole status.
+
+    Args:
+        rendezvous: the object.
+        observed: what the pass read.
+        plan: what the pass decided.
+        previous: the status that the object has.
+        now: RFC 3339 time, for conditions that change.
+        error: what kept the pass from writing its plan ("" if nothing did).
+    """
+    nodes = node_counts(rendezvous, observed.pods)
+    conditions = [*_provisioned_and_ready(rendezvous, plan, nodes, error), _formed(rendezvous), _degraded(rendezvous, observed)]
+    status: dict[str, Any] = {
+        "observedGeneration": rendezvous.generation,
+        "runID": rendezvous.uid,
+        "nodes": nodes,
+        "conditions": _merge_conditions(conditions, previous.get("conditions") or [], rendezvous.generation, now),
+    }
+    if plan.provision is not None:
+        status["endpoint"] = plan.provision.endpoint
+        status["binding"] = {"name": rendezvous.child_name}
+    return status
+
+
+def node_counts(rendezvous: Rendezvous, pods: Sequence[Pod]) -> dict[str, Any]:
+    """Who of the expected nodes is there: `{expected, joined, summary, missing}`.
+
+    A fixed world expects `max`; an elastic one as many as there are pods, within its bounds. The operator does not see into the
+    store of c10d, etcd or static, so a node counts as joined when its pod runs, or ran to completion.
+    """
+    candidates = [pod for pod in pods if pod.live or pod.phase == "Succeeded"]
+    joined = sum(pod.there for pod in candidates)
+    expected = min(max(len(candidates), rendezvous.nodes.min), rendezvous.nodes.max)
+    missing = [{"pod": pod.name, "reason": pod.reason} for pod in _by_slot(candidates) if not pod.there]
+    missing += [{"pod": pod.name, "reason": "Terminating"} for pod in _by_slot(pods) if pod.terminating and pod.phase != "Succeeded"]
+    slots = {pod.slot for pod in candidates}
+    if candidates and None not in slots:
+        absent = [slot for slot in range(expected) if slot not in slots][: max(0, expected - len(candidates))]
+        missing += [{"pod": f"index {slot}", "reason": "NotCreated: no pod with this index exists"} for slot in absent]
+    return {
+        "expected": expected,
+        "joined": joined,
+        "summary": f"{joined}/{expected}",
+        "missing": missing[:MAX_MISSING],
+    }
+
+
+def _by_slot(pods: Sequence[Pod]) -> list[Pod]:
+    return sorted(pods, key=lambda pod: (pod.slot is None, pod.slot or 0, pod.name))
+
+
+def _provisioned_and_ready(rendezvous: Rendezvous, plan: Plan, nodes: Mapping[str, Any], error: str) -> list[Condition]:
+    if plan.refused is not None:
+        return [_no("Provisioned", plan.refused.reason, str(plan.refused)), _no("Ready", plan.refused.reason, str(plan.refused))]
+    if error:
+        return [_no("Provisioned", "APIError", error), _no("Ready", "APIError", error)]
+    expected, joined = nodes["expected"], nodes["joined"]
+    if plan.waiting_for_host:
+        reason, text = "WaitingForPods", f"the first pod labelled rdzv.dev/rendezvous={rendezvous.name} will host the store; none is there yet"
+    elif joined < expected:
+        reason, text = "NodesMissing", f"{joined} of {expected} expected nodes are there"
+    else:
+        reason, text = "NodesPresent", f"all {expected} expected nodes are there"
+    return [
+        Condition("Provisioned", "True", "Provisioned", f"pods find backend {rendezvous.backend} by ConfigMap {rendezvous.child_name}")
+        if not plan.waiting_for_host
+        else Condition("Provisioned", "True", "WaitingForPods", "all that does not depend on the pods is there"),
+        Condition("Ready", "True", reason, text),
+    ]
+
+
+def _formed(rendezvous: Rendezvous) -> Condition:
+    return Condition("Formed", "Unknown", "NotObservable", f"backend {rendezvous.backend} keeps its world in a store of its own")
+
+
+def _degraded(rendezvous: Rendezvous, observed: Observed) -> Condition:
+    """The first thing that is wrong with the pods, most harmful first."""
+    live = [pod for pod in observed.pods if pod.live]
+    uninjected = [pod.name for pod in live if not pod.injected]
+    if uninjected:
+        return _yes(
+            "NotInjected",
+            f"{_names(uninjected)} got no rendezvous environment: created before the operator was installed, or labelled later. "
+            "Delete them so that their controller makes them again",
+        )
+    slots: dict[int, list[str]] = {}
+    for pod in live:
+        if pod.slot is not None:
+            slots.setdefault(pod.slot, []).append(pod.name)
+    for slot, names in sorted(slots.items()):
+        if len(names) > 1:
+            return _yes("DuplicateIndex", f"{_names(names)} all have index {slot}: give each workload its own Rendezvous")
+    if rendezvous.backend == "static" and any(pod.slot is None for pod in live):
+        names = [pod.name for pod in live if pod.slot is None]
+        return _yes(
+            "NoIndex", f"{_names(names)} have no index, which backend static takes ranks from: use an Indexed Job or a StatefulSet"
+        )
+    if len(live) > rendezvous.nodes.max:
+        return _yes("TooManyPods", f"{len(live)} pods for a world of at most {rendezvous.nodes.max}: raise spec.nodes.max or lower the pods")
+    hopeless = [pod for pod in live if pod.hopeless]
+    if hopeless:
+        return _yes("PodsStuck", f"{hopeless[0].name}: {hopeless[0].reason}" + (f" (and {len(hopeless) - 1} more)" if hopeless[1:] else ""))
+    return Condition("Degraded", "False", "AsExpected", "")
+
+
+def _names(names: Sequence[str]) -> str:
+    shown = ", ".join(sorted(names)[:3])
+    return f"pods {shown}" + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+
+
+def _no(type_: str, reason: str, message: str) -> Condition:
+    return Condition(type_, "False", reason, message)
+
+
+def _yes(reason: str, message: str) -> Condition:
+    return Condition("Degraded", "True", reason, message)
+
+
+def _merge_conditions(
+    conditions: Sequence[Condition], previous: Sequence[Mapping[str, Any]], generation: int, now: str
+) -> list[dict[str, Any]]:
+    """Keeps `lastTransitionTime` where the status of a condition did not change (API conventions)."""
+    before = {condition["type"]: condition for condition in previous}
+    merged = []
+    for condition in conditions:
+        old = before.get(condition.type)
+        unchanged = old is not None and old["status"] == condition.status
+        merged.append(
+            {
+                "type": condition.type,
+                "status": condition.status,
+                "reason": condition.reason,
+                "message": condition.message,
+                "observedGeneration": generation,
+                "lastTransitionTime": old["lastTransitionTime"] if old is not None and unchanged else now,
+            }
+        )
+    return merged

@@ -1,0 +1,61 @@
+from __future__ import annotations
+
+import pytest
+from builders import rendezvous
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rdzv.backends import Provision
+from rdzv.env import PodEnvironment, RendezvousEnvironmentError, parse_config, render, render_config
+
+WORD = st.text("abcdefghijklmnopqrstuvwxyz_0123456789", min_size=1)
+
+
+@given(st.dictionaries(WORD, WORD))
+def test_config_survives_the_way_through_the_environment(config: dict[str, str]) -> None:
+    assert parse_config(render_config(config)) == config
+
+
+def test_what_a_pod_reads_is_what_the_operator_wrote() -> None:
+    subject = rendezvous("c10d", nodes={"min": 2, "max": 4})
+    provision = Provision(endpoint="store:29400", config={"is_host": "false", "join_timeout": "60"})
+    environ = render(subject, provision)
+    environ["PET_RDZV_CONF"] += ",is_host=true"
+    env = PodEnvironment.parse({**environ, "RDZV_SLOT": "3", "PET_LOCAL_ADDR": "10.0.0.7"})
+    assert env == PodEnvironment(
+        backend="c10d",
+        endpoint="store:29400",
+        run_id="uid-1",
+        min_nodes=2,
+        max_nodes=4,
+        config={"is_host": "true", "join_timeout": "60"},
+        local_addr="10.0.0.7",
+        slot=3,
+    )
+
+
+@pytest.mark.parametrize(("nproc", "identical"), [("auto", False), ("gpu", False), ("8", True)])
+def test_workers_are_called_identical_only_when_they_are(nproc: str, identical: bool) -> None:
+    environ = render(rendezvous(nprocPerNode=nproc), Provision(endpoint="store:1"))
+    assert ("TORCH_ELASTIC_WORKER_IDENTICAL" in environ) == identical
+
+
+@pytest.mark.parametrize(
+    ("environ", "text"),
+    [
+        ({}, "label it rdzv.dev/rendezvous: NAME"),
+        ({"PET_RDZV_BACKEND": "c10d", "PET_NNODES": "many"}, "PET_NNODES is 'many'"),
+        ({"PET_RDZV_BACKEND": "c10d", "PET_RDZV_CONF": "timeout"}, "'timeout', which is not KEY=VALUE"),
+    ],
+)
+def test_errors_say_what_to_do(environ: dict[str, str], text: str) -> None:
+    with pytest.raises(RendezvousEnvironmentError, match=text):
+        PodEnvironment.parse(environ)
+
+
+def test_static_needs_an_index() -> None:
+    env = PodEnvironment.parse({"PET_RDZV_BACKEND": "static", "PET_NNODES": "2"})
+    with pytest.raises(RendezvousEnvironmentError, match="Indexed Job or a StatefulSet"):
+        env.handler_config()
+    env = PodEnvironment.parse({"PET_RDZV_BACKEND": "static", "PET_NNODES": "2", "PET_NODE_RANK": "1"})
+    assert env.handler_config()["rank"] == "1"

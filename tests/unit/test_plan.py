@@ -1,0 +1,174 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from builders import FakeNamespace, pod_object, rendezvous
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rdzv.control.observed import Observed, Pod
+from rdzv.control.plan import Plan, plan
+from rdzv.registry import backend_registry
+from rdzv.spec import Rendezvous
+
+
+def planned(subject: Rendezvous, namespace: FakeNamespace) -> Plan:
+    pods = [Pod.from_object(pod) for pod in namespace.pods.values()]
+    return plan(subject, Observed(pods=pods, children=list(namespace.children.values())), backend_registry())
+
+
+def settle(subject: Rendezvous, namespace: FakeNamespace) -> None:
+    namespace.execute(planned(subject, namespace))
+    assert namespace.execute(planned(subject, namespace)) == 0, "a second pass has nothing to write"
+
+
+def test_c10d_releases_pods_only_once_one_of_them_hosts_the_store() -> None:
+    namespace = FakeNamespace([])
+    settle(rendezvous(), namespace)
+    assert set(namespace.children) == {("Service", "rdzv-mnist")}
+
+    namespace.pods = {name: pod_object(name, index=index) for index, name in enumerate(["b", "a"])}
+    settle(rendezvous(), namespace)
+    assert namespace.hosts() == ["b"], "the lowest index"
+    assert namespace.pod_config("b") == ",is_host=true"
+    assert namespace.pod_config("a") == ""
+    env = namespace.children["ConfigMap", "rdzv-mnist"]["data"]
+    assert env["PET_RDZV_ENDPOINT"] == "rdzv-mnist.team.svc:29400"
+    assert env["PET_RDZV_ID"] == "uid-1"
+    assert env["PET_NNODES"] == "2"
+    assert "is_host=false" in env["PET_RDZV_CONF"]
+
+
+def test_a_living_host_stays_and_a_dying_one_is_replaced_by_a_pod_that_has_not_started() -> None:
+    pods = [pod_object("a", index=0, phase="Running"), pod_object("b", index=1, phase="Running")]
+    namespace = FakeNamespace(pods)
+    settle(rendezvous(), namespace)
+    assert namespace.hosts() == ["a"]
+    namespace.pods["c"] = pod_object("c", index=0)
+    settle(rendezvous(), namespace)
+    assert namespace.hosts() == ["a"], "it lives"
+    namespace.pods["a"]["metadata"]["deletionTimestamp"] = "2026-01-01T00:00:00Z"
+    settle(rendezvous(), namespace)
+    assert namespace.hosts() == ["c"], "b has read its configuration already, c has not"
+
+
+def test_pods_are_held_again_when_all_are_gone() -> None:
+    namespace = FakeNamespace([pod_object("a", index=0)])
+    settle(rendezvous(), namespace)
+    assert ("ConfigMap", "rdzv-mnist") in namespace.children
+    namespace.pods.clear()
+    settle(rendezvous(), namespace)
+    assert ("ConfigMap", "rdzv-mnist") not in namespace.children
+
+
+def test_static_leads_to_index_0_and_waits_for_nobody() -> None:
+    namespace = FakeNamespace([])
+    settle(rendezvous("static"), namespace)
+    assert set(namespace.children) == {("Service", "rdzv-mnist"), ("ConfigMap", "rdzv-mnist")}
+    namespace.pods = {f"p{index}": pod_object(f"p{index}", index=index) for index in (1, 0)}
+    settle(rendezvous("static"), namespace)
+    assert namespace.hosts() == ["p0"]
+    env = namespace.children["ConfigMap", "rdzv-mnist"]["data"]
+    assert (env["PET_MASTER_ADDR"], env["PET_MASTER_PORT"]) == ("rdzv-mnist.team.svc", "29500")
+
+
+@pytest.mark.parametrize("backend", ["c10d", "static", "etcd", "etcd-v2", "lm_resiliency"])
+def test_a_server_of_the_users_own_needs_no_service(backend: str) -> None:
+    namespace = FakeNamespace([])
+    settle(rendezvous(backend, endpoint="[fd00::1]:2379", config={"timeout": "5"}), namespace)
+    assert set(namespace.children) == {("ConfigMap", "rdzv-mnist")}
+    env = namespace.children["ConfigMap", "rdzv-mnist"]["data"]
+    assert env["PET_RDZV_ENDPOINT"] == "[fd00::1]:2379"
+    assert "timeout=5" in env["PET_RDZV_CONF"].split(",")
+
+
+def test_giving_an_endpoint_later_removes_the_service_and_the_mark() -> None:
+    namespace = FakeNamespace([pod_object("a", index=0)])
+    settle(rendezvous(), namespace)
+    settle(rendezvous(endpoint="store.team.svc:1234"), namespace)
+    assert set(namespace.children) == {("ConfigMap", "rdzv-mnist")}
+    assert namespace.hosts() == []
+
+
+@pytest.mark.parametrize(
+    ("subject", "reason", "text"),
+    [
+        (rendezvous("my-own"), "UnknownBackend", "registered: c10d, etcd, etcd-v2"),
+        (rendezvous("my-own"), "UnknownBackend", "set spec.endpoint"),
+        (rendezvous("etcd"), "EndpointRequired", "--enable-v2"),
+        (rendezvous("static", nodes={"min": 1, "max": 2}), "FixedWorldRequired", "the same number"),
+    ],
+)
+def test_what_cannot_be_served_is_refused_with_what_to_do(subject: Rendezvous, reason: str, text: str) -> None:
+    refused = planned(subject, FakeNamespace([])).refused
+    assert refused is not None
+    assert refused.reason == reason
+    assert text in str(refused)
+
+
+def test_somebody_elses_object_is_never_taken_over() -> None:
+    namespace = FakeNamespace([])
+    mine = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "rdzv-mnist", "uid": "x"}, "data": {"a": "b"}}
+    namespace.children["ConfigMap", "rdzv-mnist"] = mine
+    result = planned(rendezvous("static"), namespace)
+    assert result.refused is not None
+    assert result.refused.reason == "NameTaken"
+    assert (result.delete, result.apply, result.apply_last) == ([], (), ())
+
+
+def test_children_of_a_deleted_namesake_are_replaced_not_adopted() -> None:
+    namespace = FakeNamespace([])
+    settle(rendezvous("static", uid="old"), namespace)
+    namespace.execute(planned(rendezvous("static", uid="new"), namespace))
+    owners = {owner["uid"] for child in namespace.children.values() for owner in child["metadata"]["ownerReferences"]}
+    assert owners == {"new"}
+    assert namespace.children["ConfigMap", "rdzv-mnist"]["data"]["PET_RDZV_ID"] == "new"
+
+
+def test_drift_is_repaired_and_what_others_added_is_left_alone() -> None:
+    namespace = FakeNamespace([])
+    settle(rendezvous("static"), namespace)
+    namespace.children["Service", "rdzv-mnist"]["spec"]["clusterIP"] = "10.0.0.1"
+    assert namespace.execute(planned(rendezvous("static"), namespace)) == 0
+    namespace.children["ConfigMap", "rdzv-mnist"]["data"]["PET_NNODES"] = "7"
+    settle(rendezvous("static"), namespace)
+    assert namespace.children["ConfigMap", "rdzv-mnist"]["data"]["PET_NNODES"] == "2"
+
+
+def test_a_variable_that_is_no_longer_wanted_leads_to_an_apply() -> None:
+    namespace = FakeNamespace([])
+    settle(rendezvous("static", nprocPerNode=2), namespace)
+    result = planned(rendezvous("static", nprocPerNode="auto"), namespace)
+    assert [obj["kind"] for obj in result.apply_last] == ["ConfigMap"]
+
+
+def pods_strategy() -> st.SearchStrategy[list[dict[str, Any]]]:
+    def build(rows: list[tuple[str, bool, bool, int | None]]) -> list[dict[str, Any]]:
+        pods = []
+        for number, (phase, terminating, marked, index) in enumerate(rows):
+            meta: dict[str, Any] = {"labels": {"rdzv.dev/host": "true"}} if marked else {}
+            if terminating:
+                meta["deletionTimestamp"] = "2026-01-01T00:00:00Z"
+            pods.append(pod_object(f"p{number}", index=index, phase=phase, **meta))
+        return pods
+
+    phases = st.sampled_from(["Pending", "Running", "Succeeded", "Failed"])
+    return st.lists(
+        st.tuples(phases, st.booleans(), st.booleans(), st.none() | st.integers(0, 3)), max_size=6
+    ).map(build)
+
+
+@given(pods=pods_strategy(), backend=st.sampled_from(["c10d", "static"]), crash=st.integers(0, 8))
+def test_any_start_and_a_crash_anywhere_end_in_the_same_state(pods: list[dict[str, Any]], backend: str, crash: int) -> None:
+    subject = rendezvous(backend)
+    namespace = FakeNamespace(pods)
+    namespace.execute(planned(subject, namespace), stop_after=crash)
+    for _ in range(2):
+        namespace.execute(planned(subject, namespace))
+    assert namespace.execute(planned(subject, namespace)) == 0
+    live = [pod for pod in map(Pod.from_object, namespace.pods.values()) if pod.live]
+    eligible = live if backend == "c10d" else [pod for pod in live if pod.slot == 0]
+    assert len(namespace.hosts()) == (1 if eligible else 0)
+    if backend == "c10d":
+        assert (("ConfigMap", "rdzv-mnist") in namespace.children) == bool(live)
