@@ -1,0 +1,70 @@
+"""The commands of the local cluster."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from . import images, lifecycle
+from .common import LocalError
+from .tools import build_all, install_packages
+
+DIRECTORY = Path(".local")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="main.py", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    def command(name: str, text: str, *, directory: bool = True) -> argparse.ArgumentParser:
+        sub = commands.add_parser(name, help=text, description=text)
+        if directory:
+            sub.add_argument("--dir", type=Path, default=DIRECTORY, help="where the cluster lives (default: %(default)s)")
+        return sub
+
+    command("tools", "install Debian packages and build all programs and base images that are missing", directory=False)
+    up = command("up", "start a cluster")
+    up.add_argument("--name", default="rdzv", help="its name in the kubeconfig (default: %(default)s)")
+    up.add_argument("--nodes", type=int, choices=range(1, 9), default=2, help="number of nodes (default: %(default)s)")
+    up.add_argument("--light", action="store_true", help="etcd and API server only, on the loopback")
+    up.add_argument("--controllers", action="store_true", help="with --light: the controller manager too")
+    command("down", "take a cluster down, without a trace")
+    command("status", "show what runs")
+    for name, text in (("stop-node", "lose a node: network cut, everything on it killed"), ("start-node", "bring a lost node back")):
+        command(name, text).add_argument("node")
+    command("load-image", "load image archives into all nodes").add_argument("archive", nargs="+", type=Path)
+    return parser
+
+
+def _run(options: argparse.Namespace) -> None:
+    match options.command:
+        case "tools":
+            install_packages()
+            images.pause_image(build_all())
+            images.base_image()
+        case "up":
+            lifecycle.up(options.dir, options.name, nodes=options.nodes, light=options.light, controllers=options.controllers)
+        case "down":
+            lifecycle.down(options.dir)
+        case "status":
+            print(lifecycle.status(options.dir))
+        case "stop-node":
+            lifecycle.stop_node(options.dir, options.node)
+        case "start-node":
+            lifecycle.start_node(options.dir, options.node)
+        case "load-image":
+            lifecycle.load_images(options.dir, options.archive)
+
+
+def main() -> int:
+    """Run a command; an error a user can act on is one message, without a traceback."""
+    try:
+        _run(_parser().parse_args())
+    except LocalError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    return 0

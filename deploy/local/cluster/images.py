@@ -1,0 +1,154 @@
+"""Container images without a registry: write them, and load them into the nodes."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import shutil
+import tarfile
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from . import node
+from .common import LocalError, cache_root, cached, digest, progress, read_json, run, write_json
+from .model import Cluster
+from .processes import Supervisor
+from .tools import Tools
+
+BASE = "localhost/debian:bookworm"
+BASE_PACKAGES = "python3,python3-venv,python3-pip,ca-certificates"
+
+
+def write_archive(path: Path, name: str, layer: Callable[[tarfile.TarFile], None], settings: dict[str, Any]) -> None:
+    """Write a docker-archive with the one image `name` of one layer, which the callback fills."""
+    files = path.with_suffix(".layer")
+    with tarfile.open(files, "w", format=tarfile.PAX_FORMAT) as tar:
+        layer(tar)
+    with files.open("rb") as content:
+        whole = hashlib.sha256()
+        while block := content.read(2**20):
+            whole.update(block)
+    config = {
+        "architecture": os.uname().machine.replace("x86_64", "amd64").replace("aarch64", "arm64"),
+        "os": "linux",
+        "config": settings,
+        "rootfs": {"type": "layers", "diff_ids": [f"sha256:{whole.hexdigest()}"]},
+    }
+    data = json.dumps(config).encode()
+    config_name = f"{hashlib.sha256(data).hexdigest()}.json"
+    manifest = json.dumps([{"Config": config_name, "RepoTags": [name], "Layers": ["layer.tar"]}]).encode()
+    with tarfile.open(path, "w") as tar:
+        for entry, content_bytes in ((config_name, data), ("manifest.json", manifest)):
+            info = tarfile.TarInfo(entry)
+            info.size = len(content_bytes)
+            tar.addfile(info, io.BytesIO(content_bytes))
+        tar.add(files, "layer.tar")
+    files.unlink()
+
+
+def pause_image(tools: Tools) -> Path:
+    """Return the archive of the image that every pod's namespaces hang on: one static file."""
+
+    def build(stage: Path) -> None:
+        settings = {"Entrypoint": ["/pause"], "User": "65535:65535"}
+        write_archive(stage / "image.tar", node.PAUSE, lambda tar: tar.add(tools.pause, "pause"), settings)
+
+    return cached(f"images/{tools.pause.parent.name}", build) / "image.tar"
+
+
+def _debian_mirror() -> str:
+    """Return the mirror that this machine's apt uses: there may be no way to another."""
+    for line in run(["apt-get", "indextargets", "--format", "$(REPO_URI) $(RELEASE) $(CODENAME)"]).splitlines():
+        address, *suites = line.split()
+        if "debian" in address and "security" not in address and "bookworm" in suites:
+            return address
+    return "http://deb.debian.org/debian"
+
+
+def base_image() -> Path:
+    """Return the archive of Debian 12 with Python 3.11: what python:3-slim is where a registry can be reached."""
+
+    def build(stage: Path) -> None:
+        root = stage / "root"
+        with progress(f"making the base image {BASE} with debootstrap", "1 min"):
+            run(["debootstrap", "--variant=minbase", f"--include={BASE_PACKAGES}", "bookworm", root, _debian_mirror()])
+        for useless in ("var/cache/apt", "var/lib/apt/lists", "var/log", "usr/share/doc", "usr/share/man", "usr/share/locale"):
+            shutil.rmtree(root / useless)
+            (root / useless).mkdir()
+        # As in python's own images: `python` exists, and pip may install for everyone.
+        (root / "usr/local/bin/python").symlink_to("/usr/bin/python3")
+        (root / "usr/lib/python3.11/EXTERNALLY-MANAGED").unlink(missing_ok=True)
+        settings = {"Cmd": ["python3"], "Env": ["PATH=/usr/local/bin:/usr/local/sbin:/usr/sbin:/usr/bin:/sbin:/bin"]}
+        write_archive(stage / "image.tar", BASE, lambda tar: tar.add(root, "."), settings)
+        shutil.rmtree(root)
+
+    return cached(f"images/debian-bookworm-{digest(BASE_PACKAGES, Path(__file__).read_bytes())}", build) / "image.tar"
+
+
+def archive_digest(archive: Path) -> str:
+    """Return an archive's SHA-256, remembered by path, size and time in the cache."""
+    try:
+        status = archive.stat()
+    except FileNotFoundError as error:
+        raise LocalError(f"there is no image archive {archive}") from error
+    memory = cache_root() / "digests" / digest(str(archive.resolve()))
+    known, stamp = read_json(memory), [status.st_size, status.st_mtime_ns, status.st_ino]
+    if known.get("stamp") == stamp:
+        return str(known["sha256"])
+    whole = hashlib.sha256()
+    with archive.open("rb") as content:
+        while block := content.read(2**20):
+            whole.update(block)
+    memory.parent.mkdir(parents=True, exist_ok=True)
+    write_json(memory, {"stamp": stamp, "sha256": whole.hexdigest()})
+    return whole.hexdigest()
+
+
+def _load(cluster: Cluster, supervisor: Supervisor, name: str, archive: Path, checksum: str) -> bool:
+    memory = cluster.data / name / "images.json"
+    ctr = [cluster.tools.containerd / "ctr", "--address", f"{supervisor.root}{node.socket_path(name)}", "--namespace", "k8s.io"]
+    there = {line.split()[0]: line.split()[2] for line in run([*ctr, "images", "ls"]).splitlines()[1:]}
+    known = read_json(memory)
+    if known.get(checksum) and all(there.get(image) == target for image, target in known[checksum].items()):
+        return False
+    names = [image for image in _names(archive)]
+    run([*ctr, "images", "import", "--local", archive.resolve()])
+    after = {line.split()[0]: line.split()[2] for line in run([*ctr, "images", "ls"]).splitlines()[1:]}
+    known[checksum] = {image: after[image] for image in names if image in after}
+    write_json(memory, known)
+    return True
+
+
+def _names(archive: Path) -> list[str]:
+    """Return the names of the images in a docker-archive or OCI archive."""
+    with tarfile.open(archive) as tar:
+        members = set(tar.getnames())
+        if "manifest.json" in members and (manifest := tar.extractfile("manifest.json")):
+            return [name for image in json.load(manifest) for name in image["RepoTags"] or ()]
+        if "index.json" in members and (index := tar.extractfile("index.json")):
+            notes = [entry.get("annotations", {}) for entry in json.load(index)["manifests"]]
+            keys = ("io.containerd.image.name", "org.opencontainers.image.ref.name")
+            return [next(note[key] for key in keys if key in note) for note in notes if any(key in note for key in keys)]
+    raise LocalError(f"{archive} is neither a docker-archive nor an OCI archive")
+
+
+def load(cluster: Cluster, supervisor: Supervisor, archives: list[Path]) -> int:
+    """Load archives into all running nodes at the same time; returns how many loads were needed.
+
+    An archive that a node has already, by its digest, is not loaded again.
+    """
+    running = supervisor.processes()
+    nodes = [name for name in cluster.node_names() if running.get(f"{name}-containerd")]
+    if not nodes:
+        raise LocalError("no node runs, so there is nowhere to load images")
+    sums = [archive_digest(archive) for archive in archives]
+
+    def into(name: str) -> int:
+        return sum(_load(cluster, supervisor, name, archive, total) for archive, total in zip(archives, sums, strict=True))
+
+    with ThreadPoolExecutor() as pool:
+        return sum(pool.map(into, nodes))

@@ -1,0 +1,178 @@
+"""What the cluster is made of: Debian packages, and programs built from pinned Go modules into the cache.
+
+The versions are those in deploy/local/go/*/go.mod, their checksums in go.sum; there is no other list.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from .common import LOCAL, LocalError, cached, digest, locked, progress, run, say
+
+PACKAGES = (
+    "buildah ca-certificates conntrack containernetworking-plugins debootstrap etcd-server iproute2 iptables kmod nftables openssl "
+    "python3-venv runc util-linux"
+).split()
+
+
+@dataclass(frozen=True)
+class Part:
+    """A module under deploy/local/go whose `tool` lines name the programs to build."""
+
+    name: str
+    module: str
+    expected: str
+    variables: tuple[str, ...] = ()  # linker -X settings; {version} is v1.2.3, {plain} 1.2.3, {minor} the second number
+
+    @property
+    def folder(self) -> Path:
+        """Where its go.mod and go.sum are."""
+        return LOCAL / "go" / self.name
+
+    @property
+    def version(self) -> str:
+        """The version that go.mod pins, like v1.37.2; our own source has none."""
+        if not self.module:
+            return "v1"
+        found = re.search(rf"^\s*(?:require )?{re.escape(self.module)} (v\S+)", (self.folder / "go.mod").read_text(), re.MULTILINE)
+        if not found:
+            raise LocalError(f"{self.folder / 'go.mod'} does not require {self.module}")
+        return found[1]
+
+    @property
+    def flags(self) -> str:
+        """The linker's flags: no symbols, and the version that the programs report."""
+        plain = self.version.lstrip("v")
+        values = {"version": self.version, "plain": plain, "minor": plain.partition(".")[2].partition(".")[0]}
+        return " ".join(["-s -w", *(f"-X {variable.format(**values)}" for variable in self.variables)])
+
+    @property
+    def key(self) -> str:
+        """The name of its cache entry."""
+        sources = [path.read_bytes() for path in sorted(self.folder.iterdir())]
+        return f"{self.name}-{self.version.lstrip('v')}-{digest(self.flags, *sources)}"
+
+
+PARTS = (
+    Part("pause", "", "1 s"),
+    Part("etcd", "go.etcd.io/etcd/server/v3", "30 s"),
+    Part(
+        "kubernetes",
+        "k8s.io/kubernetes",
+        "7 min on 2 cores",
+        tuple(
+            f"k8s.io/component-base/version.{name}"
+            for name in ("gitVersion={version}", "gitMajor=1", "gitMinor={minor}", "gitTreeState=clean")
+        ),
+    ),
+    Part("containerd", "github.com/containerd/containerd/v2", "2 min", ("github.com/containerd/containerd/v2/version.Version={plain}",)),
+    Part("coredns", "github.com/coredns/coredns", "3 min"),
+    Part("helm", "helm.sh/helm/v4", "2 min", ("helm.sh/helm/v4/internal/version.version={version}",)),
+)
+
+
+@dataclass(frozen=True)
+class Tools:
+    """Where the built programs are: the folder of a part with several, the file of one with one."""
+
+    etcd: Path
+    kubernetes: Path
+    containerd: Path
+    coredns: Path
+    helm: Path
+    pause: Path
+
+    def as_dict(self) -> dict[str, str]:
+        """Return the paths for state.json, with kubectl's own."""
+        return {"kubectl": str(self.kubernetes / "kubectl"), "helm": str(self.helm), "ctr": str(self.containerd / "ctr")}
+
+
+def _build(part: Part, folder: Path, update: Callable[[str], None]) -> None:
+    if not shutil.which("go"):
+        raise LocalError("Go is needed to build the cluster's programs and is not on the PATH: https://go.dev/dl")
+    env = {**os.environ, "CGO_ENABLED": "0", "GOFLAGS": f"{os.environ.get('GOFLAGS', '')} -mod=readonly".strip()}
+    update("downloading modules")
+    total = len(run(["go", "list", "-deps", "tool" if part.module else "."], cwd=part.folder, env=env).split())
+    command = ["go", "build", "-v", "-trimpath", "-ldflags", part.flags, "-o", f"{folder}/", "tool" if part.module else "."]
+    printed: list[str] = []
+    with subprocess.Popen(command, cwd=part.folder, env=env, stderr=subprocess.PIPE, text=True) as process:
+        for line in process.stderr or ():
+            printed.append(line.rstrip())
+            update(f"{len(printed)} of at most {total} packages compiled")
+    if process.returncode != 0:
+        end = "\n".join(printed[-20:])
+        raise LocalError(f"building {part.name} {part.version} (in {part.folder}: {' '.join(command)}) failed:\n{end}")
+
+
+def build(part: Part, number: int = 0) -> Path:
+    """Build a part unless the cache has it; `number` of all parts, for the progress line. Returns its folder."""
+
+    def make(stage: Path) -> None:
+        title = f"[{number} of {len(PARTS)}] building {part.name} {part.version}"
+        with progress(title, part.expected) as update:
+            _build(part, stage, update)
+
+    return cached(f"tools/{part.key}", make)
+
+
+def build_all() -> Tools:
+    """Build what is missing; afterwards this only looks, and takes milliseconds."""
+    found = {part.name: build(part, number) for number, part in enumerate(PARTS, 1)}
+    return Tools(
+        etcd=found["etcd"] / "server",
+        kubernetes=found["kubernetes"],
+        containerd=found["containerd"],
+        coredns=found["coredns"] / "coredns",
+        helm=found["helm"] / "helm",
+        pause=found["pause"] / "pause",
+    )
+
+
+def missing_packages() -> list[str]:
+    """Return the Debian packages of PACKAGES that are not installed."""
+    if not shutil.which("dpkg-query"):
+        raise LocalError("this is not Debian: install these yourself, under the names they have here: " + " ".join(PACKAGES))
+    asked = subprocess.run(
+        ["dpkg-query", "-W", "-f", "${Package} ${db:Status-Status}\n", *PACKAGES], capture_output=True, text=True, check=False
+    )
+    installed = {line.split()[0] for line in asked.stdout.splitlines() if line.endswith(" installed")}
+    return [package for package in PACKAGES if package not in installed]
+
+
+def install_packages() -> None:
+    """Install the missing Debian packages, without letting them start daemons or enable them at boot.
+
+    Raises:
+        LocalError: apt-get failed, or root is needed.
+    """
+    if not missing_packages():
+        return
+    with locked("packages"):
+        missing = missing_packages()
+        if os.geteuid() != 0:
+            raise LocalError(f"as root: apt-get install {' '.join(missing)}")
+        environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
+        # Debian's etcd-server would start a server on port 2379 at once, and again at every boot.
+        policy, unit = Path("/usr/sbin/policy-rc.d"), Path("/etc/systemd/system/etcd.service")
+        ours = not policy.exists()
+        if ours:
+            policy.write_text("#!/bin/sh\nexit 101\n")
+            policy.chmod(0o755)
+        if "etcd-server" in missing and unit.parent.is_dir() and not unit.exists():
+            unit.symlink_to("/dev/null")
+        try:
+            with progress(f"installing {' '.join(missing)}", "1 min") as update:
+                update("apt-get update")
+                run(["apt-get", "update"], env=environment)
+                update("apt-get install")
+                run(["apt-get", "install", "--yes", "--no-install-recommends", *missing], env=environment)
+        finally:
+            if ours:
+                policy.unlink()
+    say("packages are installed")

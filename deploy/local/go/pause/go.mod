@@ -1,0 +1,3 @@
+module rdzv.dev/local/pause
+
+go 1.26.0
