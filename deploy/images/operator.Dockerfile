@@ -1,0 +1,29 @@
+# The operator, the admission webhook, and the library for pods that get it by an init container. From the repository's root:
+#   docker build -f deploy/images/operator.Dockerfile -t rendezvous-operator/operator:0.1.0 .
+# BASE: any image with Python >= 3.10 and pip, such as the default.
+ARG BASE=python:3.13-slim
+
+FROM ${BASE} AS build
+# Dependencies first, from an empty package of the same metadata: a change of our code does not fetch them again. Without pip in
+# it; its modules are compiled here, since the root will be read-only.
+COPY pyproject.toml LICENSE /deps/
+RUN mkdir -p /deps/src/rdzv && touch /deps/README.md /deps/src/rdzv/__init__.py \
+ && python3 -m venv --without-pip /opt/venv \
+ && python3 -m pip --python /opt/venv/bin/python install --no-cache-dir --no-warn-script-location "/deps[operator]"
+COPY pyproject.toml README.md LICENSE /src/
+COPY src /src/src
+RUN python3 -m pip wheel --no-cache-dir --no-deps --wheel-dir /wheels /src \
+ && python3 -m pip --python /opt/venv/bin/python install --no-deps --force-reinstall /wheels/*.whl
+# As Python finds it on PYTHONPATH in any image: no program, nothing compiled, readable for everyone.
+RUN python3 -m pip install --no-deps --no-compile --target /opt/rdzv /wheels/*.whl \
+ && rm -rf /opt/rdzv/bin \
+ && chmod -R u=rwX,go=rX /opt/rdzv
+
+FROM ${BASE}
+ENV PATH=/opt/venv/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1
+COPY --from=build /opt/venv /opt/venv
+COPY --from=build /opt/rdzv /opt/rdzv
+COPY operator /app/operator
+USER 65532:65532
+WORKDIR /app
+CMD ["kopf", "run", "/app/operator/main.py", "--all-namespaces", "--standalone", "--liveness=http://0.0.0.0:8080/healthz"]
