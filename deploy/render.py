@@ -1,0 +1,74 @@
+#!/usr/bin/env python3
+"""Writes deploy/install.yaml: the chart with its default values, for those who install without Helm.
+
+`--check` writes nothing and fails when the file is not what the chart gives.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+CHART = ROOT / "charts" / "rendezvous-operator"
+INSTALL = ROOT / "deploy" / "install.yaml"
+NAMESPACE = "rdzv-system"
+
+# Rendering looks at no cluster, so what `auto` values become is said here: Kubernetes with MutatingAdmissionPolicy and image volumes.
+CAPABILITIES = ("--kube-version", "1.36.0", "--api-versions", "admissionregistration.k8s.io/v1/MutatingAdmissionPolicy")
+
+HEADER = f"""\
+# Rendered from charts/rendezvous-operator by `make render`; do not edit. For Kubernetes 1.36 and newer; older ones: use Helm.
+# Set the two images (rendezvous-operator, rendezvous-library) to where you pushed them, then: kubectl apply --server-side -f install.yaml
+---
+apiVersion: v1
+kind: Namespace
+metadata:
+  name: {NAMESPACE}
+  labels:
+    pod-security.kubernetes.io/enforce: restricted
+"""
+
+
+def helm() -> str:
+    """The Helm to use: $HELM, else the one on the PATH, else the local cluster's (built when it is missing)."""
+    found = os.environ.get("HELM") or shutil.which("helm")
+    if found:
+        return found
+    sys.path.insert(0, str(ROOT))
+    from deploy.local.cluster import tools
+
+    return str(tools.build(next(part for part in tools.PARTS if part.name == "helm")) / "helm")
+
+
+def template(*arguments: str, capabilities: tuple[str, ...] = CAPABILITIES) -> str:
+    """What `helm template` prints for the chart with these further arguments.
+
+    Raises:
+        subprocess.CalledProcessError: Helm refused; `stderr` says why.
+    """
+    command = [helm(), "template", "rendezvous-operator", str(CHART), "--namespace", NAMESPACE, *capabilities, *arguments]
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+
+
+def main() -> int:
+    """Renders, or checks."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--check", action="store_true", help="only say whether the file is up to date")
+    options = parser.parse_args()
+    rendered = HEADER + template()
+    if options.check:
+        if INSTALL.read_text() == rendered:
+            return 0
+        print("deploy/install.yaml is not what the chart gives: run `make render` and commit the result", file=sys.stderr)
+        return 1
+    INSTALL.write_text(rendered)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
