@@ -1,0 +1,1 @@
+"""The operator's side: what is decided (pure modules) and the one module that writes (`apply`)."""

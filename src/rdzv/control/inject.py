@@ -1,0 +1,244 @@
+"""Injection: what a pod that opted in gets when it is created, as a pure function of the pod.
+
+It adds references (the ConfigMap that the operator writes, fields of the pod itself) and looks nothing up, so it comes out the same by
+admission policy and by webhook, and whichever of pod and Rendezvous is applied first. The policy
+(`charts/rendezvous-operator/templates/injection/policy.yaml`) says the same in CEL; `tests/contract/test_injection_differential.py`
+holds the two together. Nothing is removed or overwritten, so a second pass changes nothing. See docs/adr/0003-injection.md.
+"""
+
+from __future__ import annotations
+
+import copy
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from rdzv.env import POD_CONFIG, POD_CONFIG_ANNOTATION
+from rdzv.spec import GROUP, LABEL
+
+#: Containers to inject, separated by commas; without it every regular container.
+CONTAINERS_ANNOTATION = f"{GROUP}/containers"
+#: How the library reaches this pod, instead of what the chart says.
+LIBRARY_ANNOTATION = f"{GROUP}/library"
+#: Static pods: what the API server has of them is a mirror, which must stay as the kubelet made it.
+MIRROR_ANNOTATION = "kubernetes.io/config.mirror"
+
+#: Labels that hold a pod's index, first found first taken: the user's own, then what controllers set.
+INDEX_LABELS = (
+    f"{GROUP}/slot",
+    "batch.kubernetes.io/job-completion-index",
+    "apps.kubernetes.io/pod-index",
+    "leaderworkerset.sigs.k8s.io/worker-index",
+    "training.kubeflow.org/replica-index",
+)
+
+#: Name of the library's volume and of the init container that fills it.
+LIBRARY = "rdzv-library"
+#: Where the library is mounted; the operator's image holds it at the same place.
+LIBRARY_PATH = "/opt/rdzv"
+DELIVERIES = ("image-volume", "init", "none")
+
+#: The user of the operator's image.
+_IMAGE_UID = 65532
+#: Requests equal limits: otherwise a Guaranteed pod would become Burstable. Not added to what the pod needs, as init containers
+#: run before the others.
+_INIT_RESOURCES = {"cpu": "100m", "memory": "64Mi"}
+
+#: What comes by the ConfigMap or from here, and torchrun's flags for the same (a flag beats its PET_ variable).
+_FLAGS = (
+    *("rdzv-backend", "rdzv-endpoint", "rdzv-id", "rdzv-conf", "nnodes", "nproc-per-node", "max-restarts", "monitor-interval"),
+    *("node-rank", "master-addr", "master-port", "local-addr"),
+)
+_VARIABLES = frozenset(
+    {
+        *("PET_" + flag.replace("-", "_").upper() for flag in _FLAGS),
+        *("RDZV_NAME", "RDZV_NAMESPACE", "TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "TORCH_ELASTIC_WORKER_IDENTICAL"),
+        *("RDZV_POD_NAME", "RDZV_POD_UID", "RDZV_POD_IP", "RDZV_NODE_NAME", "RDZV_SLOT", POD_CONFIG, "PYTHONPATH"),
+    }
+)
+_FLAG = re.compile(rf"(?<![\w-])--({'|'.join(_FLAGS).replace('-', '[-_]')}|standalone)(?![\w-])")
+
+Object = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the chart decides: how the library is delivered (one of `DELIVERIES`) and from which images."""
+
+    delivery: str
+    library_image: str
+    init_image: str
+    library_pull_policy: str = "IfNotPresent"
+    init_pull_policy: str = "IfNotPresent"
+
+    def __post_init__(self) -> None:
+        """Refuses a delivery that does not exist."""
+        if self.delivery not in DELIVERIES:
+            raise ValueError(f"delivery is {self.delivery!r}: write one of {', '.join(DELIVERIES)}")
+
+
+def inject(pod: Object, settings: Settings) -> dict[str, Any]:
+    """The pod as it should be admitted: `pod` with what it lacks, or an equal copy when there is nothing to do.
+
+    Pods without the label (or with an empty one), mirror pods and pods whose annotation names none of their containers stay as they are.
+    """
+    result = copy.deepcopy(dict(pod))
+    name, targets = _rendezvous(result), _targets(result)
+    if not name or not targets or MIRROR_ANNOTATION in _annotations(result):
+        return result
+    delivery = _delivery(result, settings)
+    library = _delivers(result, delivery)
+    env = _env(result, library)
+    for container in targets:
+        if not _refers(container, name):
+            container["envFrom"] = [{"configMapRef": {"name": name}}, *(container.get("envFrom") or [])]
+        taken = _names(container.get("env"))
+        container["env"] = [*(container.get("env") or []), *(entry for entry in env if entry["name"] not in taken)]
+        if library and not _has_library_path(container):
+            mount = {"name": LIBRARY, "mountPath": LIBRARY_PATH, "readOnly": True}
+            container["volumeMounts"] = [*(container.get("volumeMounts") or []), mount]
+    if library and LIBRARY not in _names(result["spec"].get("volumes")):
+        _add_volume(result["spec"], delivery, settings)
+    return result
+
+
+def is_injected(pod: Object) -> bool:
+    """Whether a container of the pod gets its environment from the ConfigMap of the Rendezvous that its label names."""
+    name = _rendezvous(pod)
+    return bool(name) and any(_refers(container, name) for container in _containers(pod))
+
+
+def shadowed(pod: Object) -> list[tuple[str, str]]:
+    """What the user's own variables and flags keep from taking effect, as (container, variable or flag).
+
+    Values from the user's own `envFrom` beat ours too, but can't be seen in the pod. `PYTHONPATH` counts where the library is mounted
+    and the user's value does not lead to it.
+    """
+    found: list[tuple[str, str]] = []
+    for container in _targets(pod):
+        ours = {entry["name"]: _plain(entry) for entry in _env(pod, library=True)}
+        for entry in container.get("env") or []:
+            name = entry["name"]
+            harmless = name == "PYTHONPATH" and (
+                not _has_library_path(container) or LIBRARY_PATH in str(entry.get("value")).split(":")
+            )
+            if name in _VARIABLES and _plain(entry) != ours.get(name) and not harmless:
+                found.append((container["name"], name))
+        words = [*(container.get("command") or []), *(container.get("args") or [])]
+        flags = [match.group().replace("_", "-") for word in words for match in _FLAG.finditer(word)]
+        found += [(container["name"], flag) for flag in dict.fromkeys(flags)]
+    return found
+
+
+def _env(pod: Object, library: bool) -> list[dict[str, Any]]:
+    """The variables of one pod, in order: `$(…)` refers to what stands before, or to what came by `envFrom`."""
+    fields = [
+        ("RDZV_POD_NAME", "metadata.name"),
+        ("RDZV_POD_UID", "metadata.uid"),
+        ("RDZV_POD_IP", "status.podIP"),
+        ("RDZV_NODE_NAME", "spec.nodeName"),
+        ("PET_LOCAL_ADDR", "status.podIP"),
+    ]
+    index = next((label for label in INDEX_LABELS if label in _labels(pod)), None)
+    if index is not None:
+        fields += [("RDZV_SLOT", f"metadata.labels['{index}']"), ("PET_NODE_RANK", f"metadata.labels['{index}']")]
+    fields.append((POD_CONFIG, f"metadata.annotations['{POD_CONFIG_ANNOTATION}']"))
+    env = [{"name": name, "valueFrom": {"fieldRef": {"fieldPath": path}}} for name, path in fields]
+    # What is for this pod alone follows what is for all, whoever of the user and us set the latter by envFrom.
+    env.append({"name": "PET_RDZV_CONF", "value": f"$(PET_RDZV_CONF)$({POD_CONFIG})"})
+    if library:
+        env.append({"name": "PYTHONPATH", "value": LIBRARY_PATH})
+    return env
+
+
+def _delivery(pod: Object, settings: Settings) -> str:
+    wish = _annotations(pod).get(LIBRARY_ANNOTATION)
+    return wish if wish in DELIVERIES else settings.delivery
+
+
+def _delivers(pod: Object, delivery: str) -> bool:
+    """A volume of our name is used as it is, whoever made it; a container of our name that is not ours leaves no way to fill one."""
+    if delivery == "none":
+        return False
+    return (
+        delivery == "image-volume" or LIBRARY in _names(pod["spec"].get("volumes")) or LIBRARY not in _names(_containers(pod))
+    )
+
+
+def _add_volume(spec: dict[str, Any], delivery: str, settings: Settings) -> None:
+    volume: dict[str, Any] = {"name": LIBRARY}
+    if delivery == "image-volume":
+        volume["image"] = {"reference": settings.library_image, "pullPolicy": settings.library_pull_policy}
+    else:
+        volume["emptyDir"] = {"sizeLimit": "16Mi"}
+        spec["initContainers"] = [_init_container(spec, settings), *(spec.get("initContainers") or [])]
+    spec["volumes"] = [*(spec.get("volumes") or []), volume]
+
+
+def _init_container(spec: Object, settings: Settings) -> dict[str, Any]:
+    """Copies the library, before all else. Every Pod Security Standard admits it."""
+    security: dict[str, Any] = {
+        "allowPrivilegeEscalation": False,
+        "capabilities": {"drop": ["ALL"]},
+        "readOnlyRootFilesystem": True,
+        "runAsNonRoot": True,
+        "seccompProfile": {"type": "RuntimeDefault"},
+    }
+    if (spec.get("securityContext") or {}).get("runAsUser") == 0:
+        # It would inherit root and be refused by runAsNonRoot. Elsewhere the user stays open: OpenShift assigns one per namespace.
+        security["runAsUser"] = _IMAGE_UID
+    return {
+        "name": LIBRARY,
+        "image": settings.init_image,
+        "imagePullPolicy": settings.init_pull_policy,
+        "command": ["cp", "-R", f"{LIBRARY_PATH}/.", "/library"],
+        "resources": {"requests": dict(_INIT_RESOURCES), "limits": dict(_INIT_RESOURCES)},
+        "securityContext": security,
+        "volumeMounts": [{"name": LIBRARY, "mountPath": "/library"}],
+    }
+
+
+def _rendezvous(pod: Object) -> str:
+    """Name of the ConfigMap of the Rendezvous that the pod's label names; empty when it names none."""
+    name = _labels(pod).get(LABEL)
+    return f"rdzv-{name}" if name else ""
+
+
+def _targets(pod: Object) -> list[Any]:
+    # Only the space is dropped, as CEL and Python agree on it; a container's name has no other white space either.
+    named = {name for name in _annotations(pod).get(CONTAINERS_ANNOTATION, "").replace(" ", "").split(",") if name}
+    spec = pod.get("spec") or {}
+    return [container for container in _containers(pod) if container["name"] in named] if named else list(spec["containers"])
+
+
+def _containers(pod: Object) -> list[Any]:
+    spec = pod.get("spec") or {}
+    return [*(spec.get("initContainers") or []), *(spec.get("containers") or [])]
+
+
+def _refers(container: Object, config_map: str) -> bool:
+    return any((source.get("configMapRef") or {}).get("name") == config_map for source in container.get("envFrom") or [])
+
+
+def _has_library_path(container: Object) -> bool:
+    return any(mount["mountPath"] in {LIBRARY_PATH, f"{LIBRARY_PATH}/"} for mount in container.get("volumeMounts") or [])
+
+
+def _plain(entry: Object) -> dict[str, Any]:
+    """An entry of `env` as we write it, without the `apiVersion` that the API server adds."""
+    source = (entry.get("valueFrom") or {}).get("fieldRef")
+    path = {"valueFrom": {"fieldRef": {"fieldPath": source["fieldPath"]}}} if source else {}
+    return {**entry, **path}
+
+
+def _names(items: Sequence[Object] | None) -> set[str]:
+    return {item["name"] for item in items or []}
+
+
+def _labels(pod: Object) -> Mapping[str, str]:
+    return pod["metadata"].get("labels") or {}
+
+
+def _annotations(pod: Object) -> Mapping[str, str]:
+    return pod["metadata"].get("annotations") or {}
