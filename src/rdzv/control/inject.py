@@ -47,7 +47,16 @@ _INIT_RESOURCES = {"cpu": "100m", "memory": "64Mi"}
 
 #: What comes by the ConfigMap or from here, and torchrun's flags for the same (a flag beats its PET_ variable).
 _FLAGS = (
-    *("rdzv-backend", "rdzv-endpoint", "rdzv-id", "rdzv-conf", "nnodes", "nproc-per-node", "max-restarts", "monitor-interval"),
+    *(
+        "rdzv-backend",
+        "rdzv-endpoint",
+        "rdzv-id",
+        "rdzv-conf",
+        "nnodes",
+        "nproc-per-node",
+        "max-restarts",
+        "monitor-interval",
+    ),
     *("node-rank", "master-addr", "master-port", "local-addr"),
 )
 _VARIABLES = frozenset(
@@ -162,7 +171,9 @@ def _delivers(pod: Object, delivery: str) -> bool:
     if delivery == "none":
         return False
     return (
-        delivery == "image-volume" or LIBRARY in _names(pod["spec"].get("volumes")) or LIBRARY not in _names(_containers(pod))
+        delivery == "image-volume"
+        or LIBRARY in _names(pod["spec"].get("volumes"))
+        or LIBRARY not in _names(_containers(pod))
     )
 
 
@@ -209,7 +220,9 @@ def _targets(pod: Object) -> list[Any]:
     # Only the space is dropped, as CEL and Python agree on it; a container's name has no other white space either.
     named = {name for name in _annotations(pod).get(CONTAINERS_ANNOTATION, "").replace(" ", "").split(",") if name}
     spec = pod.get("spec") or {}
-    return [container for container in _containers(pod) if container["name"] in named] if named else list(spec["containers"])
+    # Our own init container is never a target, or a second pass would find one more.
+    inits = [container for container in spec.get("initContainers") or [] if container["name"] in named - {LIBRARY}]
+    return [*inits, *(container for container in spec["containers"] if not named or container["name"] in named)]
 
 
 def _containers(pod: Object) -> list[Any]:
@@ -218,11 +231,15 @@ def _containers(pod: Object) -> list[Any]:
 
 
 def _refers(container: Object, config_map: str) -> bool:
-    return any((source.get("configMapRef") or {}).get("name") == config_map for source in container.get("envFrom") or [])
+    return any(
+        (source.get("configMapRef") or {}).get("name") == config_map for source in container.get("envFrom") or []
+    )
 
 
 def _has_library_path(container: Object) -> bool:
-    return any(mount["mountPath"] in {LIBRARY_PATH, f"{LIBRARY_PATH}/"} for mount in container.get("volumeMounts") or [])
+    return any(
+        mount["mountPath"] in {LIBRARY_PATH, f"{LIBRARY_PATH}/"} for mount in container.get("volumeMounts") or []
+    )
 
 
 def _plain(entry: Object) -> dict[str, Any]:
