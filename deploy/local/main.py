@@ -8,7 +8,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from deploy.local.cluster.cli import main  # noqa: E402  the repository's root has to be on the path first
+from deploy.local.cluster.cli import main
 
 if __name__ == "__main__":
     sys.exit(main())

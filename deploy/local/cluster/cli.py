@@ -6,7 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from . import images, lifecycle
+from . import build, images, lifecycle, pytorch
 from .common import LocalError
 from .tools import build_all, install_packages
 
@@ -20,7 +20,9 @@ def _parser() -> argparse.ArgumentParser:
     def command(name: str, text: str, *, directory: bool = True) -> argparse.ArgumentParser:
         sub = commands.add_parser(name, help=text, description=text)
         if directory:
-            sub.add_argument("--dir", type=Path, default=DIRECTORY, help="where the cluster lives (default: %(default)s)")
+            sub.add_argument(
+                "--dir", type=Path, default=DIRECTORY, help="where the cluster lives (default: %(default)s)"
+            )
         return sub
 
     command("tools", "install Debian packages and build all programs and base images that are missing", directory=False)
@@ -31,9 +33,24 @@ def _parser() -> argparse.ArgumentParser:
     up.add_argument("--controllers", action="store_true", help="with --light: the controller manager too")
     command("down", "take a cluster down, without a trace")
     command("status", "show what runs")
-    for name, text in (("stop-node", "lose a node: network cut, everything on it killed"), ("start-node", "bring a lost node back")):
+    for name, text in (
+        ("stop-node", "lose a node: network cut, everything on it killed"),
+        ("start-node", "bring a lost node back"),
+    ):
         command(name, text).add_argument("node")
     command("load-image", "load image archives into all nodes").add_argument("archive", nargs="+", type=Path)
+    image = command("build-image", "build an image on the local base and write it as a docker-archive", directory=False)
+    image.add_argument("--tag", required=True)
+    image.add_argument("--file", type=Path, required=True, metavar="DOCKERFILE")
+    image.add_argument("--context", type=Path, required=True)
+    image.add_argument("--build-arg", action="append", default=[], metavar="NAME=VALUE")
+    image.add_argument("-o", "--output", type=Path, required=True, metavar="ARCHIVE")
+    torch = command("torch", "install torch for test pods once, and make the image that uses it", directory=False)
+    only = torch.add_mutually_exclusive_group()
+    only.add_argument("--print", action="store_true", help="only print its path: mount it read-only at /opt/torch")
+    only.add_argument(
+        "--image", action="store_true", help="only make the image, and print its archive's path for load-image"
+    )
     return parser
 
 
@@ -44,7 +61,9 @@ def _run(options: argparse.Namespace) -> None:
             images.pause_image(build_all())
             images.base_image()
         case "up":
-            lifecycle.up(options.dir, options.name, nodes=options.nodes, light=options.light, controllers=options.controllers)
+            lifecycle.up(
+                options.dir, options.name, nodes=options.nodes, light=options.light, controllers=options.controllers
+            )
         case "down":
             lifecycle.down(options.dir)
         case "status":
@@ -55,6 +74,16 @@ def _run(options: argparse.Namespace) -> None:
             lifecycle.start_node(options.dir, options.node)
         case "load-image":
             lifecycle.load_images(options.dir, options.archive)
+        case "build-image":
+            arguments = build.parse_arguments(options.build_arg)
+            build.build(options.tag, options.file, options.context, arguments, options.output)
+        case "torch" if options.print:
+            print(pytorch.folder())
+        case "torch" if options.image:
+            print(pytorch.image())
+        case "torch":
+            pytorch.install()
+            pytorch.image()
 
 
 def main() -> int:

@@ -19,6 +19,10 @@ from typing import Any
 LOCAL = Path(__file__).resolve().parents[1]  # deploy/local
 
 
+Command = list[str | Path]
+PRIVATE_MOUNTS = ("unshare", "--mount", "--propagation", "private")  # runs a command whose mounts end with it
+
+
 class LocalError(Exception):
     """Something a user can act on; the message is all they see."""
 
@@ -34,7 +38,11 @@ def seconds(value: float) -> str:
 
 
 def run(
-    argv: Sequence[str | Path], *, env: Mapping[str, str] | None = None, cwd: Path | None = None, stdin: str | None = None
+    argv: Sequence[str | Path],
+    *,
+    env: Mapping[str, str] | None = None,
+    cwd: Path | None = None,
+    stdin: str | None = None,
 ) -> str:
     """Run a command and return its standard output.
 

@@ -6,20 +6,26 @@ import http.client
 import json
 import socket
 import ssl
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from . import network
-from .common import LocalError, run, wait_for, write_json
-from .model import Cluster
+from .common import Command, LocalError, run, wait_for, write_json
 from .pki import Pki
 from .processes import INSIDE, Supervisor
+
+if TYPE_CHECKING:
+    from .model import Cluster
 
 PKI = INSIDE / "data/pki"
 ISSUER = f"https://kubernetes.default.svc.{network.DOMAIN}"
 
 # One line per request, when it has been answered; no bodies: the log is to be read by tests, and secrets stay out of it.
-AUDIT_POLICY = {"apiVersion": "audit.k8s.io/v1", "kind": "Policy", "omitStages": ["RequestReceived"], "rules": [{"level": "Metadata"}]}
+AUDIT_POLICY = {
+    "apiVersion": "audit.k8s.io/v1",
+    "kind": "Policy",
+    "omitStages": ["RequestReceived"],
+    "rules": [{"level": "Metadata"}],
+}
 
 HEALTH = ["/livez", "/readyz", "/healthz"]
 AUTHENTICATION = {
@@ -83,14 +89,24 @@ def write_files(cluster: Cluster) -> None:
     """Write certificates, kubeconfigs and configuration files of the control plane below DIRECTORY/data."""
     data, pki = cluster.data, Pki(cluster.data / "pki")
     pki.create()
-    names = ["kubernetes", "kubernetes.default", "kubernetes.default.svc", f"kubernetes.default.svc.{network.DOMAIN}", "localhost"]
+    names = [
+        "kubernetes",
+        "kubernetes.default",
+        "kubernetes.default.svc",
+        f"kubernetes.default.svc.{network.DOMAIN}",
+        "localhost",
+    ]
     addresses = ["127.0.0.1"]
     if not cluster.light:
         addresses += [network.CONTROL, network.FIRST_SERVICE, cluster.inner_address]
     pki.issue("kube-apiserver", "/CN=kube-apiserver", [f"DNS:{n}" for n in names] + [f"IP:{a}" for a in addresses])
     pki.issue("etcd", "/CN=etcd", ["IP:127.0.0.1", "DNS:localhost"])
     pki.issue("admin", "/O=system:masters/CN=admin")
-    users = ["kube-controller-manager"] if cluster.light else ["kube-controller-manager", "kube-scheduler", "kube-proxy", "coredns"]
+    users = (
+        ["kube-controller-manager"]
+        if cluster.light
+        else ["kube-controller-manager", "kube-scheduler", "kube-proxy", "coredns"]
+    )
     for user in users:
         pki.issue(user, f"/CN=system:{user}")
         pki.kubeconfig(data / f"{user}.kubeconfig", user, cluster.inner_server, cluster.name)
@@ -122,8 +138,22 @@ def _proxy_configuration() -> dict[str, Any]:
 def start_etcd(cluster: Cluster, supervisor: Supervisor) -> None:
     """Start etcd on the loopback, mutual TLS, without waiting for the disk: its data live as long as the cluster."""
     client, peer = (f"https://127.0.0.1:{port}" for port in cluster.etcd_ports)
-    files = ["--cert-file", PKI / "etcd.crt", "--key-file", PKI / "etcd.key", "--trusted-ca-file", PKI / "ca.crt"]
-    peers = ["--peer-cert-file", PKI / "etcd.crt", "--peer-key-file", PKI / "etcd.key", "--peer-trusted-ca-file", PKI / "ca.crt"]
+    files: Command = [
+        "--cert-file",
+        PKI / "etcd.crt",
+        "--key-file",
+        PKI / "etcd.key",
+        "--trusted-ca-file",
+        PKI / "ca.crt",
+    ]
+    peers: Command = [
+        "--peer-cert-file",
+        PKI / "etcd.crt",
+        "--peer-key-file",
+        PKI / "etcd.key",
+        "--peer-trusted-ca-file",
+        PKI / "ca.crt",
+    ]
     urls = ["--listen-client-urls", client, "--advertise-client-urls", client, "--listen-peer-urls", peer]
     urls += ["--initial-advertise-peer-urls", peer, "--initial-cluster", f"etcd={peer}", "--name", "etcd"]
     flags = ["--client-cert-auth", "--peer-client-cert-auth", "--unsafe-no-fsync", "--log-level", "warn"]
@@ -167,7 +197,9 @@ def start_api_server(cluster: Cluster, supervisor: Supervisor) -> None:
             "kubelet-client-certificate": PKI / "kube-apiserver.crt",
             "kubelet-client-key": PKI / "kube-apiserver.key",
         }
-    supervisor.start("kube-apiserver", [cluster.tools.kubernetes / "kube-apiserver", *(f"--{k}={v}" for k, v in flags.items())])
+    supervisor.start(
+        "kube-apiserver", [cluster.tools.kubernetes / "kube-apiserver", *(f"--{k}={v}" for k, v in flags.items())]
+    )
 
 
 def start_controllers(cluster: Cluster, supervisor: Supervisor) -> None:
@@ -194,9 +226,13 @@ def start_controllers(cluster: Cluster, supervisor: Supervisor) -> None:
 def start_rest(cluster: Cluster, supervisor: Supervisor) -> None:
     """Start what only the full form has: scheduler, kube-proxy and DNS."""
     kubeconfig = INSIDE / "data/kube-scheduler.kubeconfig"
-    flags = [f"--{name}={kubeconfig}" for name in ("kubeconfig", "authentication-kubeconfig", "authorization-kubeconfig")]
+    flags = [
+        f"--{name}={kubeconfig}" for name in ("kubeconfig", "authentication-kubeconfig", "authorization-kubeconfig")
+    ]
     programs = cluster.tools.kubernetes
-    supervisor.start("kube-scheduler", [programs / "kube-scheduler", *flags, "--bind-address=127.0.0.1", "--leader-elect=false"])
+    supervisor.start(
+        "kube-scheduler", [programs / "kube-scheduler", *flags, "--bind-address=127.0.0.1", "--leader-elect=false"]
+    )
     supervisor.start("kube-proxy", [programs / "kube-proxy", "--config", INSIDE / "data/kube-proxy.json"])
     supervisor.start("coredns", [cluster.tools.coredns, "-conf", INSIDE / "data/Corefile"])
 
@@ -232,7 +268,7 @@ def await_api_server(cluster: Cluster, supervisor: Supervisor) -> None:
 def grant(cluster: Cluster) -> None:
     """Create the few roles that the cluster's own parts need beyond Kubernetes' built-in ones."""
     manifest = json.dumps({"apiVersion": "v1", "kind": "List", "items": RBAC})
-    kubectl: list[str | Path] = [cluster.tools.kubernetes / "kubectl", "--kubeconfig", cluster.kubeconfig]
+    kubectl: Command = [cluster.tools.kubernetes / "kubectl", "--kubeconfig", cluster.kubeconfig]
     run([*kubectl, "apply", "-f", "-"], stdin=manifest)
 
 
@@ -241,7 +277,16 @@ def await_default_account(cluster: Cluster, supervisor: Supervisor) -> None:
 
     def there() -> bool:
         try:
-            run([cluster.tools.kubernetes / "kubectl", "--kubeconfig", cluster.kubeconfig, "get", "serviceaccount", "default"])
+            run(
+                [
+                    cluster.tools.kubernetes / "kubectl",
+                    "--kubeconfig",
+                    cluster.kubeconfig,
+                    "get",
+                    "serviceaccount",
+                    "default",
+                ]
+            )
         except LocalError:
             return False
         return True

@@ -11,43 +11,77 @@ import tarfile
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from . import node
-from .common import LocalError, cache_root, cached, digest, progress, read_json, run, write_json
-from .model import Cluster
-from .processes import Supervisor
-from .tools import Tools
+from .common import (
+    PRIVATE_MOUNTS,
+    Command,
+    LocalError,
+    cache_root,
+    cached,
+    digest,
+    progress,
+    read_json,
+    run,
+    write_json,
+)
+
+if TYPE_CHECKING:
+    from .model import Cluster
+    from .processes import Supervisor
+    from .tools import Tools
 
 BASE = "localhost/debian:bookworm"
 BASE_PACKAGES = "python3,python3-venv,python3-pip,ca-certificates"
+BASE_REVISION = "3"  # count up with every change of what base_image() puts into the image
 
 
-def write_archive(path: Path, name: str, layer: Callable[[tarfile.TarFile], None], settings: dict[str, Any]) -> None:
-    """Write a docker-archive with the one image `name` of one layer, which the callback fills."""
+def _sha256(path: Path) -> str:
+    whole = hashlib.sha256()
+    with path.open("rb") as content:
+        while block := content.read(2**20):
+            whole.update(block)
+    return whole.hexdigest()
+
+
+def write_archive(
+    path: Path, name: str, layer: Callable[[tarfile.TarFile], None], settings: dict[str, Any], base: Path | None = None
+) -> None:
+    """Write a docker-archive with the one image `name`: one layer, filled by the callback, on those of `base` (also ours)."""
     files = path.with_suffix(".layer")
     with tarfile.open(files, "w", format=tarfile.PAX_FORMAT) as tar:
         layer(tar)
-    with files.open("rb") as content:
-        whole = hashlib.sha256()
-        while block := content.read(2**20):
-            whole.update(block)
+    layers, under = [files], path.with_suffix(".base")
+    if base:
+        with tarfile.open(base) as tar:
+            tar.extract("layer-0.tar", under)
+            (config_name,) = (
+                member for member in tar.getnames() if member.endswith(".json") and member != "manifest.json"
+            )
+            content = tar.extractfile(config_name)
+            settings = {**(json.load(content)["config"] if content else {}), **settings}
+        layers = [under / "layer-0.tar", files]
     config = {
-        "architecture": os.uname().machine.replace("x86_64", "amd64").replace("aarch64", "arm64"),
+        "architecture": {"x86_64": "amd64", "aarch64": "arm64"}[os.uname().machine],
         "os": "linux",
         "config": settings,
-        "rootfs": {"type": "layers", "diff_ids": [f"sha256:{whole.hexdigest()}"]},
+        "rootfs": {"type": "layers", "diff_ids": [f"sha256:{_sha256(each)}" for each in layers]},
+        "history": [{"created_by": "rendezvous-operator deploy/local"}] * len(layers),  # buildah counts them
     }
     data = json.dumps(config).encode()
     config_name = f"{hashlib.sha256(data).hexdigest()}.json"
-    manifest = json.dumps([{"Config": config_name, "RepoTags": [name], "Layers": ["layer.tar"]}]).encode()
+    names = [f"layer-{number}.tar" for number in range(len(layers))]
+    manifest = json.dumps([{"Config": config_name, "RepoTags": [name], "Layers": names}]).encode()
     with tarfile.open(path, "w") as tar:
-        for entry, content_bytes in ((config_name, data), ("manifest.json", manifest)):
+        for entry, text in ((config_name, data), ("manifest.json", manifest)):
             info = tarfile.TarInfo(entry)
-            info.size = len(content_bytes)
-            tar.addfile(info, io.BytesIO(content_bytes))
-        tar.add(files, "layer.tar")
+            info.size = len(text)
+            tar.addfile(info, io.BytesIO(text))
+        for each, entry in zip(layers, names, strict=True):
+            tar.add(each, entry)
     files.unlink()
+    shutil.rmtree(under, ignore_errors=True)
 
 
 def pause_image(tools: Tools) -> Path:
@@ -75,8 +109,25 @@ def base_image() -> Path:
     def build(stage: Path) -> None:
         root = stage / "root"
         with progress(f"making the base image {BASE} with debootstrap", "1 min"):
-            run(["debootstrap", "--variant=minbase", f"--include={BASE_PACKAGES}", "bookworm", root, _debian_mirror()])
-        for useless in ("var/cache/apt", "var/lib/apt/lists", "var/log", "usr/share/doc", "usr/share/man", "usr/share/locale"):
+            run(
+                [
+                    *PRIVATE_MOUNTS,
+                    "debootstrap",
+                    "--variant=minbase",
+                    f"--include={BASE_PACKAGES}",
+                    "bookworm",
+                    root,
+                    _debian_mirror(),
+                ]
+            )
+        for useless in (
+            "var/cache/apt",
+            "var/lib/apt/lists",
+            "var/log",
+            "usr/share/doc",
+            "usr/share/man",
+            "usr/share/locale",
+        ):
             shutil.rmtree(root / useless)
             (root / useless).mkdir()
         # As in python's own images: `python` exists, and pip may install for everyone.
@@ -86,7 +137,7 @@ def base_image() -> Path:
         write_archive(stage / "image.tar", BASE, lambda tar: tar.add(root, "."), settings)
         shutil.rmtree(root)
 
-    return cached(f"images/debian-bookworm-{digest(BASE_PACKAGES, Path(__file__).read_bytes())}", build) / "image.tar"
+    return cached(f"images/debian-bookworm-{digest(BASE_PACKAGES, BASE_REVISION)}", build) / "image.tar"
 
 
 def archive_digest(archive: Path) -> str:
@@ -99,23 +150,26 @@ def archive_digest(archive: Path) -> str:
     known, stamp = read_json(memory), [status.st_size, status.st_mtime_ns, status.st_ino]
     if known.get("stamp") == stamp:
         return str(known["sha256"])
-    whole = hashlib.sha256()
-    with archive.open("rb") as content:
-        while block := content.read(2**20):
-            whole.update(block)
+    found = _sha256(archive)
     memory.parent.mkdir(parents=True, exist_ok=True)
-    write_json(memory, {"stamp": stamp, "sha256": whole.hexdigest()})
-    return whole.hexdigest()
+    write_json(memory, {"stamp": stamp, "sha256": found})
+    return found
 
 
 def _load(cluster: Cluster, supervisor: Supervisor, name: str, archive: Path, checksum: str) -> bool:
     memory = cluster.data / name / "images.json"
-    ctr = [cluster.tools.containerd / "ctr", "--address", f"{supervisor.root}{node.socket_path(name)}", "--namespace", "k8s.io"]
+    ctr: Command = [
+        cluster.tools.containerd / "ctr",
+        "--address",
+        f"{supervisor.root}{node.socket_path(name)}",
+        "--namespace",
+        "k8s.io",
+    ]
     there = {line.split()[0]: line.split()[2] for line in run([*ctr, "images", "ls"]).splitlines()[1:]}
     known = read_json(memory)
     if known.get(checksum) and all(there.get(image) == target for image, target in known[checksum].items()):
         return False
-    names = [image for image in _names(archive)]
+    names = _names(archive)
     run([*ctr, "images", "import", "--local", archive.resolve()])
     after = {line.split()[0]: line.split()[2] for line in run([*ctr, "images", "ls"]).splitlines()[1:]}
     known[checksum] = {image: after[image] for image in names if image in after}
@@ -132,7 +186,9 @@ def _names(archive: Path) -> list[str]:
         if "index.json" in members and (index := tar.extractfile("index.json")):
             notes = [entry.get("annotations", {}) for entry in json.load(index)["manifests"]]
             keys = ("io.containerd.image.name", "org.opencontainers.image.ref.name")
-            return [next(note[key] for key in keys if key in note) for note in notes if any(key in note for key in keys)]
+            return [
+                next(note[key] for key in keys if key in note) for note in notes if any(key in note for key in keys)
+            ]
     raise LocalError(f"{archive} is neither a docker-archive nor an OCI archive")
 
 
@@ -148,7 +204,9 @@ def load(cluster: Cluster, supervisor: Supervisor, archives: list[Path]) -> int:
     sums = [archive_digest(archive) for archive in archives]
 
     def into(name: str) -> int:
-        return sum(_load(cluster, supervisor, name, archive, total) for archive, total in zip(archives, sums, strict=True))
+        return sum(
+            _load(cluster, supervisor, name, archive, total) for archive, total in zip(archives, sums, strict=True)
+        )
 
     with ThreadPoolExecutor() as pool:
         return sum(pool.map(into, nodes))

@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import shutil
 import time
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from . import cgroups, control, images, model, network, node
-from .common import LocalError, locked, read_json, run, say, seconds, wait_for
+from .common import Command, LocalError, locked, read_json, run, say, seconds, wait_for
 from .model import Cluster
-from .pki import Pki
 from .processes import Supervisor
 from .tools import Tools, build_all, missing_packages
 
-OURS = ("kubeconfig", "state.json", "supervisor.json", "data", "logs", "bin")  # what a cluster writes into its directory
+OURS = (
+    "kubeconfig",
+    "state.json",
+    "supervisor.json",
+    "data",
+    "logs",
+    "bin",
+)  # what a cluster writes into its directory
 
 
 def lock_name(directory: Path) -> str:
@@ -30,7 +35,9 @@ def running(directory: Path, tools: Tools | None = None) -> tuple[Cluster, Super
     """
     supervisor, known = Supervisor.find(directory), model.load(directory, tools or build_all())
     if supervisor is None or known is None or not known[1]:
-        raise LocalError(f"no cluster runs in {directory}; start one with: python3 deploy/local/main.py up --dir {directory}")
+        raise LocalError(
+            f"no cluster runs in {directory}; start one with: python3 deploy/local/main.py up --dir {directory}"
+        )
     return known[0], supervisor
 
 
@@ -45,19 +52,29 @@ def up(directory: Path, name: str, *, nodes: int, light: bool, controllers: bool
         supervisor, known = Supervisor.find(directory), model.load(directory, tools)
         if supervisor and known and known[1]:
             cluster = known[0]
-            if (cluster.light, cluster.controllers, cluster.nodes) != (light, controllers or not light, 0 if light else nodes):
-                raise LocalError(f"another form of cluster runs in {directory}; take it down first, or use another --dir")
+            if (cluster.light, cluster.controllers, cluster.nodes) != (
+                light,
+                controllers or not light,
+                0 if light else nodes,
+            ):
+                raise LocalError(
+                    f"another form of cluster runs in {directory}; take it down first, or use another --dir"
+                )
             _resume(cluster, supervisor, begun)
             return
         _clear(directory)
-        cluster = Cluster(directory, name, tools, light=light, controllers=controllers or not light, nodes=0 if light else nodes)
+        cluster = Cluster(
+            directory, name, tools, light=light, controllers=controllers or not light, nodes=0 if light else nodes
+        )
         try:
             _create(cluster)
         except (LocalError, KeyboardInterrupt):
             # The logs stay for whoever asks why; everything that runs or is mounted goes.
             _stop_everything(directory)
             raise
-        say(f"cluster {name} is ready after {seconds(time.monotonic() - begun)}: export KUBECONFIG={cluster.kubeconfig}")
+        say(
+            f"cluster {name} is ready after {seconds(time.monotonic() - begun)}: export KUBECONFIG={cluster.kubeconfig}"
+        )
 
 
 def _create(cluster: Cluster) -> None:
@@ -129,7 +146,7 @@ def node_resume(cluster: Cluster, supervisor: Supervisor, name: str) -> None:
 
 def await_nodes(cluster: Cluster, supervisor: Supervisor, names: list[str]) -> None:
     """Wait until nodes are Ready; a component that ends meanwhile is named with its log."""
-    kubectl: list[str | Path] = [cluster.tools.kubernetes / "kubectl", "--kubeconfig", cluster.kubeconfig]
+    kubectl: Command = [cluster.tools.kubernetes / "kubectl", "--kubeconfig", cluster.kubeconfig]
     path = "jsonpath={range .items[*]}{.metadata.name}={.status.conditions[?(@.type=='Ready')].status}{'\\n'}{end}"
 
     def ready() -> bool:
@@ -156,7 +173,9 @@ def _clear(directory: Path) -> None:
     _stop_everything(directory)
     for mount in Path("/proc/self/mounts").read_text().splitlines():
         if mount.split()[1].startswith(f"{directory}/"):
-            raise LocalError(f"{mount.split()[1]} is mounted; unmount it first: deleting {directory} would delete what is in there")
+            raise LocalError(
+                f"{mount.split()[1]} is mounted; unmount it first: deleting {directory} would delete what is in there"
+            )
     for entry in OURS:
         path = directory / entry
         if path.is_dir():
@@ -173,7 +192,11 @@ def down(directory: Path) -> None:
         _clear(directory)
         if directory.is_dir() and not any(directory.iterdir()):
             directory.rmdir()
-    say(f"the cluster in {directory} is gone, in {seconds(time.monotonic() - begun)}" if there else f"there is no cluster in {directory}")
+    say(
+        f"the cluster in {directory} is gone, in {seconds(time.monotonic() - begun)}"
+        if there
+        else f"there is no cluster in {directory}"
+    )
 
 
 def stop_node(directory: Path, name: str) -> None:
@@ -224,7 +247,11 @@ def status(directory: Path) -> str:
     if supervisor is None:
         return f"the cluster in {directory} was killed; `up` starts a new one, `down` clears what it left"
     lines = [f"cluster     {state['name']} ({'control plane only' if state['light'] else 'full'}), in {directory}"]
-    lines += [f"API server  {state['server']}", f"kubeconfig  {state['kubeconfig']}", f"audit log   {state['audit_log']}"]
+    lines += [
+        f"API server  {state['server']}",
+        f"kubeconfig  {state['kubeconfig']}",
+        f"audit log   {state['audit_log']}",
+    ]
     for name, pid in supervisor.processes().items():
         known = state["processes"].get(name, {}).get("pid", "?")
         lines.append(f"  {name:<26}{f'runs, pid {known}' if pid else f'ENDED, log: {supervisor.log(name)}'}")

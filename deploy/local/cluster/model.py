@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from . import network
 from .common import digest, read_json, write_json
 from .processes import namespace_members, start_time
-from .tools import Tools
+
+if TYPE_CHECKING:
+    from .tools import Tools
 
 STATE_VERSION = 1
 

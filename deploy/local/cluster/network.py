@@ -16,9 +16,12 @@ import ipaddress
 import json
 import subprocess
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from .common import LocalError, locked, run
-from .processes import Supervisor
+
+if TYPE_CHECKING:
+    from .processes import Supervisor
 
 CONTROL = "10.88.0.1"
 PODS = "10.88.0.0/16"
@@ -76,8 +79,15 @@ def connect(supervisor: Supervisor, link: str, nodes: int) -> tuple[str, str]:
         ]
     run(supervisor.inside(["ip", "-batch", "-"]), stdin="\n".join(lines) + "\n")
     # The last one: answers between pods of one node pass the bridge only, and still have to be translated back to the Service's address.
-    settings = ["ipv4/ip_forward=1", "ipv4/conf/all/rp_filter=0", "ipv4/conf/default/rp_filter=0", "bridge/bridge-nf-call-iptables=1"]
-    script = "".join(f"echo {value} > /proc/sys/net/{name}\n" for name, value in (setting.split("=") for setting in settings))
+    settings = [
+        "ipv4/ip_forward=1",
+        "ipv4/conf/all/rp_filter=0",
+        "ipv4/conf/default/rp_filter=0",
+        "bridge/bridge-nf-call-iptables=1",
+    ]
+    script = "".join(
+        f"echo {value} > /proc/sys/net/{name}\n" for name, value in (setting.split("=") for setting in settings)
+    )
     run(supervisor.inside(["sh", "-e", "-c", script]))
     return outer, inner
 

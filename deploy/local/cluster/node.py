@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from . import cgroups, network
-from .common import LocalError, wait_for, write_json
-from .model import Cluster
+from .common import Command, LocalError, wait_for, write_json
 from .pki import Pki
 from .processes import INSIDE, Supervisor
+
+if TYPE_CHECKING:
+    from .model import Cluster
 
 CNI_PLUGINS = "/usr/lib/cni"  # Debian's
 PAUSE = "localhost/pause:1"
@@ -41,7 +43,11 @@ def write_files(cluster: Cluster, name: str) -> None:
 
 
 def _cni(name: str) -> dict[str, Any]:
-    addresses = {"type": "host-local", "dataDir": f"/run/{name}/addresses", "ranges": [[{"subnet": network.node_subnet(index_of(name))}]]}
+    addresses = {
+        "type": "host-local",
+        "dataDir": f"/run/{name}/addresses",
+        "ranges": [[{"subnet": network.node_subnet(index_of(name))}]],
+    }
     bridge = {
         "type": "bridge",
         "bridge": f"br-{name}",
@@ -121,7 +127,12 @@ def _kubelet(cluster: Cluster, name: str, address: str) -> dict[str, Any]:
         "enforceNodeAllocatable": ["pods"],
         "localStorageCapacityIsolation": False,  # its probes of the disk fail on unusual ones
         # The disk and memory are the machine's: nodes must not evict pods for what others use.
-        "evictionHard": {"memory.available": "100Mi", "nodefs.available": "1%", "imagefs.available": "1%", "nodefs.inodesFree": "1%"},
+        "evictionHard": {
+            "memory.available": "100Mi",
+            "nodefs.available": "1%",
+            "imagefs.available": "1%",
+            "nodefs.inodesFree": "1%",
+        },
         "imageGCHighThresholdPercent": 100,
         "imageGCLowThresholdPercent": 99,
         "makeIPTablesUtilChains": False,
@@ -156,8 +167,22 @@ def await_runtime(supervisor: Supervisor, name: str) -> None:
 def start_kubelet(cluster: Cluster, supervisor: Supervisor, name: str) -> None:
     """Start the node's kubelet; containerd must run."""
     inside = INSIDE / "data" / name
-    flags = ["--config", inside / "kubelet.json", "--kubeconfig", inside / "kubeconfig", "--root-dir", inside / "kubelet"]
-    flags += ["--hostname-override", name, "--node-ip", network.node_address(index_of(name)), "--cert-dir", inside / "kubelet/pki"]
+    flags: Command = [
+        "--config",
+        inside / "kubelet.json",
+        "--kubeconfig",
+        inside / "kubeconfig",
+        "--root-dir",
+        inside / "kubelet",
+    ]
+    flags += [
+        "--hostname-override",
+        name,
+        "--node-ip",
+        network.node_address(index_of(name)),
+        "--cert-dir",
+        inside / "kubelet/pki",
+    ]
     program = cluster.tools.kubernetes / "kubelet"
     supervisor.start(
         f"{name}-kubelet",

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .common import run, write_json
+from .common import Command, run, write_json
 
 # Without a configuration of our own openssl adds "CA:TRUE" from the system's to every certificate.
 CONFIG = "[req]\ndistinguished_name = name\n[name]\n"
@@ -38,8 +38,8 @@ class Pki:
             extensions.append("subjectAltName=" + ",".join(hosts))
         self._certificate(name, subject, extensions, ["-CA", self.folder / "ca.crt", "-CAkey", self.folder / "ca.key"])
 
-    def _certificate(self, name: str, subject: str, extensions: list[str], signer: list[str | Path]) -> None:
-        command: list[str | Path] = ["openssl", "req", "-x509", "-config", self.folder / "openssl.cnf", "-days", DAYS]
+    def _certificate(self, name: str, subject: str, extensions: list[str], signer: Command) -> None:
+        command: Command = ["openssl", "req", "-x509", "-config", self.folder / "openssl.cnf", "-days", DAYS]
         command += ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-subj", subject, *signer]
         for extension in extensions:
             command += ["-addext", extension]
@@ -55,7 +55,9 @@ class Pki:
         config: dict[str, Any] = {
             "apiVersion": "v1",
             "kind": "Config",
-            "clusters": [{"name": cluster, "cluster": {"server": server, "certificate-authority-data": embedded("ca.crt")}}],
+            "clusters": [
+                {"name": cluster, "cluster": {"server": server, "certificate-authority-data": embedded("ca.crt")}}
+            ],
             "users": [{"name": name, "user": user}],
             "contexts": [{"name": cluster, "context": {"cluster": cluster, "user": name}}],
             "current-context": cluster,

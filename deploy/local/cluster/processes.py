@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from . import cgroups
-from .common import LocalError, read_json, wait_for
+from .common import Command, LocalError, read_json, wait_for
 
 INSIDE = Path("/run/cluster")  # what a cluster's directory is called by its own processes
 
@@ -38,7 +38,9 @@ def namespace_members(pid: int) -> dict[int, int]:
         if entry.name.isdigit():
             with contextlib.suppress(OSError):
                 if os.readlink(entry / "ns/pid") == namespace:
-                    inside = next(x for x in (entry / "status").read_text().splitlines() if x.startswith("NSpid:")).split()[-1]
+                    inside = next(
+                        x for x in (entry / "status").read_text().splitlines() if x.startswith("NSpid:")
+                    ).split()[-1]
                     found[int(inside)] = int(entry.name)
     return found
 
@@ -63,7 +65,15 @@ class Supervisor:
         """Start a supervisor in fresh namespaces, with a network namespace of its own on request."""
         log = directory / "logs" / "supervisor.log"
         (directory / "supervisor.json").unlink(missing_ok=True)
-        spaces = ["--pid", "--mount", "--fork", "--kill-child", "--propagation", "private", *(["--net"] if network else [])]
+        spaces = [
+            "--pid",
+            "--mount",
+            "--fork",
+            "--kill-child",
+            "--propagation",
+            "private",
+            *(["--net"] if network else []),
+        ]
         script = Path(__file__).with_name("supervisor.py")
         with log.open("ab") as output:
             outer = subprocess.Popen(
@@ -77,7 +87,9 @@ class Supervisor:
 
         def died() -> None:
             if outer.poll() is not None:
-                raise LocalError(f"the cluster's namespaces could not be made (root is needed); {log} ends:\n{tail(log)}")
+                raise LocalError(
+                    f"the cluster's namespaces could not be made (root is needed); {log} ends:\n{tail(log)}"
+                )
 
         wait_for("starting the supervisor", (directory / "supervisor.json").exists, 10, died)
         found = cls.find(directory)
@@ -117,7 +129,7 @@ class Supervisor:
         """Return the log file of the process called `name`."""
         return self.directory / "logs" / f"{name}.log"
 
-    def start(self, name: str, argv: list[str | Path], env: dict[str, str] | None = None, cgroup: str | None = None) -> None:
+    def start(self, name: str, argv: Command, env: dict[str, str] | None = None, cgroup: str | None = None) -> None:
         """Start a process inside (no-op while one of that name runs); `cgroup` is relative to the tracking hierarchy."""
         self._ask(
             op="start",
@@ -140,9 +152,11 @@ class Supervisor:
         """
         for name, of in self._ask(op="list").items():
             if name in names and of["exit"] is not None:
-                raise LocalError(f"{name} ended with status {of['exit']}; {self.log(name)} ends:\n{tail(self.log(name))}")
+                raise LocalError(
+                    f"{name} ended with status {of['exit']}; {self.log(name)} ends:\n{tail(self.log(name))}"
+                )
 
-    def inside(self, argv: list[str | Path]) -> list[str | Path]:
+    def inside(self, argv: Command) -> Command:
         """Return a command that runs `argv` in the cluster's mount, PID and network namespaces."""
         return ["nsenter", "--target", str(self.pid), "--mount", "--pid", "--net", "--", *argv]
 

@@ -29,8 +29,20 @@ def enter(directory: Path) -> dict[str, int]:
     start = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])
     os.chdir(directory)
     for command in (
-        ["mount", "--make-rshared", "/"],  # shared among the cluster's own namespaces only; containers want to be told of mounts
-        ["mount", "-t", "tmpfs", "-o", "mode=755", "tmpfs", "/run"],  # fixed names below /run, several clusters side by side
+        [
+            "mount",
+            "--make-rshared",
+            "/",
+        ],  # shared among the cluster's own namespaces only; containers want to be told of mounts
+        [
+            "mount",
+            "-t",
+            "tmpfs",
+            "-o",
+            "mode=755",
+            "tmpfs",
+            "/run",
+        ],  # fixed names below /run, several clusters side by side
         ["mkdir", "/run/cluster", "/run/lock"],
         ["mount", "--bind", ".", "/run/cluster"],  # a short name: socket paths end at 107 characters
         ["mount", "-t", "proc", "proc", "/proc"],
@@ -113,13 +125,14 @@ class Supervisor:
             stage = directory / ".supervisor.json"
             stage.write_text(json.dumps(identity))
             stage.rename(directory / "supervisor.json")
+            listening = server.fileno()
             while True:
-                ready, _, _ = select.select([server, waker], [], [], 10)
+                ready, _, _ = select.select([listening, waker], [], [], 10)
                 if waker in ready:
                     os.read(waker, 4096)
                 self.reap()
                 self.trim()
-                if server in ready:
+                if listening in ready:
                     connection, _ = server.accept()
                     with connection, contextlib.suppress(OSError, ValueError), connection.makefile("rw") as stream:
                         # A client that hangs or was killed must not hold up the others.

@@ -16,9 +16,17 @@ from pathlib import Path
 from .common import LOCAL, LocalError, cached, digest, locked, progress, run, say
 
 PACKAGES = (
-    "buildah ca-certificates conntrack containernetworking-plugins debootstrap etcd-server iproute2 iptables kmod nftables openssl "
-    "python3-venv runc util-linux"
-).split()
+    *(
+        "buildah",
+        "ca-certificates",
+        "conntrack",
+        "containernetworking-plugins",
+        "debootstrap",
+        "etcd-server",
+        "iproute2",
+    ),
+    *("iptables", "kmod", "nftables", "openssl", "python3-venv", "runc", "util-linux"),
+)
 
 
 @dataclass(frozen=True)
@@ -40,7 +48,9 @@ class Part:
         """The version that go.mod pins, like v1.37.2; our own source has none."""
         if not self.module:
             return "v1"
-        found = re.search(rf"^\s*(?:require )?{re.escape(self.module)} (v\S+)", (self.folder / "go.mod").read_text(), re.MULTILINE)
+        found = re.search(
+            rf"^\s*(?:require )?{re.escape(self.module)} (v\S+)", (self.folder / "go.mod").read_text(), re.MULTILINE
+        )
         if not found:
             raise LocalError(f"{self.folder / 'go.mod'} does not require {self.module}")
         return found[1]
@@ -71,7 +81,12 @@ PARTS = (
             for name in ("gitVersion={version}", "gitMajor=1", "gitMinor={minor}", "gitTreeState=clean")
         ),
     ),
-    Part("containerd", "github.com/containerd/containerd/v2", "2 min", ("github.com/containerd/containerd/v2/version.Version={plain}",)),
+    Part(
+        "containerd",
+        "github.com/containerd/containerd/v2",
+        "2 min",
+        ("github.com/containerd/containerd/v2/version.Version={plain}",),
+    ),
     Part("coredns", "github.com/coredns/coredns", "3 min"),
     Part("helm", "helm.sh/helm/v4", "2 min", ("helm.sh/helm/v4/internal/version.version={version}",)),
 )
@@ -90,7 +105,11 @@ class Tools:
 
     def as_dict(self) -> dict[str, str]:
         """Return the paths for state.json, with kubectl's own."""
-        return {"kubectl": str(self.kubernetes / "kubectl"), "helm": str(self.helm), "ctr": str(self.containerd / "ctr")}
+        return {
+            "kubectl": str(self.kubernetes / "kubectl"),
+            "helm": str(self.helm),
+            "ctr": str(self.containerd / "ctr"),
+        }
 
 
 def _build(part: Part, folder: Path, update: Callable[[str], None]) -> None:
@@ -99,7 +118,17 @@ def _build(part: Part, folder: Path, update: Callable[[str], None]) -> None:
     env = {**os.environ, "CGO_ENABLED": "0", "GOFLAGS": f"{os.environ.get('GOFLAGS', '')} -mod=readonly".strip()}
     update("downloading modules")
     total = len(run(["go", "list", "-deps", "tool" if part.module else "."], cwd=part.folder, env=env).split())
-    command = ["go", "build", "-v", "-trimpath", "-ldflags", part.flags, "-o", f"{folder}/", "tool" if part.module else "."]
+    command = [
+        "go",
+        "build",
+        "-v",
+        "-trimpath",
+        "-ldflags",
+        part.flags,
+        "-o",
+        f"{folder}/",
+        "tool" if part.module else ".",
+    ]
     printed: list[str] = []
     with subprocess.Popen(command, cwd=part.folder, env=env, stderr=subprocess.PIPE, text=True) as process:
         for line in process.stderr or ():
@@ -137,9 +166,14 @@ def build_all() -> Tools:
 def missing_packages() -> list[str]:
     """Return the Debian packages of PACKAGES that are not installed."""
     if not shutil.which("dpkg-query"):
-        raise LocalError("this is not Debian: install these yourself, under the names they have here: " + " ".join(PACKAGES))
+        raise LocalError(
+            "this is not Debian: install these yourself, under the names they have here: " + " ".join(PACKAGES)
+        )
     asked = subprocess.run(
-        ["dpkg-query", "-W", "-f", "${Package} ${db:Status-Status}\n", *PACKAGES], capture_output=True, text=True, check=False
+        ["dpkg-query", "-W", "-f", "${Package} ${db:Status-Status}\n", *PACKAGES],
+        capture_output=True,
+        text=True,
+        check=False,
     )
     installed = {line.split()[0] for line in asked.stdout.splitlines() if line.endswith(" installed")}
     return [package for package in PACKAGES if package not in installed]
