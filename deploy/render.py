@@ -40,7 +40,7 @@ def helm() -> str:
     if found:
         return found
     sys.path.insert(0, str(ROOT))
-    from deploy.local.cluster import tools
+    from deploy.local.cluster import tools  # noqa: PLC0415 - only where Helm has to be built
 
     return str(tools.build(next(part for part in tools.PARTS if part.name == "helm")) / "helm")
 
@@ -51,7 +51,16 @@ def template(*arguments: str, capabilities: tuple[str, ...] = CAPABILITIES) -> s
     Raises:
         subprocess.CalledProcessError: Helm refused; `stderr` says why.
     """
-    command = [helm(), "template", "rendezvous-operator", str(CHART), "--namespace", NAMESPACE, *capabilities, *arguments]
+    command = [
+        helm(),
+        "template",
+        "rendezvous-operator",
+        str(CHART),
+        "--namespace",
+        NAMESPACE,
+        *capabilities,
+        *arguments,
+    ]
     return subprocess.run(command, check=True, capture_output=True, text=True).stdout
 
 
@@ -64,7 +73,9 @@ def main() -> int:
     if options.check:
         if INSTALL.read_text() == rendered:
             return 0
-        print("deploy/install.yaml is not what the chart gives: run `make render` and commit the result", file=sys.stderr)
+        print(
+            "deploy/install.yaml is not what the chart gives: run `make render` and commit the result", file=sys.stderr
+        )
         return 1
     INSTALL.write_text(rendered)
     return 0

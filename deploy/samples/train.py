@@ -59,7 +59,7 @@ def main() -> None:
         optimizer.step()
         if step == 1:
             first_step = time.time()
-        if step == 1 or step == options.steps or step % options.report_every == 0:
+        if step in (1, options.steps) or step % options.report_every == 0:
             last_loss = mean_over_world(loss)
             first_loss = first_loss or last_loss
             if rank == 0:
