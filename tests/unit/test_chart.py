@@ -1,0 +1,292 @@
+"""What the chart renders: least privilege, restricted pods, refused typos, the same bytes every time."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).resolve().parents[2]
+CHART = ROOT / "charts" / "rendezvous-operator"
+POLICY_API = ("--kube-version", "1.36.0", "--api-versions", "admissionregistration.k8s.io/v1/MutatingAdmissionPolicy")
+OLDER = ("--kube-version", "1.30.0")
+
+# Every form in which the chart can come; what is true of all of them is asked of all of them.
+FORMS = {
+    "policy": ("--set", "injection.mode=policy"),
+    "webhook": ("--set", "injection.mode=webhook"),
+    "webhook-certmanager": ("--set", "injection.mode=webhook,webhook.certificates.mode=certManager"),
+    "webhook-secret": (
+        "--set",
+        "injection.mode=webhook,webhook.certificates.mode=secret,webhook.certificates.secretName=mine",
+    ),
+    "everything-set": (
+        "--set",
+        "image.tag=v1,imagePullSecrets[0].name=pull,priorityClassName=high,nodeSelector.disk=ssd,fullnameOverride=rdzv",
+        "--set-json",
+        'tolerations=[{"operator":"Exists"}]',
+        "--set-json",
+        'affinity={"nodeAffinity":{}}',
+    ),
+    "without-crds": ("--set", "crds.enabled=false"),
+}
+
+Object = dict[str, Any]
+
+
+def _render_module() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("render", ROOT / "deploy" / "render.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+RENDER = _render_module()
+
+
+def rendered(*arguments: str, capabilities: tuple[str, ...] = POLICY_API) -> list[Object]:
+    """The objects that the chart gives."""
+    text = RENDER.template(*arguments, capabilities=capabilities)
+    return [obj for obj in yaml.safe_load_all(text) if obj]
+
+
+def refusal(*arguments: str, capabilities: tuple[str, ...] = POLICY_API) -> str:
+    """What Helm says when it refuses."""
+    with pytest.raises(subprocess.CalledProcessError) as caught:
+        RENDER.template(*arguments, capabilities=capabilities)
+    return str(caught.value.stderr)
+
+
+def of_kind(objects: list[Object], *kinds: str) -> list[Object]:
+    return [obj for obj in objects if obj["kind"] in kinds]
+
+
+@pytest.fixture(params=FORMS)
+def objects(request: pytest.FixtureRequest) -> list[Object]:
+    return rendered(*FORMS[request.param])
+
+
+def test_permissions_are_named_one_by_one(objects: list[Object]) -> None:
+    for role in of_kind(objects, "Role", "ClusterRole"):
+        for rule in role["rules"]:
+            words = {word for values in rule.values() for word in values}
+            assert not any("*" in word for word in words), role["metadata"]["name"]
+            assert not words & {"secrets", "escalate", "bind", "impersonate", "pods/exec", "serviceaccounts/token"}
+    for binding in of_kind(objects, "RoleBinding", "ClusterRoleBinding"):
+        names = {role["metadata"]["name"] for role in of_kind(objects, binding["roleRef"]["kind"])}
+        assert binding["roleRef"]["name"] in names, "bound to a role that is not the chart's own"
+
+
+def test_the_operator_may_do_what_its_code_does() -> None:
+    (role,) = (r for r in of_kind(rendered(), "ClusterRole") if r["metadata"]["name"] == "rendezvous-operator")
+    allowed = {
+        (resource, verb)
+        for rule in role["rules"]
+        for resource in rule["resources"]
+        for verb in rule["verbs"]
+        if rule["apiGroups"] in ([""], ["rdzv.dev"])
+    }
+    assert len(role["rules"]) == len([rule for rule in role["rules"] if rule["apiGroups"] in ([""], ["rdzv.dev"])])
+    writes = {(resource, verb) for resource, verb in allowed if verb not in {"get", "list", "watch"}}
+    assert writes == {
+        ("rendezvous/status", "patch"),
+        ("pods", "patch"),
+        ("events", "create"),
+        *((children, verb) for children in ("configmaps", "services") for verb in ("create", "patch", "delete")),
+        *((records, verb) for records in ("rendezvousrounds", "rendezvousmembers") for verb in ("create", "patch")),
+    }
+
+
+def test_pods_are_restricted(objects: list[Object]) -> None:
+    workloads = of_kind(objects, "Deployment", "Job", "DaemonSet", "StatefulSet")
+    assert workloads
+    for workload in workloads:
+        pod = workload["spec"]["template"]["spec"]
+        assert pod["securityContext"]["runAsNonRoot"] is True
+        assert pod["securityContext"]["runAsUser"] == 65532
+        assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+        assert not {"hostNetwork", "hostPID", "hostIPC"} & pod.keys()
+        assert not any("hostPath" in volume for volume in pod.get("volumes", []))
+        for container in pod["containers"] + pod.get("initContainers", []):
+            context = container["securityContext"]
+            assert context["allowPrivilegeEscalation"] is False
+            assert context["readOnlyRootFilesystem"] is True
+            assert context["capabilities"] == {"drop": ["ALL"]}
+            assert context.get("privileged", False) is False
+            assert container["resources"]["requests"].keys() >= {"cpu", "memory"}
+            assert "memory" in container["resources"]["limits"]
+
+
+def test_selectors_find_their_own_pods_only(objects: list[Object]) -> None:
+    deployments = of_kind(objects, "Deployment")
+    for deployment in deployments:
+        wanted = deployment["spec"]["selector"]["matchLabels"].items()
+        found = [d for d in deployments if wanted <= d["spec"]["template"]["metadata"]["labels"].items()]
+        assert found == [deployment]
+
+
+def test_every_object_is_labelled_and_placed(objects: list[Object]) -> None:
+    cluster_wide = {
+        "ClusterRole",
+        "ClusterRoleBinding",
+        "CustomResourceDefinition",
+        "MutatingAdmissionPolicy",
+        "MutatingAdmissionPolicyBinding",
+        "MutatingWebhookConfiguration",
+    }
+    seen = set()
+    for obj in objects:
+        meta = obj["metadata"]
+        assert meta["labels"]["app.kubernetes.io/name"] == "rendezvous-operator", meta["name"]
+        assert meta["labels"]["app.kubernetes.io/instance"] == "rendezvous-operator", meta["name"]
+        assert meta.get("namespace") == (None if obj["kind"] in cluster_wide else "rdzv-system"), meta["name"]
+        key = (obj["kind"], meta["name"])
+        assert key not in seen
+        seen.add(key)
+
+
+def test_crds_stay_when_the_release_goes() -> None:
+    crds = of_kind(rendered(), "CustomResourceDefinition")
+    assert {crd["spec"]["names"]["kind"] for crd in crds} >= {"Rendezvous"}
+    for crd in crds:
+        assert crd["metadata"]["annotations"]["helm.sh/resource-policy"] == "keep"
+    assert not of_kind(rendered("--set", "crds.enabled=false"), "CustomResourceDefinition")
+
+
+@pytest.mark.parametrize(
+    ("mode", "capabilities", "kind"),
+    [
+        ("auto", POLICY_API, "MutatingAdmissionPolicy"),
+        ("auto", OLDER, "MutatingWebhookConfiguration"),
+        ("policy", OLDER, "MutatingAdmissionPolicy"),
+        ("webhook", POLICY_API, "MutatingWebhookConfiguration"),
+    ],
+)
+def test_pods_are_injected_in_one_way(mode: str, capabilities: tuple[str, ...], kind: str) -> None:
+    objects = rendered("--set", f"injection.mode={mode}", capabilities=capabilities)
+    found = of_kind(objects, "MutatingAdmissionPolicy", "MutatingWebhookConfiguration")
+    assert [obj["kind"] for obj in found] == [kind]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "named"),
+    [
+        ("imgae.tag=1", "imgae"),
+        ("image.tga=1", "tga"),
+        ("image.repository=", "repository"),
+        ("image.repository=Upper/Case", "repository"),
+        ("image.pullPolicy=Sometimes", "pullPolicy"),
+        ("library.delivery=copy", "delivery"),
+        ("library.image.tag=a b", "tag"),
+        ("injection.mode=off", "mode"),
+        ("webhook.replicas=0", "replicas"),
+        ("webhook.timeoutSeconds=31", "timeoutSeconds"),
+        ("webhook.failurePolicy=ignore", "failurePolicy"),
+        ("webhook.certificates.mode=none", "mode"),
+        ("webhook.certificates.mode=secret", "secretName"),
+        ("crds.enabled=maybe", "enabled"),
+        ("crds.keep=true", "keep"),
+        ("logLevel=chatty", "logLevel"),
+        ("resources.limit.memory=1Gi", "limit"),
+        ("replicas=2", "replicas"),
+        ("fullnameOverride=Rdzv", "fullnameOverride"),
+    ],
+)
+def test_wrong_values_are_refused_by_name(wrong: str, named: str) -> None:
+    assert named in refusal("--set", wrong)
+
+
+def test_older_clusters_are_refused() -> None:
+    assert "kubeVersion" in refusal(capabilities=("--kube-version", "1.29.9"))
+
+
+def test_values_and_schema_have_the_same_keys() -> None:
+    schema = json.loads((CHART / "values.schema.json").read_text())
+
+    def keys(node: Object, path: str = "") -> set[str]:
+        node = schema["definitions"][node["$ref"].rpartition("/")[2]] if "$ref" in node else node
+        found: set[str] = set()
+        for name, child in node.get("properties", {}).items():
+            found |= {f"{path}{name}"} | keys(child, f"{path}{name}.")
+        return found
+
+    def value_keys(node: Any, path: str = "") -> set[str]:
+        found: set[str] = set()
+        for name, child in node.items() if isinstance(node, dict) else ():
+            found |= {f"{path}{name}"} | value_keys(child, f"{path}{name}.")
+        return found
+
+    values = yaml.safe_load((CHART / "values.yaml").read_text())
+    passed_by_helm = {"global", "enabled"}
+    open_ended = {"resources.requests.cpu", "resources.requests.memory", "resources.limits.memory"}
+    assert value_keys(values) - open_ended == keys(schema) - passed_by_helm - {"resources.claims"}
+
+
+def test_images_can_be_named_by_digest() -> None:
+    digest = f"sha256:{'0' * 64}"
+    (deployment,) = (
+        d
+        for d in of_kind(rendered("--set", f"image.tag={digest}"), "Deployment")
+        if d["metadata"]["name"].endswith("operator")
+    )
+    assert deployment["spec"]["template"]["spec"]["containers"][0]["image"] == f"rendezvous-operator@{digest}"
+
+
+@pytest.mark.parametrize("form", ["policy", "webhook-certmanager", "webhook-secret"])
+def test_rendering_twice_gives_the_same_bytes(form: str) -> None:
+    assert RENDER.template(*FORMS[form]) == RENDER.template(*FORMS[form])
+
+
+def test_helm_lints_it() -> None:
+    done = subprocess.run([RENDER.helm(), "lint", "--strict", str(CHART)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout
+
+
+def test_install_yaml_is_what_the_chart_gives() -> None:
+    command = [sys.executable, str(ROOT / "deploy" / "render.py"), "--check"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_library_is_pure_python_without_dependency(tmp_path: Path) -> None:
+    """The library image holds the wheel's files, so what the wheel has is what reaches training pods."""
+    source = tmp_path / "source"
+    source.mkdir()
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, source)
+    shutil.copytree(ROOT / "src", source / "src", ignore=shutil.ignore_patterns("__pycache__", "*.egg-info"))
+    build = [
+        sys.executable,
+        "-m",
+        "pip",
+        "wheel",
+        "-q",
+        "--no-deps",
+        "--no-build-isolation",
+        "-w",
+        str(tmp_path),
+        str(source),
+    ]
+    subprocess.run(build, check=True, capture_output=True)
+    (wheel,) = tmp_path.glob("*.whl")
+    assert wheel.name.endswith("-py3-none-any.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        code = [name for name in archive.namelist() if ".dist-info/" not in name]
+        assert {Path(name).suffix for name in code} <= {".py", ".typed"}
+        assert {Path(name).parts[0] for name in code} == {"rdzv"}
+        (metadata,) = (name for name in archive.namelist() if name.endswith(".dist-info/METADATA"))
+        needs = [line for line in archive.read(metadata).decode().splitlines() if line.startswith("Requires-Dist:")]
+        assert all("extra ==" in need for need in needs)
+        entry_points = archive.read(metadata.replace("METADATA", "entry_points.txt")).decode()
+    assert "[torchrun.handlers]" in entry_points
