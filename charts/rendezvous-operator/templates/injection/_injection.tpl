@@ -32,3 +32,12 @@ objectSelector:
 - name: not-a-mirror-pod
   expression: "!('kubernetes.io/config.mirror' in object.metadata.?annotations.orValue({}))"
 {{- end -}}
+
+{{/* The Secret with the webhook's certificate. */}}
+{{- define "rdzv.webhookSecret" -}}
+{{- if eq .Values.webhook.certificates.mode "secret" -}}
+{{- .Values.webhook.certificates.secretName -}}
+{{- else -}}
+{{- include "rdzv.fullname" . }}-webhook-certificate
+{{- end -}}
+{{- end -}}

@@ -1,0 +1,102 @@
+"""Admission by webhook, for clusters without MutatingAdmissionPolicy: the same function, asked over HTTPS.
+
+Run as `kopf run operator/webhook.py --all-namespaces --standalone`. It keeps no state, needs no permission and watches nothing; kopf
+reads the API server's list of resources once, when it starts. The chart owns the MutatingWebhookConfiguration. Settings come by
+environment variables (charts/rendezvous-operator/templates/injection/webhook.yaml).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import ssl
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import kopf
+from aiohttp import web
+
+from rdzv.control.inject import Settings, inject
+from rdzv.spec import LABEL
+
+_log = logging.getLogger("rdzv.webhook")
+
+#: Bytes. The API server takes requests of up to 3 MiB; kopf's own server stops at 1 MiB.
+MAX_BODY = 4 << 20
+#: Seconds between looks at the certificate's files.
+RELOAD = 10.0
+
+
+@kopf.on.startup()
+async def configure(settings: kopf.OperatorSettings, memo: kopf.Memo, **_: Any) -> None:
+    """Reads the settings; a missing one ends the process here, before it is asked anything."""
+    memo.inject = Settings(
+        delivery=os.environ["RDZV_LIBRARY_DELIVERY"],
+        library_image=os.environ["RDZV_LIBRARY_IMAGE"],
+        library_pull_policy=os.environ["RDZV_LIBRARY_PULL_POLICY"],
+        init_image=os.environ["RDZV_INIT_IMAGE"],
+        init_pull_policy=os.environ["RDZV_INIT_PULL_POLICY"],
+    )
+    host, port = os.environ.get("RDZV_WEBHOOK_LISTEN", ":9443").rsplit(":", 1)
+    settings.admission.server = Server(host or None, int(port), Path(os.environ["RDZV_WEBHOOK_CERTIFICATES"]))
+    settings.admission.managed = None  # kopf would rewrite the chart's configuration, and empty it on exit (kopf#864)
+    settings.scanning.disabled = True  # else it wants to watch all CRDs and namespaces
+    settings.posting.enabled = False
+
+
+@kopf.on.mutate("", "v1", "pods", operations=["CREATE"], labels={LABEL: kopf.PRESENT}, id="inject")
+async def add(body: kopf.Body, patch: kopf.Patch, memo: kopf.Memo, **_: Any) -> None:
+    """Answers with what `inject` adds; kopf turns the difference into a JSON patch."""
+    injected = inject(body, memo.inject)["spec"]
+    patch.spec.update({key: value for key, value in injected.items() if value != body["spec"].get(key)})
+
+
+class Server:
+    """kopf's WebhookServer, without its limit on bodies and without its outage when the certificate is renewed (kopf#1217)."""
+
+    def __init__(self, address: str | None, port: int, certificates: Path) -> None:
+        self.address, self.port = address, port
+        self.files = (certificates / "tls.crt", certificates / "tls.key")
+
+    async def __call__(self, fn: Any) -> AsyncIterator[kopf.WebhookClientConfig]:
+        """Serves until cancelled: `POST /HANDLER` for reviews, `GET /healthz` for probes."""
+
+        async def review(request: web.Request) -> web.Response:
+            data = await request.json()
+            return web.json_response(await fn(data, webhook=request.match_info["id"], headers=dict(request.headers)))
+
+        async def healthz(_: web.Request) -> web.Response:
+            return web.Response()
+
+        context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+        loaded = self._load(context)
+        app = web.Application(client_max_size=MAX_BODY)
+        app.add_routes([web.get("/healthz", healthz), web.post("/{id}", review)])
+        runner = web.AppRunner(app, access_log=None, shutdown_timeout=5)
+        await runner.setup()
+        try:
+            await web.TCPSite(runner, self.address, self.port, ssl_context=context).start()
+            yield kopf.WebhookClientConfig()
+            while True:
+                await asyncio.sleep(RELOAD)
+                loaded = self._reload(context, loaded)
+        finally:
+            await runner.cleanup()
+
+    def _load(self, context: ssl.SSLContext) -> tuple[bytes, ...]:
+        contents = tuple(file.read_bytes() for file in self.files)
+        # A pair that does not match would leave the context in use with neither; it fails in this one instead.
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(*self.files)
+        context.load_cert_chain(*self.files)
+        return contents
+
+    def _reload(self, context: ssl.SSLContext, loaded: tuple[bytes, ...]) -> tuple[bytes, ...]:
+        try:
+            if tuple(file.read_bytes() for file in self.files) != loaded:
+                loaded = self._load(context)
+                _log.info("the certificate was renewed")
+        except OSError as error:  # ssl.SSLError is one
+            _log.error("the certificate can't be read, the old one stays in use: %s", error)
+        return loaded
