@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
+from datetime import datetime, timezone
 from pathlib import Path
 
 from . import cgroups, control, images, model, network, node
@@ -108,7 +109,7 @@ def _create(cluster: Cluster) -> None:
 
 def _finish(cluster: Cluster, supervisor: Supervisor) -> None:
     """Start what needs an API server, and wait until everything works."""
-    nodes = cluster.node_names()
+    nodes, since = cluster.node_names(), _now()
     if cluster.controllers:
         control.start_controllers(cluster, supervisor)
     for name in nodes:
@@ -119,7 +120,7 @@ def _finish(cluster: Cluster, supervisor: Supervisor) -> None:
         images.load(cluster, supervisor, [images.base_image()])
     if cluster.controllers:
         control.await_default_account(cluster, supervisor)
-    await_nodes(cluster, supervisor, nodes)
+    await_nodes(cluster, supervisor, nodes, since)
     cluster.save(supervisor.pid, supervisor.processes(), ready=True)
 
 
@@ -133,30 +134,42 @@ def _resume(cluster: Cluster, supervisor: Supervisor, begun: float) -> None:
     control.start_etcd(cluster, supervisor)
     control.start_api_server(cluster, supervisor)
     for name in cluster.node_names():
-        node_resume(cluster, supervisor, name)
+        node.resume(cluster, supervisor, name)
     control.await_api_server(cluster, supervisor)
     _finish(cluster, supervisor)
     say(f"cluster {cluster.name} is ready again after {seconds(time.monotonic() - begun)}")
 
 
-def node_resume(cluster: Cluster, supervisor: Supervisor, name: str) -> None:
-    """Bring node `name` back, whichever of its processes are missing."""
-    node.resume(cluster, supervisor, name)
+def await_nodes(cluster: Cluster, supervisor: Supervisor, names: list[str], since: str) -> None:
+    """Wait until nodes are Ready and have shown life after `since` (UTC): the API server remembers a lost one as Ready for a while.
 
-
-def await_nodes(cluster: Cluster, supervisor: Supervisor, names: list[str]) -> None:
-    """Wait until nodes are Ready; a component that ends meanwhile is named with its log."""
-    kubectl: Command = [cluster.tools.kubernetes / "kubectl", "--kubeconfig", cluster.kubeconfig]
-    path = "jsonpath={range .items[*]}{.metadata.name}={.status.conditions[?(@.type=='Ready')].status}{'\\n'}{end}"
+    Raises:
+        LocalError: after 90 s, or as soon as a component has ended; names it, with its log.
+    """
+    if not names:
+        return
+    get: Command = [cluster.tools.kubernetes / "kubectl", "--kubeconfig", cluster.kubeconfig, "get"]
+    conditions = (
+        "jsonpath={range .items[*]}{.metadata.name}={.status.conditions[?(@.type=='Ready')].status}{'\\n'}{end}"
+    )
+    renewals = "jsonpath={range .items[*]}{.metadata.name}={.spec.renewTime}{'\\n'}{end}"
 
     def ready() -> bool:
-        return set(run([*kubectl, "get", "nodes", "-o", path]).split()) >= {f"{name}=True" for name in names}
+        leases = dict(
+            line.split("=") for line in run([*get, "leases", "-n", "kube-node-lease", "-o", renewals]).split()
+        )
+        alive = all(leases.get(name, "") >= since for name in names)
+        return alive and set(run([*get, "nodes", "-o", conditions]).split()) >= {f"{name}=True" for name in names}
 
     parts = [f"{name}-{part}" for name in names for part in ("kubelet", "containerd")]
     rest = ["etcd", "kube-apiserver", "kube-controller-manager", "kube-scheduler", "kube-proxy", "coredns"]
-    if names:
-        logs = ", ".join(str(supervisor.log(f"{name}-kubelet")) for name in names)
-        wait_for(f"{', '.join(names)} Ready (logs: {logs})", ready, 90, lambda: supervisor.check(*parts, *rest))
+    logs = ", ".join(str(supervisor.log(f"{name}-kubelet")) for name in names)
+    wait_for(f"{', '.join(names)} Ready (logs: {logs})", ready, 90, lambda: supervisor.check(*parts, *rest))
+
+
+def _now() -> str:
+    """Return the time as Kubernetes writes it."""
+    return datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
 
 
 def _stop_everything(directory: Path) -> None:
@@ -216,8 +229,9 @@ def start_node(directory: Path, name: str) -> None:
     with locked(lock_name(directory)):
         cluster, supervisor = running(directory)
         _known(cluster, name)
+        since = _now()
         node.resume(cluster, supervisor, name)
-        await_nodes(cluster, supervisor, [name])
+        await_nodes(cluster, supervisor, [name], since)
         cluster.save(supervisor.pid, supervisor.processes(), ready=True)
     say(f"{name} is back")
 

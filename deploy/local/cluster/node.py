@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import socket
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -72,6 +73,9 @@ disabled_plugins = ['io.containerd.nri.v1.nri', 'io.containerd.snapshotter.v1.bl
 
 [grpc]
   address = '{socket_path(name)}'
+
+[plugins.'io.containerd.metadata.v1.bolt']
+  no_sync = true  # the images are as short-lived as the cluster
 
 [plugins.'io.containerd.internal.v1.opt']
   path = '{inside}/opt'
@@ -159,9 +163,14 @@ def start_runtime(cluster: Cluster, supervisor: Supervisor, name: str) -> None:
 
 
 def await_runtime(supervisor: Supervisor, name: str) -> None:
-    """Wait until the node's containerd listens."""
+    """Wait until the node's containerd accepts connections; the socket alone may be that of one that was killed."""
     path = supervisor.root / str(socket_path(name)).lstrip("/")
-    wait_for(f"containerd of {name}", path.exists, 30, lambda: supervisor.check(f"{name}-containerd"))
+
+    def listens() -> bool:
+        with socket.socket(socket.AF_UNIX) as connection:
+            return connection.connect_ex(str(path)) == 0
+
+    wait_for(f"containerd of {name}", listens, 30, lambda: supervisor.check(f"{name}-containerd"))
 
 
 def start_kubelet(cluster: Cluster, supervisor: Supervisor, name: str) -> None:
