@@ -40,12 +40,12 @@ def register(name: str, creator: HandlerCreator) -> None:
     Raises:
         ValueError: the name is taken by another creator.
     """
-    from torch.distributed.elastic.rendezvous import registry
+    from torch.distributed.elastic.rendezvous import rendezvous_handler_registry
 
     from rdzv.registry import backend_registry
 
     backend_registry().register(name, creator)
-    registry.rendezvous_handler_registry.register(name, creator)
+    rendezvous_handler_registry.register(name, creator)
 
 
 def _params_from_environment() -> RendezvousParameters:

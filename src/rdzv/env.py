@@ -116,14 +116,14 @@ class PodEnvironment:
             slot=int(slot) if slot.isdigit() else None,
         )
 
-    def handler_config(self) -> dict[str, str]:
+    def handler_config(self) -> dict[str, str | int]:
         """`RendezvousParameters`' keyword configuration, with what torchrun's launcher adds itself."""
-        config = {"timeout": LAUNCH_TIMEOUT, **self.config}
+        config: dict[str, str | int] = {"timeout": LAUNCH_TIMEOUT, **self.config}
         if self.backend == "static":
             if self.slot is None:
                 raise RendezvousEnvironmentError(
                     "backend static takes a node's rank from the pod's index, and this pod has none: run it in an Indexed Job "
                     "or a StatefulSet, or set PET_NODE_RANK"
                 )
-            config["rank"] = str(self.slot)
+            config["rank"] = self.slot  # an int: torch compares it as it is (`static_tcp_rendezvous.py`)
         return config

@@ -58,4 +58,4 @@ def test_static_needs_an_index() -> None:
     with pytest.raises(RendezvousEnvironmentError, match="Indexed Job or a StatefulSet"):
         env.handler_config()
     env = PodEnvironment.parse({"PET_RDZV_BACKEND": "static", "PET_NNODES": "2", "PET_NODE_RANK": "1"})
-    assert env.handler_config()["rank"] == "1"
+    assert env.handler_config()["rank"] == 1
