@@ -1,8 +1,7 @@
 """Admission by webhook, for clusters without MutatingAdmissionPolicy: the same function, asked over HTTPS.
 
 Run as `kopf run operator/webhook.py --all-namespaces --standalone`. It keeps no state, needs no permission and watches nothing; kopf
-reads the API server's list of resources once, when it starts. The chart owns the MutatingWebhookConfiguration. Settings come by
-environment variables (charts/rendezvous-operator/templates/injection/webhook.yaml).
+reads the API server's list of resources once, when it starts. The chart sets the environment variables that it reads.
 """
 
 from __future__ import annotations
@@ -21,8 +20,6 @@ from aiohttp import web
 from rdzv.control.inject import Settings, inject
 from rdzv.spec import LABEL
 
-_log = logging.getLogger("rdzv.webhook")
-
 #: Bytes. The API server takes requests of up to 3 MiB; kopf's own server stops at 1 MiB.
 MAX_BODY = 4 << 20
 #: Seconds between looks at the certificate's files.
@@ -31,7 +28,7 @@ RELOAD = 10.0
 
 @kopf.on.startup()
 async def configure(settings: kopf.OperatorSettings, memo: kopf.Memo, **_: Any) -> None:
-    """Reads the settings; a missing one ends the process here, before it is asked anything."""
+    """Reads the settings; a missing one ends the process here."""
     memo.inject = Settings(
         delivery=os.environ["RDZV_LIBRARY_DELIVERY"],
         library_image=os.environ["RDZV_LIBRARY_IMAGE"],
@@ -96,7 +93,7 @@ class Server:
         try:
             if tuple(file.read_bytes() for file in self.files) != loaded:
                 loaded = self._load(context)
-                _log.info("the certificate was renewed")
+                logging.info("the certificate was renewed")
         except OSError as error:  # ssl.SSLError is one
-            _log.error("the certificate can't be read, the old one stays in use: %s", error)
+            logging.error("the certificate can't be read, the old one stays in use: %s", error)
         return loaded

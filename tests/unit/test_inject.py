@@ -1,0 +1,337 @@
+"""Injection as a function of the pod: what is added where, and above all what is left alone."""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+import functools
+import importlib.util
+from pathlib import Path
+from types import ModuleType
+from typing import Any, cast
+
+import jsonpatch
+import kopf
+import pytest
+from hypothesis import given
+from pod_strategies import pods
+
+from rdzv.control.inject import (
+    DELIVERIES,
+    INDEX_LABELS,
+    LIBRARY,
+    LIBRARY_ANNOTATION,
+    Settings,
+    inject,
+    is_injected,
+    shadowed,
+)
+from rdzv.env import PodEnvironment, render
+from rdzv.registry import backend_registry
+from rdzv.spec import LABEL, Rendezvous
+
+Object = dict[str, Any]
+
+SETTINGS = {
+    delivery: Settings(delivery=delivery, library_image="library:1", init_image="operator:1") for delivery in DELIVERIES
+}
+
+
+def pod(*containers: Object, labels: Object | None = None, annotations: Object | None = None, **spec: Any) -> Object:
+    return {
+        "metadata": {"name": "p", "labels": {LABEL: "mnist", **(labels or {})}, "annotations": annotations or {}},
+        "spec": {"containers": list(containers) or [{"name": "main", "image": "x"}], **spec},
+    }
+
+
+def injected(obj: Object, delivery: str = "none") -> Object:
+    return inject(obj, SETTINGS[delivery])
+
+
+def env_of(obj: Object, index: int = 0) -> list[Object]:
+    env: list[Object] = obj["spec"]["containers"][index]["env"]
+    return env
+
+
+def field(name: str, path: str) -> Object:
+    return {"name": name, "valueFrom": {"fieldRef": {"fieldPath": path}}}
+
+
+def test_everything_that_a_plain_pod_gets() -> None:
+    label = "metadata.labels['apps.kubernetes.io/pod-index']"
+    result = injected(pod(labels={"apps.kubernetes.io/pod-index": "1"}), "image-volume")
+    assert result["spec"] == {
+        "containers": [
+            {
+                "name": "main",
+                "image": "x",
+                "envFrom": [{"configMapRef": {"name": "rdzv-mnist"}}],
+                "env": [
+                    field("RDZV_POD_NAME", "metadata.name"),
+                    field("RDZV_POD_UID", "metadata.uid"),
+                    field("RDZV_POD_IP", "status.podIP"),
+                    field("RDZV_NODE_NAME", "spec.nodeName"),
+                    field("PET_LOCAL_ADDR", "status.podIP"),
+                    field("RDZV_SLOT", label),
+                    field("PET_NODE_RANK", label),
+                    field("RDZV_POD_CONFIG", "metadata.annotations['rdzv.dev/pod-config']"),
+                    {"name": "PET_RDZV_CONF", "value": "$(PET_RDZV_CONF)$(RDZV_POD_CONFIG)"},
+                    {"name": "PYTHONPATH", "value": "/opt/rdzv"},
+                ],
+                "volumeMounts": [{"name": LIBRARY, "mountPath": "/opt/rdzv", "readOnly": True}],
+            }
+        ],
+        "volumes": [{"name": LIBRARY, "image": {"reference": "library:1", "pullPolicy": "IfNotPresent"}}],
+    }
+
+
+def test_users_sources_come_after_ours_so_that_they_win() -> None:
+    result = injected(pod({"name": "main", "envFrom": [{"secretRef": {"name": "mine"}}]}))
+    assert result["spec"]["containers"][0]["envFrom"] == [
+        {"configMapRef": {"name": "rdzv-mnist"}},
+        {"secretRef": {"name": "mine"}},
+    ]
+
+
+def test_users_variables_stay_and_ours_of_that_name_is_not_added() -> None:
+    own = [{"name": "PET_RDZV_CONF", "value": "timeout=5"}, {"name": "RDZV_POD_CONFIG", "value": ""}]
+    env = env_of(injected(pod({"name": "main", "env": own}), "init"))
+    assert env[:2] == own
+    assert [entry["name"] for entry in env].count("PET_RDZV_CONF") == 1
+    assert [entry["name"] for entry in env].count("RDZV_POD_CONFIG") == 1
+
+
+@pytest.mark.parametrize("present", [INDEX_LABELS[i:] for i in range(len(INDEX_LABELS))])
+def test_the_first_index_label_is_taken(present: tuple[str, ...]) -> None:
+    env = env_of(injected(pod(labels=dict.fromkeys(present, "2"))))
+    assert field("RDZV_SLOT", f"metadata.labels['{present[0]}']") in env
+    assert field("PET_NODE_RANK", f"metadata.labels['{present[0]}']") in env
+
+
+def test_without_an_index_no_rank_is_made_up() -> None:
+    assert not {"RDZV_SLOT", "PET_NODE_RANK"} & {entry["name"] for entry in env_of(injected(pod()))}
+
+
+@pytest.mark.parametrize(
+    ("annotation", "targets"),
+    [
+        (None, {"a", "b"}),
+        ("", {"a", "b"}),
+        (" , ", {"a", "b"}),
+        ("a", {"a"}),
+        (" b , side", {"b", "side"}),
+        ("nobody", set()),
+        ("setup,rdzv-library", {"setup"}),
+    ],
+)
+def test_which_containers_are_injected(annotation: str | None, targets: set[str]) -> None:
+    annotations = {} if annotation is None else {"rdzv.dev/containers": annotation}
+    inits = [{"name": "setup"}, {"name": "side", "restartPolicy": "Always"}]
+    original = pod({"name": "a"}, {"name": "b"}, annotations=annotations, initContainers=inits)
+    result = injected(original, "init")
+    containers = [*result["spec"]["initContainers"], *result["spec"]["containers"]]
+    assert {container["name"] for container in containers if "envFrom" in container} == targets
+    assert is_injected(result) == bool(targets)
+    assert (result == original) == (not targets)
+    assert injected(result, "init") == result
+
+
+@pytest.mark.parametrize(
+    "change", [{"labels": {}}, {"labels": None}, {"labels": {LABEL: ""}}, {"labels": {"rdzv.dev/slot": "1"}}]
+)
+def test_pods_that_did_not_opt_in_stay_as_they_are(change: Object) -> None:
+    original = pod()
+    original["metadata"].update(change)
+    assert injected(original, "init") == original
+    assert not is_injected(original)
+
+
+def test_mirrors_of_static_pods_stay_as_they_are() -> None:
+    original = pod(annotations={"kubernetes.io/config.mirror": "hash"})
+    assert injected(original, "init") == original
+
+
+@pytest.mark.parametrize("default", DELIVERIES)
+@pytest.mark.parametrize(
+    ("annotation", "expected"), [*zip(DELIVERIES, DELIVERIES, strict=True), ("typo", None), (None, None)]
+)
+def test_the_annotation_overrules_the_delivery(default: str, annotation: str | None, expected: str | None) -> None:
+    spec = injected(pod(annotations={LIBRARY_ANNOTATION: annotation} if annotation else {}), default)["spec"]
+    found = {"image": "image-volume", "emptyDir": "init"}
+    volumes = spec.get("volumes", [])
+    assert next((found[key] for volume in volumes for key in volume if key in found), "none") == (expected or default)
+    assert ("initContainers" in spec) == ((expected or default) == "init")
+
+
+def test_the_init_container_is_first_and_fits_the_restricted_standard() -> None:
+    spec = injected(pod(initContainers=[{"name": "mine"}]), "init")["spec"]
+    ours, mine = spec["initContainers"]
+    assert mine == {"name": "mine"}
+    assert ours["securityContext"] == {
+        "allowPrivilegeEscalation": False,
+        "capabilities": {"drop": ["ALL"]},
+        "readOnlyRootFilesystem": True,
+        "runAsNonRoot": True,
+        "seccompProfile": {"type": "RuntimeDefault"},
+    }
+    # A Guaranteed pod stays Guaranteed.
+    assert ours["resources"]["requests"] == ours["resources"]["limits"]
+
+
+@pytest.mark.parametrize(("user", "expected"), [(0, 65532), (1000, None), (None, None)])
+def test_the_init_container_of_a_pod_of_root_is_not_root(user: int | None, expected: int | None) -> None:
+    context = {} if user is None else {"securityContext": {"runAsUser": user}}
+    ours = injected(pod(**context), "init")["spec"]["initContainers"][0]
+    assert ours["securityContext"].get("runAsUser") == expected
+
+
+def test_a_volume_of_our_name_is_used_and_not_filled() -> None:
+    volumes = [{"name": LIBRARY, "persistentVolumeClaim": {"claimName": "mine"}}]
+    spec = injected(pod(volumes=volumes), "init")["spec"]
+    assert spec["volumes"] == volumes
+    assert "initContainers" not in spec
+    assert spec["containers"][0]["volumeMounts"][0]["name"] == LIBRARY
+
+
+def test_with_a_container_of_our_name_nothing_can_be_copied() -> None:
+    spec = injected(pod({"name": LIBRARY}), "init")["spec"]
+    assert {"volumes", "initContainers"}.isdisjoint(spec)
+    assert "PYTHONPATH" not in {entry["name"] for entry in spec["containers"][0]["env"]}
+
+
+@pytest.mark.parametrize("path", ["/opt/rdzv", "/opt/rdzv/"])
+def test_what_the_user_mounts_at_our_path_stays(path: str) -> None:
+    mounts = [{"name": "mine", "mountPath": path}]
+    container = injected(pod({"name": "main", "volumeMounts": mounts}), "image-volume")["spec"]["containers"][0]
+    assert container["volumeMounts"] == mounts
+
+
+def test_a_delivery_that_does_not_exist_is_refused_by_name() -> None:
+    with pytest.raises(ValueError, match="'csi': write one of image-volume, init, none"):
+        Settings(delivery="csi", library_image="", init_image="")
+
+
+@given(pods())
+def test_twice_is_once(original: Object) -> None:
+    for settings in SETTINGS.values():
+        once = inject(original, settings)
+        assert inject(once, settings) == once
+        for other in SETTINGS.values():  # a policy and a webhook of different releases
+            again = inject(once, other)
+            assert again["spec"]["containers"][0].get("envFrom") == once["spec"]["containers"][0].get("envFrom")
+
+
+@given(pods())
+def test_nothing_is_removed_or_overwritten_and_the_argument_is_not_changed(original: Object) -> None:
+    before = copy.deepcopy(original)
+    for settings in SETTINGS.values():
+        assert kept(before, inject(original, settings))
+    assert original == before
+
+
+def kept(old: Any, new: Any) -> bool:
+    """Whether all of `old` is in `new`: mappings key by key, lists as a subsequence in order."""
+    if isinstance(old, dict):
+        return isinstance(new, dict) and all(key in new and kept(value, new[key]) for key, value in old.items())
+    if isinstance(old, list):
+        rest = iter(new)
+        return all(any(kept(item, candidate) for candidate in rest) for item in old)
+    return bool(old == new)
+
+
+@given(pods())
+def test_of_each_name_users_variables_come_as_they_were(original: Object) -> None:
+    result = inject(original, SETTINGS["init"])
+    old = {container["name"]: container.get("env", []) for container in original["spec"]["containers"]}
+    for container in result["spec"]["containers"]:
+        own, now = old[container["name"]], container.get("env", [])
+        assert now[: len(own)] == own
+        added = [entry["name"] for entry in now[len(own) :]]
+        assert len(set(added)) == len(added)
+        assert {entry["name"] for entry in own}.isdisjoint(added)
+
+
+@given(pods(labelled=False))
+def test_pods_without_the_label_are_never_touched(original: Object) -> None:
+    for settings in SETTINGS.values():
+        assert inject(original, settings) == original
+    assert not is_injected(original)
+
+
+@functools.cache
+def webhook() -> ModuleType:
+    """operator/webhook.py, which is a program and no part of the package."""
+    spec = importlib.util.spec_from_file_location("webhook", Path(__file__).parents[2] / "operator" / "webhook.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@given(pods())
+def test_kopfs_json_patch_leads_to_the_same_pod(original: Object) -> None:
+    handler = webhook().add
+    for settings in SETTINGS.values():
+        body = kopf.Body(cast("kopf.RawBody", original))
+        patch = kopf.Patch(body=body)
+        asyncio.run(handler(body=body, patch=patch, memo=kopf.Memo(inject=settings)))
+        assert jsonpatch.apply_patch(original, patch.as_json_patch()) == inject(original, settings)
+
+
+def test_shadowed_is_empty_after_injection_as_the_api_server_returns_it() -> None:
+    result = injected(pod(labels={"rdzv.dev/slot": "1"}), "init")
+    for entry in env_of(result):
+        entry.get("valueFrom", {}).get("fieldRef", {})["apiVersion"] = "v1"
+    assert shadowed(result) == []
+
+
+@pytest.mark.parametrize(
+    ("container", "expected"),
+    [
+        ({"env": [{"name": "PET_NNODES", "value": "3"}]}, ["PET_NNODES"]),
+        (
+            {"env": [{"name": "RDZV_POD_IP", "valueFrom": {"fieldRef": {"fieldPath": "status.hostIP"}}}]},
+            ["RDZV_POD_IP"],
+        ),
+        ({"env": [{"name": "PET_LOG_DIR", "value": "/log"}, {"name": "NCCL_DEBUG", "value": "INFO"}]}, []),
+        ({"env": [{"name": "PYTHONPATH", "value": "/app"}]}, ["PYTHONPATH"]),
+        ({"env": [{"name": "PYTHONPATH", "value": "/app:/opt/rdzv"}]}, []),
+        ({"env": [{"name": "PYTHONPATH", "valueFrom": {"secretKeyRef": {"name": "a", "key": "b"}}}]}, ["PYTHONPATH"]),
+        ({"command": ["torchrun", "--nnodes=2", "--rdzv_backend", "c10d", "train.py"]}, ["--nnodes", "--rdzv-backend"]),
+        (
+            {"args": ["sh", "-c", "exec torchrun --rdzv-id=1 --standalone train.py --rdzv-id=1"]},
+            ["--rdzv-id", "--standalone"],
+        ),
+        ({"args": ["train.py", "--nnodes-file", "x", "--my-rdzv-id=3", "nnodes"]}, []),
+    ],
+)
+def test_what_the_user_shadows_is_named(container: Object, expected: list[str]) -> None:
+    result = injected(pod({"name": "main", **container}), "image-volume")
+    assert shadowed(result) == [("main", name) for name in expected]
+
+
+def test_pythonpath_is_the_users_business_where_no_library_is() -> None:
+    result = injected(pod({"name": "main", "env": [{"name": "PYTHONPATH", "value": "/app"}]}), "none")
+    assert shadowed(result) == []
+
+
+@pytest.mark.parametrize("backend", ["c10d", "static"])
+def test_whatever_the_operator_renders_into_the_environment_can_be_reported(backend: str) -> None:
+    rendezvous = Rendezvous.from_object(
+        {
+            "metadata": {"name": "mnist", "namespace": "team", "uid": "u"},
+            "spec": {"backend": backend, "nodes": {"min": 2, "max": 2}, "nprocPerNode": "2"},
+        }
+    )
+    names = render(rendezvous, backend_registry().provision(rendezvous))
+    own = [{"name": name, "value": "mine"} for name in names]
+    assert shadowed(injected(pod({"name": "main", "env": own}))) == [("main", name) for name in names]
+
+
+def test_the_injected_environment_is_what_the_pod_side_reads() -> None:
+    """The two ends of the contract meet: names written here are the names parsed in the pod."""
+    names = {entry["name"] for entry in env_of(injected(pod(labels={"rdzv.dev/slot": "3"})))}
+    environ = {"PET_RDZV_BACKEND": "c10d", **{name: "3" for name in names if name in {"RDZV_SLOT", "PET_LOCAL_ADDR"}}}
+    parsed = PodEnvironment.parse(environ)
+    assert (parsed.slot, parsed.local_addr) == (3, "3")
