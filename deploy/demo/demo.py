@@ -121,9 +121,10 @@ def install(cluster: Cluster, images: Images) -> None:
     """Installs or upgrades the chart, in a namespace that admits only restricted pods, and waits until it runs."""
     labels = {"pod-security.kubernetes.io/enforce": "restricted"}
     cluster.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": SYSTEM, "labels": labels}})
-    releases = json.loads(cluster.helm("list", "-n", SYSTEM, "--all", "-o", "json"))
-    if any(release["name"] == RELEASE and release["status"].startswith("pending") for release in releases):
-        cluster.helm("uninstall", RELEASE, "-n", SYSTEM, "--wait")  # a Helm that was killed leaves its lock
+    with contextlib.suppress(DemoError):  # there is no release yet
+        release = json.loads(cluster.helm("status", RELEASE, "-n", SYSTEM, "-o", "json"))
+        if release["info"]["status"].startswith("pending"):  # a Helm that was killed leaves its lock
+            cluster.helm("uninstall", RELEASE, "-n", SYSTEM, "--wait")
     values = []
     for prefix, image in (("image", images.operator), ("library.image", images.library)):
         repository, tag = sample.split_reference(image)
@@ -206,7 +207,7 @@ def diagnose(cluster: Cluster) -> None:
         ("describe", "rendezvous", *here),
         ("get", "events", *here, "--sort-by=.lastTimestamp"),
         ("logs", *here, "-l", LABEL, "--prefix", "--tail=30", "--max-log-requests=64"),
-        ("get", "pods", "-n", SYSTEM, "-o", "wide"),
+        ("describe", "pods", "-n", SYSTEM),
         ("logs", "-n", SYSTEM, f"deployment/{RELEASE}", "--tail=40"),
     )
     for arguments in looks:
@@ -223,11 +224,11 @@ def demo(clock: Clock, kubeconfig: str, backend: str) -> int:
             images = local_images()
     else:
         images = given_images()
-    with clock.stage("chart"):
-        install(cluster, images)
-        clock.say(f"{RELEASE} runs in namespace {SYSTEM}")
-        remove_previous(cluster)
     try:
+        with clock.stage("chart"):
+            install(cluster, images)
+            clock.say(f"{RELEASE} runs in namespace {SYSTEM}")
+            remove_previous(cluster)
         with clock.stage(f"training with backend {backend}"):
             applied, pods = train(cluster, clock, backend, images)
         results = read_results(cluster, pods)

@@ -22,6 +22,8 @@ RUN python3 -m pip install --no-deps --no-compile --target /opt/rdzv /wheels/*.w
 
 FROM ${BASE}
 ENV PATH=/opt/venv/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1
+# kopf asks for its user's name, and a uid has none here.
+ENV LOGNAME=rendezvous-operator
 COPY --from=build /opt/venv /opt/venv
 COPY --from=build /opt/rdzv /opt/rdzv
 COPY operator /app/operator
