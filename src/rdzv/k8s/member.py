@@ -1,0 +1,404 @@
+"""One agent's side of the protocol as a pure function: `step(state, event, now) -> (state, actions)`.
+
+No I/O, no clock, no randomness: `now` is seconds of the caller's monotonic clock. The caller keeps one state per agent,
+feeds it every event one at a time, and carries out the actions in order (both are in `rdzv.k8s.events`). The rules and
+why they hold: docs/adr/0010-kubernetes-protocol.md.
+"""
+
+from __future__ import annotations
+
+import zlib
+from dataclasses import dataclass, field, replace
+
+from rdzv.k8s.events import (
+    CLOSED_ERROR,
+    CONNECTION,
+    GRACEFUL,
+    TIMEOUT,
+    Accept,
+    Action,
+    Bound,
+    Candidate,
+    CoordinatorFound,
+    CoordinatorLost,
+    Event,
+    Finished,
+    Identity,
+    Join,
+    LeaderUnreachable,
+    OwnRead,
+    Raise,
+    Read,
+    ReadFailed,
+    Rebind,
+    RosterSeen,
+    RoundSeen,
+    Sigterm,
+    SteppedDown,
+    Timing,
+    Wake,
+    Write,
+    WriteFailed,
+    WriteUnknown,
+    Written,
+)
+from rdzv.k8s.records import CLOSED, FAILED, LEAVING, LIVE, RUNNING, SUCCEEDED, Member, Roster, Round
+
+
+@dataclass(frozen=True)
+class MemberState:
+    """What one agent knows. Start with `MemberState(identity, timing)`; read `mine`, `slot` and `seen`, write nothing."""
+
+    me: Identity
+    timing: Timing = field(default_factory=Timing)
+    slot: int | None = None
+    """The own slot, once it is known; `me.slot` when the pod has an index."""
+
+    observed: bool = False
+    seen: Round | None = None
+    seen_rv: int = 0
+    top: int = 0
+    """Highest round number ever seen; only grows, also when the Round is deleted and made again."""
+    met: bool = False
+    """A Round of the own run was seen."""
+    ended: int = -1
+    """Round that was already closed at the first look: what a new run of the same Rendezvous starts from."""
+    foreign: str = ""
+    """Run ID of the Round when it is not ours."""
+    superseded: bool = False
+
+    mine: int = 0
+    """Number of the round accepted last."""
+    joining: bool = False
+    port: int = 0
+    rebinding: bool = False
+    want: int = 0
+    deadline: float = 0.0
+    parked: bool = False
+
+    desired: Member | None = None
+    acked: Member | None = None
+    acked_rv: int | None = None
+    pending: Member | None = None
+    unknown: bool = False
+    reading: bool = False
+    confirmed_at: float = 0.0
+    retry_at: float = 0.0
+    failures: int = 0
+
+    roster: Roster | None = None
+    leaving: bool = False
+    finished: bool = False
+
+    candidate: bool = False
+    vacant_since: float | None = None
+    lost_term: int = -1
+    stepped_rv: int = 0
+
+
+def num_nodes_waiting(state: MemberState) -> int:
+    """1 when the world this agent is in is to be formed anew, else 0. Reads the state only and never raises."""
+    seen = state.seen
+    if seen is None or seen.phase == CLOSED or not state.mine or state.leaving or state.finished:
+        return 0
+    return int(max(seen.round, seen.want) > state.mine)
+
+
+def step(state: MemberState, event: Event, now: float) -> tuple[MemberState, list[Action]]:
+    """The next state and what to do about it."""
+    state = _take_reply(_take_seen(_take_call(state, event, now), event), event, now)
+    actions: list[Action] = []
+    state = _join(state, actions, now)
+    state = _write(state, actions, now)
+    state = _candidacy(state, actions, now)
+    wake = _wake(state)
+    if wake is not None:
+        actions.append(Wake(wake))
+    return state, actions
+
+
+def _take_call(state: MemberState, event: Event, now: float) -> MemberState:
+    """What the agent asks for, or is told."""
+    deadline = now + state.timing.join_timeout
+    match event:
+        case Join(port):
+            slot = state.slot if state.me.slot is None else state.me.slot
+            state = replace(state, joining=True, port=port, want=0, slot=slot, rebinding=False)
+            state = replace(state, deadline=deadline, parked=False)
+        case Bound(port):
+            state = replace(state, port=port, rebinding=False)
+        case LeaderUnreachable(round_) if state.mine == round_ and not state.joining:
+            state = replace(state, joining=True, port=0, deadline=deadline)
+        case Sigterm():
+            state = replace(state, leaving=True, desired=_with_state(state, LEAVING))
+        case Finished(success):
+            # A node that was told to leave, and then fails, left: nobody is to blame.
+            word = SUCCEEDED if success else LEAVING if state.leaving else FAILED
+            state = replace(state, finished=True, desired=_with_state(state, word))
+        case _:
+            pass
+    return state
+
+
+def _take_seen(state: MemberState, event: Event) -> MemberState:
+    """What was learned about the others."""
+    match event:
+        case RoundSeen():
+            state = _see(state, event)
+        case RosterSeen(roster):
+            state = replace(state, roster=roster)
+        case CoordinatorLost(term):
+            state = replace(state, lost_term=max(state.lost_term, term))
+        case CoordinatorFound(term) if state.lost_term <= term:
+            state = replace(state, lost_term=-1)
+        case SteppedDown(rv):
+            state = replace(state, candidate=False, stepped_rv=rv)
+        case _:
+            pass
+    return state
+
+
+def _take_reply(state: MemberState, event: Event, now: float) -> MemberState:
+    """What became of the own requests."""
+    match event:
+        case Written(rv):
+            state = replace(state, acked=state.pending, acked_rv=rv, pending=None, failures=0, confirmed_at=now)
+        case WriteFailed():
+            state = _later(replace(state, pending=None), now)
+        case WriteUnknown():
+            state = replace(state, pending=None, unknown=True)
+        case ReadFailed():
+            state = _later(replace(state, reading=False), now)
+        case OwnRead(member, rv):
+            state = replace(state, unknown=False, reading=False, failures=0, confirmed_at=now)
+            state = _read(state, member, rv)
+        case _:
+            pass
+    return state
+
+
+def _read(state: MemberState, member: Member | None, rv: int) -> MemberState:
+    if member is None:
+        return replace(state, acked=None, acked_rv=None)
+    if member.run_id == state.me.run_id:
+        # An earlier start of this pod knew of rounds, and had a slot, which the new one has to respect.
+        state = replace(state, top=max(state.top, member.seen_round))
+        if state.slot is None:
+            state = replace(state, slot=member.slot)
+    return replace(state, acked=replace(member, created=""), acked_rv=rv)
+
+
+def _later(state: MemberState, now: float) -> MemberState:
+    wait = min(state.timing.retry * 2 ** min(state.failures, 16), state.timing.retry_max)
+    return replace(state, failures=state.failures + 1, retry_at=now + wait)
+
+
+def _with_state(state: MemberState, word: str) -> Member | None:
+    last = state.desired or state.acked
+    return None if last is None else replace(last, state=word)
+
+
+def _see(state: MemberState, event: RoundSeen) -> MemberState:
+    """Takes the Round unless it is older than what was seen. RVs of one kind are ordered, also across deletion."""
+    first, record = not state.met, event.round
+    if record is None:
+        if event.rv and event.rv <= state.seen_rv:
+            return state
+        return replace(state, observed=True, seen=None, seen_rv=max(event.rv, state.seen_rv), foreign="")
+    if event.rv <= state.seen_rv:
+        return state
+    state = replace(state, observed=True, seen=None, seen_rv=event.rv)
+    if record.run_id != state.me.run_id:
+        return replace(state, foreign=record.run_id, superseded=state.met)
+    state = replace(state, seen=record, top=max(state.top, record.round), met=True, foreign="", superseded=False)
+    if first and record.phase == CLOSED:
+        state = replace(state, ended=record.round)
+    if record.round < state.top and state.desired is not None and not state.joining:
+        # Round numbers went back: the Round was deleted and made by somebody who knew less. Tell it how far we were.
+        state = replace(state, desired=replace(state.desired, seen_round=state.top))
+    return state
+
+
+def _join(state: MemberState, actions: list[Action], now: float) -> MemberState:
+    """Ends `next_rendezvous` with a world or an error, or asks (again) to be counted."""
+    seen = state.seen
+    if not state.joining:
+        return state
+    state = _park(state, now)
+    ending = _ending(state) or _overdue(state, now)
+    if ending is not None:
+        actions.append(ending)
+        leave = ending.kind in (TIMEOUT, CONNECTION)
+        return replace(state, joining=False, desired=_with_state(state, LEAVING) if leave else state.desired)
+    if seen is None or state.rebinding or (state.want and not _decided(state, seen)):
+        return state
+    accept = _accept(state, seen) if state.want else None
+    if accept is None:
+        return _ask(state, actions)
+    actions.append(accept)
+    return replace(state, joining=False, mine=seen.round, slot=accept.slot, port=0, want=0)
+
+
+def _decided(state: MemberState, seen: Round) -> bool:
+    """The round asked for has been formed, with this join in it or not (which only an acknowledged join can tell)."""
+    return seen.round >= state.want and (seen.phase != RUNNING or _acknowledged(state))
+
+
+def _ending(state: MemberState) -> Raise | None:
+    """Why there will be no world for this agent, if so."""
+    seen, name = state.seen, state.me.rendezvous
+    kind, text = CLOSED_ERROR, ""
+    if state.leaving or state.finished:
+        text = f"{state.me.name} is being stopped and does not join {name} again"
+    elif state.superseded:
+        text = f"Rendezvous {name} was deleted and made again; this pod belongs to the old one (run {state.me.run_id})"
+    elif seen is not None and seen.phase == CLOSED and seen.round != state.ended:
+        reason, by = (seen.closed.reason, seen.closed.by) if seen.closed else ("unknown", "unknown")
+        kind = GRACEFUL if reason == "Succeeded" else CLOSED_ERROR
+        text = f"Rendezvous {name} was closed by {by}: {reason}"
+    elif seen is not None and _usurped(state, seen):
+        text = f"slot {state.me.slot} of Rendezvous {name} is held by another, newer pod"
+    return Raise(kind, text) if text else None
+
+
+def _overdue(state: MemberState, now: float) -> Raise | None:
+    if now < state.deadline or state.parked:
+        return None
+    waited = f"Rendezvous {state.me.rendezvous} did not form a round within {state.timing.join_timeout:g} s"
+    if state.foreign:
+        return Raise(TIMEOUT, f"{waited}: its Round belongs to run {state.foreign}, this pod to run {state.me.run_id}")
+    if not state.observed or (state.want and not _acknowledged(state)):
+        return Raise(CONNECTION, f"{waited}: the API server was not reached or did not take the request to join")
+    missing = "; ".join(f"{a.pod} is {a.reason}" for a in state.roster.hopeless[:5]) if state.roster else ""
+    return Raise(TIMEOUT, f"{waited}{': ' if missing else ''}{missing}")
+
+
+def _usurped(state: MemberState, seen: Round) -> bool:
+    """Another pod was counted on the own slot although this join was known to the coordinator."""
+    if state.me.slot is None or seen.phase != RUNNING or not state.want or not _decided(state, seen):
+        return False
+    known = state.acked_rv is not None and state.acked_rv <= seen.members_rv
+    return known and state.me.slot in seen.slots and seen.rank_of(state.me.incarnation) is None
+
+
+def _acknowledged(state: MemberState) -> bool:
+    """The API server has confirmed exactly what this agent last wanted to say."""
+    return state.desired is not None and state.acked == state.desired and state.pending is None and not state.unknown
+
+
+def _accept(state: MemberState, seen: Round) -> Accept | None:
+    """The world, if it counted this very join: own fingerprint and bit, and the join no younger than what was counted.
+
+    A world whose end is already wanted is not accepted: it would be left at once.
+    """
+    rank = seen.rank_of(state.me.incarnation)
+    if seen.phase != RUNNING or seen.want > seen.round or seen.leader is None or rank is None:
+        return None
+    if state.acked_rv is None or state.acked_rv > seen.members_rv:
+        return None
+    slot = seen.slots[rank]
+    if state.me.slot is not None and slot != state.me.slot:
+        return None
+    return Accept(seen.round, rank, seen.size, slot, seen.leader)
+
+
+def _ask(state: MemberState, actions: list[Action]) -> MemberState:
+    """Asks for the round after the highest one known, with a store that no earlier request has named."""
+    if state.want or not state.port:
+        # A round that this agent has not seen may have used the port of its last request.
+        actions.append(Rebind())
+        return replace(state, port=0, want=0, rebinding=True)
+    me = state.me
+    desired = Member(
+        name=me.name,
+        rendezvous=me.rendezvous,
+        run_id=me.run_id,
+        incarnation=me.incarnation,
+        address=me.address,
+        port=state.port,
+        want_round=state.top + 1,
+        seen_round=state.top,
+        slot=state.slot,
+        state=LIVE,
+        node=me.node,
+    )
+    return replace(state, want=desired.want_round, desired=desired)
+
+
+def _park(state: MemberState, now: float) -> MemberState:
+    """While a world runs without it, a spare waits without a deadline; the time counts again when a round forms."""
+    seen = state.seen
+    world = seen is not None and seen.phase == RUNNING and seen.want <= seen.round < state.want
+    parked = world and _acknowledged(state)
+    if state.parked and not parked:
+        return replace(state, parked=False, deadline=now + state.timing.join_timeout)
+    return replace(state, parked=parked)
+
+
+def _write(state: MemberState, actions: list[Action], now: float) -> MemberState:
+    """Brings the Member in the API to what is desired; one request at a time, nothing repeated blindly."""
+    if state.pending is not None or state.reading or now < state.retry_at:
+        return state
+    if state.unknown or (_checking(state) and now >= state.confirmed_at + state.timing.check_interval):
+        actions.append(Read())
+        return replace(state, reading=True)
+    if state.desired is None or state.desired == state.acked:
+        return state
+    actions.append(Write(state.desired, state.acked_rv))
+    return replace(state, pending=state.desired)
+
+
+def _checking(state: MemberState) -> bool:
+    """Somebody may delete the Member by hand; an agent that waits to be counted would wait for ever."""
+    return state.joining and not state.parked and _acknowledged(state)
+
+
+def _candidacy(state: MemberState, actions: list[Action], now: float) -> MemberState:
+    """Starts the coordinator function when nobody coordinates, earlier the lower the own slot."""
+    if not _vacant(state):
+        return replace(state, vacant_since=None)
+    since = now if state.vacant_since is None else state.vacant_since
+    state = replace(state, vacant_since=since)
+    if now < since + takeover_delay(state):
+        return state
+    actions.append(Candidate(state.seen.term if state.seen else 0))
+    return replace(state, candidate=True, vacant_since=None)
+
+
+def _vacant(state: MemberState) -> bool:
+    if state.candidate or state.leaving or state.finished or state.superseded:
+        return False
+    if not state.observed or state.seen_rv < state.stepped_rv or not (state.joining or state.mine):
+        return False
+    coordinator = state.seen.coordinator if state.seen else None
+    if coordinator is None:
+        return True
+    return coordinator.incarnation == state.me.incarnation or state.lost_term >= coordinator.term
+
+
+def takeover_delay(state: MemberState) -> float:
+    """Seconds from the moment nobody coordinates until this agent starts to: 0 for the first in the order of slots."""
+    seen, timing = state.seen, state.timing
+    # Pods without a slot are spread by a hash, behind the first one that has a slot.
+    slot = state.slot if state.slot is not None else 1 + zlib.crc32(state.me.incarnation.encode()) % 16
+    if seen is None or seen.coordinator is None or seen.coordinator.incarnation == state.me.incarnation:
+        return 0.0 if slot == 0 and not state.mine else timing.bootstrap_delay + slot * timing.takeover_step
+    rank = seen.rank_of(state.me.incarnation)
+    if rank is None:
+        return (seen.size + 1 + slot) * timing.takeover_step
+    gone = seen.coordinator.slot
+    return (rank - (gone is not None and gone in seen.slots and gone < seen.slots[rank])) * timing.takeover_step
+
+
+def _wake(state: MemberState) -> float | None:
+    times = []
+    if state.joining and not state.parked:
+        times.append(state.deadline)
+    if state.vacant_since is not None:
+        times.append(state.vacant_since + takeover_delay(state))
+    if state.pending is None and not state.reading:
+        if state.unknown or (state.desired is not None and state.desired != state.acked):
+            times.append(state.retry_at)
+        elif _checking(state):
+            times.append(max(state.retry_at, state.confirmed_at + state.timing.check_interval))
+    return min(times, default=None)
