@@ -19,6 +19,7 @@ from .api import (
     ApiError,
     Call,
     Conflict,
+    Forbidden,
     NotFound,
     Object,
     Reply,
@@ -36,7 +37,7 @@ from .retry import Backoff, Retry
 from .transport import CALL_SECONDS, Connection
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
     from http.client import HTTPResponse
 
     from .config import Config
@@ -52,8 +53,11 @@ MAX_OBJECT = 1024 * 1024
 """Bytes of a request's body. etcd refuses at 1.5 MiB, with an error that does not say which object."""
 UNAUTHORIZED_SECONDS = 30.0
 """How long 401 is retried: API servers answer it for seconds while they start, to everybody."""
+STARTING_SECONDS = 10.0
+"""How long after an outage 403 is retried: an API server that starts refuses everything until it has read the roles."""
 _JSON = "application/json"
 _MERGE_PATCH = "application/merge-patch+json"
+_JSON_PATCH = "application/json-patch+json"
 
 
 class Client:
@@ -68,6 +72,7 @@ class Client:
     def __init__(self, config: Config) -> None:
         self.config = config
         self._closed = False
+        self._trouble_at = float("-inf")
         self._reset()
 
     def _reset(self) -> None:
@@ -194,6 +199,18 @@ class Client:
         """RFC 7386 merge patch. With `metadata.resourceVersion` in it, a compare-and-set."""
         return self._call(Call("patch", resource, namespace, name), "PATCH", body=patch, retry=retry)
 
+    def json_patch(
+        self,
+        resource: Resource,
+        namespace: str | None,
+        name: str,
+        patch: Sequence[Object],
+        *,
+        retry: Retry | None = None,
+    ) -> Object:
+        """RFC 6902 patch: carried out completely, on the state of that moment, or not at all (`Invalid`: a `test` failed)."""
+        return self._call(Call("patch", resource, namespace, name), "PATCH", body=patch, retry=retry)
+
     def delete(
         self,
         resource: Resource,
@@ -268,7 +285,7 @@ class Client:
         method: str,
         *,
         query: Mapping[str, str] | None = None,
-        body: Object | None = None,
+        body: Object | Sequence[Object] | None = None,
         retry: Retry | None = None,
     ) -> Object:
         data = None if body is None else json.dumps(body, separators=(",", ":")).encode()
@@ -284,6 +301,7 @@ class Client:
                 return self._exchange(request, retry)
             except Unauthorized as caught:
                 error: ApiError = caught
+                self.maybe_starting(caught)
                 give_up_401 = min(give_up_401, time.monotonic() + UNAUTHORIZED_SECONDS)
                 changed = self.reauthorize()
                 if retry is None and changed:
@@ -291,8 +309,13 @@ class Client:
                     continue
                 if time.monotonic() >= give_up_401:
                     raise
+            except Forbidden as caught:
+                if not self.maybe_starting(caught):
+                    raise
+                error = caught
             except (TooManyRequests, ServerError, Unreachable) as caught:
                 error = caught
+                self.maybe_starting(caught)
             if retry is None or (error.maybe_applied and not request.safe):
                 raise error
             log.debug("retrying after %s", error)
@@ -304,6 +327,12 @@ class Client:
         asked = {key: value for key, value in (query or {}).items() if value}
         path = self.config.path + call.resource.path(call.namespace, name)
         return f"{path}?{urlencode(asked)}" if asked else path
+
+    def maybe_starting(self, error: ApiError) -> bool:
+        """Whether the API server was away or starting a moment ago, this error included."""
+        if isinstance(error, (Unreachable, ServerError, Unauthorized)):
+            self._trouble_at = time.monotonic()
+        return time.monotonic() - self._trouble_at < STARTING_SECONDS
 
     def reauthorize(self) -> bool:
         """After a 401: new credentials and, since a connection keeps its client certificate, new connections."""
@@ -372,7 +401,9 @@ class _Request:
     def content(self) -> str | None:
         if self.body is None:
             return None
-        return _MERGE_PATCH if self.method == "PATCH" else _JSON
+        if self.method != "PATCH":
+            return _JSON
+        return _JSON_PATCH if self.body.startswith(b"[") else _MERGE_PATCH
 
 
 def reply_of(response: HTTPResponse, body: bytes) -> Reply:

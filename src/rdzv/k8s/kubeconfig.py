@@ -13,9 +13,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 _KEY = re.compile(
-    r"""(?P<key>"(?:[^"\\]|\\.)*"|'(?:[^']|'')*'|[^\s'"#&*!|>%@`{}\[\],?:-][^:#]*?)\s*:(?:\s+(?P<value>.*))?$"""
+    r"""(?P<key>"(?:[^"\\]|\\.)*"|'(?:[^']|'')*'|[^\s'"#&*!|>%@`{}\[\],?:-][^:#]*?)[ \t]*:(?:[ \t]+(?P<value>.*))?$"""
 )
-_BLOCK = re.compile(r"(?P<style>[|>])(?P<indent>[1-9]?)(?P<chomp>[+-]?)(?P<indent2>[1-9]?)\s*(?:\s#.*)?$")
+_BLOCK = re.compile(r"(?P<style>[|>])(?P<indent>[1-9]?)(?P<chomp>[+-]?)(?P<indent2>[1-9]?)[ \t]*(?:[ \t]#.*)?$")
 _ESCAPE = re.compile(r"\\(x[0-9a-fA-F]{2}|u[0-9a-fA-F]{4}|U[0-9a-fA-F]{8}|.)", re.DOTALL)
 _ESCAPES = {"0": "\0", "a": "\a", "b": "\b", "t": "\t", "\t": "\t", "n": "\n", "v": "\v", "f": "\f", "r": "\r"}
 _ESCAPES |= {"e": "\x1b", " ": " ", '"': '"', "/": "/", "\\": "\\"}
@@ -91,10 +91,10 @@ class _Reader:
         return ConfigError(f"{self.where}, line {(self.at if at is None else at) + 1}: {why}")
 
     def document(self) -> Any:
-        if self.peek() is not None and self.lines[self.at].rstrip() == "---":
+        if self.peek() is not None and self.lines[self.at].rstrip(" \t") == "---":
             self.at += 1
         value = self.block(0) if self.peek() is not None else {}
-        if self.peek() is not None and self.lines[self.at].rstrip() != "...":
+        if self.peek() is not None and self.lines[self.at].rstrip(" \t") != "...":
             raise self.fail("only one document, and only block style, is read here")
         return value
 
@@ -102,7 +102,7 @@ class _Reader:
         """Indentation and text of the next line that says something."""
         while self.at < len(self.lines):
             line = self.lines[self.at]
-            text = line.strip()
+            text = line.strip(" \t")
             if text and not text.startswith("#"):
                 indent = len(line) - len(line.lstrip(" "))
                 if line[indent] == "\t":
@@ -131,7 +131,7 @@ class _Reader:
     def sequence(self, indent: int) -> list[Any]:
         result = []
         while (line := self.peek()) is not None and line[0] == indent and (line[1] == "-" or line[1][:2] == "- "):
-            rest = line[1][1:].lstrip()
+            rest = line[1][1:].lstrip(" \t")
             inner = indent + len(line[1]) - len(rest)
             if _KEY.match(rest) or rest[:2] == "- " or rest == "-":
                 self.lines[self.at] = " " * inner + rest
@@ -174,15 +174,17 @@ class _Reader:
         parts = [text]
         while " #" not in parts[-1] and self.at < len(self.lines):
             line = self.lines[self.at]
-            if line.strip() and (len(line) - len(line.lstrip(" ")) <= indent or line.lstrip().startswith("#")):
+            if line.strip(" \t") and (
+                len(line) - len(line.lstrip(" ")) <= indent or line.lstrip(" \t").startswith("#")
+            ):
                 break
-            parts.append(line.strip())
+            parts.append(line.strip(" \t"))
             self.at += 1
         while not parts[-1]:
             parts.pop()
-        if any(": " in part or part.endswith(":") for part in (re.split(r"\s#", part)[0] for part in parts)):
+        if any(": " in part or part.endswith(":") for part in (re.split(r"[ \t]#", part)[0] for part in parts)):
             raise self.fail("a value with a colon in it must be quoted", start)
-        folded = _fold([re.split(r"\s#", part)[0].rstrip() for part in parts])
+        folded = _fold([re.split(r"[ \t]#", part)[0].rstrip(" \t") for part in parts])
         return _CONSTANTS.get(folded, folded) if len(parts) == 1 else folded
 
     def quoted(self, text: str, start: int) -> str:
@@ -192,9 +194,9 @@ class _Reader:
             parts.append(rest)
             if self.at >= len(self.lines):
                 raise self.fail("the quote that starts here is not closed", start)
-            rest = self.lines[self.at].lstrip()
+            rest = self.lines[self.at].lstrip(" \t")
             self.at += 1
-        if (tail := rest[found.end() :].strip()) and not tail.startswith("#"):
+        if (tail := rest[found.end() :].strip(" \t")) and not tail.startswith("#"):
             raise self.fail("text after the closing quote", start)
         parts.append(rest[: found.end() - 1])
         joined = _fold_quoted(parts, mark)
@@ -216,7 +218,7 @@ class _Reader:
         while self.at < len(self.lines):
             line = self.lines[self.at]
             own = len(line) - len(line.lstrip(" "))
-            if line.strip():
+            if line.strip(" \t"):
                 width = width or own
                 if own < width or own <= indent:
                     break
@@ -250,7 +252,7 @@ def _fold_quoted(parts: list[str], mark: str) -> str:
     for number, part in enumerate(parts[1:], 1):
         last = number == len(parts) - 1
         escaped = mark == '"' and breaks == 0 and re.search(r"(?<!\\)(?:\\\\)*\\$", text)
-        if not part.strip() and not last:
+        if not part.strip(" \t") and not last:
             breaks += 1
             continue
         text = text[:-1] if escaped else text.rstrip(" \t") + ("\n" * breaks or " ")

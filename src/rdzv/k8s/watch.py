@@ -19,6 +19,7 @@ from typing import NamedTuple
 from .api import (
     ApiError,
     Call,
+    Forbidden,
     Gone,
     NotFound,
     Object,
@@ -128,7 +129,7 @@ class Watch:
                 yield from self._session()
             except Stopped:
                 return
-            except (Unauthorized, Gone, TooManyRequests, ServerError, Unreachable) as caught:
+            except (Unauthorized, Forbidden, Gone, TooManyRequests, ServerError, Unreachable) as caught:
                 error = caught
                 self._note(caught)
             if self._changes > changes or time.monotonic() - started > _HEALTHY_SECONDS:
@@ -149,6 +150,9 @@ class Watch:
                 return
 
     def _note(self, error: ApiError) -> None:
+        starting = self.client.maybe_starting(error)
+        if isinstance(error, Forbidden) and not starting:
+            raise error
         if isinstance(error, Unauthorized):
             self._give_up_401 = min(self._give_up_401, time.monotonic() + UNAUTHORIZED_SECONDS)
             self.client.reauthorize()
