@@ -15,7 +15,7 @@ from typing import Any
 
 import kopf
 
-from rdzv.control.apply import KubernetesAPI
+from rdzv.control.apply import APIError, KubernetesAPI
 from rdzv.control.plan import MANAGED_BY_LABEL, MANAGER
 from rdzv.control.queue import WorkQueue
 from rdzv.control.reconcile import Key, reconcile
@@ -40,7 +40,7 @@ async def start(settings: kopf.OperatorSettings, memo: kopf.Memo, **_: Any) -> N
     async def work(key: Key) -> None:
         await asyncio.to_thread(reconcile, api, registry, key)
 
-    memo.queue = WorkQueue(work)
+    memo.queue = WorkQueue(work, expected=(APIError,))
     memo.resync = asyncio.create_task(_resync(api, memo.queue))
     _log.info("backends: %s", ", ".join(registry.names()))
 
@@ -55,6 +55,7 @@ async def stop(memo: kopf.Memo, **_: Any) -> None:
 
 def configure(settings: kopf.OperatorSettings) -> None:
     """kopf's settings, each with what goes wrong without it (docs/adr/0002-kopf.md)."""
+    logging.getLogger("kopf.objects").setLevel(logging.WARNING)  # else a line for each event of each pod
     settings.posting.enabled = False  # our Events say what users need; kopf's say what handlers do
     settings.scanning.disabled = True  # else it needs to watch all CRDs and namespaces
     settings.admission.managed = None  # the chart owns the admission configuration
@@ -80,20 +81,20 @@ def login(settings: kopf.OperatorSettings, **kwargs: Any) -> kopf.ConnectionInfo
 
 
 @kopf.on.event(GROUP, VERSION, PLURAL)
-async def rendezvous_changed(namespace: str, name: str, memo: kopf.Memo, **_: Any) -> None:
+async def rendezvous_changed(namespace: str | None, name: str, memo: kopf.Memo, **_: Any) -> None:
     """A Rendezvous came, changed or went."""
     memo.queue.add((namespace, name))
 
 
 @kopf.on.event("", "v1", "pods", labels={LABEL: kopf.PRESENT})
-async def pod_changed(namespace: str, labels: kopf.Labels, memo: kopf.Memo, **_: Any) -> None:
+async def pod_changed(namespace: str | None, labels: kopf.Labels, memo: kopf.Memo, **_: Any) -> None:
     """A pod that opted in came, changed or went."""
     memo.queue.add((namespace, labels[LABEL]))
 
 
 @kopf.on.event("", "v1", "configmaps", labels={MANAGED_BY_LABEL: MANAGER})
 @kopf.on.event("", "v1", "services", labels={MANAGED_BY_LABEL: MANAGER})
-async def child_changed(namespace: str, meta: kopf.Meta, memo: kopf.Memo, **_: Any) -> None:
+async def child_changed(namespace: str | None, meta: kopf.Meta, memo: kopf.Memo, **_: Any) -> None:
     """A child was changed or deleted by hand, or by our own pass."""
     for owner in meta.get("ownerReferences", []):
         if owner["kind"] == KIND and owner["apiVersion"].startswith(f"{GROUP}/"):
@@ -106,5 +107,5 @@ async def _resync(api: KubernetesAPI, queue: WorkQueue[Key]) -> None:
         try:
             for key in await asyncio.to_thread(api.keys):
                 queue.add(key)
-        except Exception:  # noqa: BLE001 - the API server may be away; the next round tries again
-            _log.warning("resync failed, again in about %.0f s", RESYNC, exc_info=True)
+        except APIError as error:
+            _log.warning("resync failed, again in about %.0f s: %s", RESYNC, error)

@@ -83,13 +83,22 @@ def eventually(what: Callable[[], T | None], timeout: float = 30.0) -> T:
 class OperatorProcess:
     """`kopf run operator/main.py`, as the image runs it."""
 
-    def __init__(self, kubeconfig: Path, log: Path) -> None:
-        self._kubeconfig, self.log = kubeconfig, log
+    def __init__(self, kubeconfig: Path, log: Path, namespace: str) -> None:
+        self._kubeconfig, self.log, self._namespace = kubeconfig, log, namespace
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
         env = {**os.environ, "KUBECONFIG": str(self._kubeconfig), "PYTHONPATH": str(ROOT / "src")}
-        command = [sys.executable, "-m", "kopf", "run", "operator/main.py", "--all-namespaces", "--standalone"]
+        command = [
+            sys.executable,
+            "-m",
+            "kopf",
+            "run",
+            "operator/main.py",
+            "--namespace",
+            self._namespace,
+            "--standalone",
+        ]
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(command, cwd=ROOT, env=env, stdout=log, stderr=log)
 
@@ -122,8 +131,9 @@ class OperatorProcess:
 
 
 @contextmanager
-def running_operator(kubeconfig: Path, log: Path) -> Iterator[OperatorProcess]:
-    operator = OperatorProcess(kubeconfig, log)
+def running_operator(kubeconfig: Path, log: Path, namespace: str) -> Iterator[OperatorProcess]:
+    """Serves one namespace, so that tests side by side do not serve each other's objects."""
+    operator = OperatorProcess(kubeconfig, log, namespace)
     operator.start()
     try:
         yield operator

@@ -154,13 +154,15 @@ def pods_strategy() -> st.SearchStrategy[list[dict[str, Any]]]:
         return pods
 
     phases = st.sampled_from(["Pending", "Running", "Succeeded", "Failed"])
-    return st.lists(
-        st.tuples(phases, st.booleans(), st.booleans(), st.none() | st.integers(0, 3)), max_size=6
-    ).map(build)
+    return st.lists(st.tuples(phases, st.booleans(), st.booleans(), st.none() | st.integers(0, 3)), max_size=6).map(
+        build
+    )
 
 
 @given(pods=pods_strategy(), backend=st.sampled_from(["c10d", "static"]), crash=st.integers(0, 8))
-def test_any_start_and_a_crash_anywhere_end_in_the_same_state(pods: list[dict[str, Any]], backend: str, crash: int) -> None:
+def test_any_start_and_a_crash_anywhere_end_in_the_same_state(
+    pods: list[dict[str, Any]], backend: str, crash: int
+) -> None:
     subject = rendezvous(backend)
     namespace = FakeNamespace(pods)
     namespace.execute(planned(subject, namespace), stop_after=crash)

@@ -56,7 +56,9 @@ except ValueError as error:
     print(error)
 """
     path = ":".join(map(str, (ROOT / "src", ROOT / "tests", tmp_path)))
-    result = subprocess.run([sys.executable, "-c", script], env={"PYTHONPATH": path}, capture_output=True, text=True, check=True)
+    result = subprocess.run(
+        [sys.executable, "-c", script], env={"PYTHONPATH": path}, capture_output=True, text=True, check=True
+    )
     first, second = result.stdout.splitlines()
     assert first == "mnist:77"
     assert "plug-in 'bad' could not be loaded: RuntimeError: no licence" in second
@@ -65,5 +67,11 @@ except ValueError as error:
 
 def test_the_library_imports_nothing_heavy() -> None:
     script = "import sys, rdzv, rdzv.registry; print([m for m in ('torch', 'kopf', 'kubernetes', 'yaml', 'asyncio') if m in sys.modules])"
-    result = subprocess.run([sys.executable, "-c", script], env={"PYTHONPATH": str(ROOT / "src")}, capture_output=True, text=True, check=True)
+    result = subprocess.run(
+        [sys.executable, "-c", script],
+        env={"PYTHONPATH": str(ROOT / "src")},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     assert result.stdout.strip() == "[]"

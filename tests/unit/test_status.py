@@ -16,7 +16,9 @@ from rdzv.spec import Rendezvous
 NOW = "2026-11-23T10:00:00Z"
 
 
-def status_of(subject: Rendezvous, pods: list[dict[str, Any]], previous: dict[str, Any] | None = None, error: str = "") -> dict[str, Any]:
+def status_of(
+    subject: Rendezvous, pods: list[dict[str, Any]], previous: dict[str, Any] | None = None, error: str = ""
+) -> dict[str, Any]:
     observed = Observed(pods=[Pod.from_object(pod) for pod in pods])
     return compute_status(subject, observed, plan(subject, observed, backend_registry()), previous or {}, NOW, error)
 
@@ -29,7 +31,9 @@ def test_nodes_names_who_is_missing_and_why() -> None:
     stuck = pod_object("mnist-3", index=3)
     stuck["status"] = {
         "phase": "Pending",
-        "conditions": [{"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": "0/2 nodes are available"}],
+        "conditions": [
+            {"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": "0/2 nodes are available"}
+        ],
     }
     pods = [pod_object(f"mnist-{i}", index=i, phase="Running") for i in (0, 1)] + [stuck]
     status = status_of(rendezvous("static", nodes={"min": 4, "max": 4}), pods)

@@ -12,10 +12,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, cast
 
 from kubernetes import client, config
-from kubernetes.client.exceptions import ApiException
+from urllib3.exceptions import HTTPError
 
 from rdzv.control.events import Event
-from rdzv.control.plan import MANAGER, MANAGED_BY_LABEL, Plan, PodPatch
+from rdzv.control.plan import MANAGED_BY_LABEL, MANAGER, Plan, PodPatch
 from rdzv.spec import API_VERSION, LABEL, PLURAL
 
 Object = dict[str, Any]
@@ -34,11 +34,16 @@ _PLURALS = {"ConfigMap": "configmaps", "Service": "services", "Pod": "pods", "Ev
 CHILD_KINDS = (("v1", "ConfigMap"), ("v1", "Service"))
 
 
-class KubernetesAPI:
-    """Reads what a pass observes and writes what it planned.
+class APIError(Exception):
+    """The API server refused a request (`status` is its HTTP status) or could not be reached (None). The text is one line."""
 
-    Every method raises `kubernetes.client.exceptions.ApiException` (with `.status`) or a urllib3 error when the server can't be reached.
-    """
+    def __init__(self, status: int | None, message: str) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+class KubernetesAPI:
+    """Reads what a pass observes and writes what it planned. Every method may raise `APIError`."""
 
     def __init__(self, api_client: client.ApiClient) -> None:
         self._client = api_client
@@ -67,7 +72,9 @@ class KubernetesAPI:
         """Objects that the operator made for Rendezvous `name`, and whatever has the name that its children have."""
         found: dict[str, Object] = {}
         for api_version, kind in CHILD_KINDS:
-            for child in self._list(_path(api_version, kind, namespace), f"{LABEL}={name},{MANAGED_BY_LABEL}={MANAGER}"):
+            for child in self._list(
+                _path(api_version, kind, namespace), f"{LABEL}={name},{MANAGED_BY_LABEL}={MANAGER}"
+            ):
                 found[child["metadata"]["uid"]] = {"apiVersion": api_version, "kind": kind, **child}
             named = self._get(_path(api_version, kind, namespace, child_name))
             if named is not None:
@@ -76,7 +83,10 @@ class KubernetesAPI:
 
     def keys(self) -> set[tuple[str, str]]:
         """(namespace, name) of every Rendezvous, and of every one that a pod asks for."""
-        keys = {(obj["metadata"]["namespace"], obj["metadata"]["name"]) for obj in self._list(_path(API_VERSION, "Rendezvous"), "")}
+        keys = {
+            (obj["metadata"]["namespace"], obj["metadata"]["name"])
+            for obj in self._list(_path(API_VERSION, "Rendezvous"), "")
+        }
         for pod in self._list(_path("v1", "Pod"), LABEL):
             keys.add((pod["metadata"]["namespace"], pod["metadata"]["labels"][LABEL]))
         return keys
@@ -94,7 +104,12 @@ class KubernetesAPI:
 
     def write_status(self, namespace: str, name: str, status: Mapping[str, Any]) -> None:
         """Replaces what the operator owns of the status."""
-        body = {"apiVersion": API_VERSION, "kind": "Rendezvous", "metadata": {"name": name, "namespace": namespace}, "status": status}
+        body = {
+            "apiVersion": API_VERSION,
+            "kind": "Rendezvous",
+            "metadata": {"name": name, "namespace": namespace},
+            "status": status,
+        }
         path = _path(API_VERSION, "Rendezvous", namespace, name) + "/status"
         self._request("PATCH", path, body, APPLY, _apply_query())
 
@@ -103,9 +118,9 @@ class KubernetesAPI:
         for event in events:
             try:
                 self._request("POST", _path("v1", "Event", event.namespace), event.to_object(now), "application/json")
-            except ApiException as error:
+            except APIError as error:
                 if error.status != 409:
-                    _log.warning("event %s on %s %s not written: %s", event.reason, event.kind, event.name, describe(error))
+                    _log.warning("event %s on %s %s not written: %s", event.reason, event.kind, event.name, error)
 
     def _apply(self, obj: Mapping[str, Any]) -> None:
         meta = obj["metadata"]
@@ -124,7 +139,9 @@ class KubernetesAPI:
     def _patch_pod(self, namespace: str, patch: PodPatch) -> None:
         # With the uid in it the patch fails with 409 for a pod re-created under the same name.
         body = {"metadata": {"uid": patch.uid, "labels": dict(patch.labels), "annotations": dict(patch.annotations)}}
-        self._ignoring((404, 409), "PATCH", _path("v1", "Pod", namespace, patch.name), body, MERGE, {"fieldManager": MANAGER})
+        self._ignoring(
+            (404, 409), "PATCH", _path("v1", "Pod", namespace, patch.name), body, MERGE, {"fieldManager": MANAGER}
+        )
         _log.info("patched Pod %s/%s: %s", namespace, patch.name, body["metadata"]["labels"])
 
     def _get(self, path: str) -> Object | None:
@@ -144,34 +161,44 @@ class KubernetesAPI:
     def _ignoring(self, statuses: Sequence[int], *args: Any) -> Object | None:
         try:
             return self._request(*args)
-        except ApiException as error:
+        except APIError as error:
             if error.status not in statuses:
                 raise
             return None
 
     def _request(
-        self, method: str, path: str, body: Any = None, content_type: str | None = None, query: Mapping[str, str] | None = None
+        self,
+        method: str,
+        path: str,
+        body: Any = None,
+        content_type: str | None = None,
+        query: Mapping[str, str] | None = None,
     ) -> Object:
         headers = {"Accept": "application/json", **({"Content-Type": content_type} if content_type else {})}
         serialized = self._client.param_serialize(
-            method, path, query_params=list((query or {}).items()), header_params=headers, body=body, auth_settings=["BearerToken"]
+            method,
+            path,
+            query_params=list((query or {}).items()),
+            header_params=headers,
+            body=body,
+            auth_settings=["BearerToken"],
         )
-        response = self._client.call_api(*serialized, _request_timeout=TIMEOUT)
-        data = response.read()
-        if not 200 <= response.status <= 299:
-            raise ApiException(status=response.status, reason=response.reason, body=data.decode(errors="replace"))
-        return cast(Object, json.loads(data))
-
-
-def describe(error: Exception) -> str:
-    """One line on what went wrong: the API server's own message where it sent one."""
-    if isinstance(error, ApiException):
         try:
-            message = json.loads(error.body or "{}").get("message", "")
-        except ValueError:
-            message = ""
-        return f"{error.status} {error.reason}: {message}" if message else f"{error.status} {error.reason}"
-    return f"{type(error).__name__}: {error}"
+            response = self._client.call_api(*serialized, _request_timeout=TIMEOUT)
+            data = response.read()
+        except HTTPError as error:
+            raise APIError(None, f"the API server can't be reached: {error}") from error
+        if not 200 <= response.status <= 299:
+            raise APIError(response.status, f"{method} {path}: {response.status} {response.reason}: {_message(data)}")
+        return cast("Object", json.loads(data))
+
+
+def _message(data: bytes) -> str:
+    """The API server's own words, where it sent a Status object."""
+    try:
+        return str(json.loads(data)["message"])
+    except (ValueError, KeyError, TypeError):
+        return data[:200].decode(errors="replace")
 
 
 def _apply_query() -> dict[str, str]:

@@ -64,7 +64,9 @@ def events_without_rendezvous(namespace: str, name: str, pods: Sequence[Pod]) ->
     ]
 
 
-def events_for(rendezvous: Rendezvous, plan: Plan, pods: Sequence[Pod], shadowed: Mapping[str, Sequence[str]]) -> list[Event]:
+def events_for(
+    rendezvous: Rendezvous, plan: Plan, pods: Sequence[Pod], shadowed: Mapping[str, Sequence[str]]
+) -> list[Event]:
     """For a Rendezvous that exists: what is refused, who hosts the store, what pods override.
 
     Args:

@@ -13,7 +13,9 @@ from rdzv.env import POD_CONFIG_ANNOTATION
 Object = Mapping[str, Any]
 
 #: Why a container waits, when it won't stop waiting by itself soon.
-_HOPELESS_WAITS = frozenset({"ImagePullBackOff", "ErrImagePull", "InvalidImageName", "ErrImageNeverPull", "CreateContainerError"})
+_HOPELESS_WAITS = frozenset(
+    {"ImagePullBackOff", "ErrImagePull", "InvalidImageName", "ErrImageNeverPull", "CreateContainerError"}
+)
 
 
 @dataclass(frozen=True)
@@ -95,7 +97,9 @@ def _waiting(status: Object, statuses: Sequence[Object]) -> tuple[str, bool]:
             reason = waiting.get("reason", "Waiting")
             return _join(reason, waiting.get("message")), reason in _HOPELESS_WAITS
     phase = status.get("phase", "Pending")
-    return ("" if phase in {"Running", "Succeeded"} else _join(status.get("reason") or phase, status.get("message"))), False
+    return (
+        "" if phase in {"Running", "Succeeded"} else _join(status.get("reason") or phase, status.get("message"))
+    ), False
 
 
 def _join(reason: str, message: str | None) -> str:

@@ -24,11 +24,13 @@ class WorkQueue(Generic[Key]):
     """Calls `work(key)` for keys that are added.
 
     `work` returns after how many seconds it wants to be called again (None: when something changes). It may raise: then the key is
-    retried with jittered exponential backoff, and `failed` is told.
+    retried with jittered exponential backoff. What is not of an `expected` kind is logged with its traceback.
     """
 
-    def __init__(self, work: Callable[[Key], Awaitable[float | None]]) -> None:
-        self._work = work
+    def __init__(
+        self, work: Callable[[Key], Awaitable[float | None]], expected: tuple[type[Exception], ...] = ()
+    ) -> None:
+        self._work, self._expected = work, expected
         self._tasks: dict[Key, asyncio.Task[None]] = {}
         self._wanted: dict[Key, asyncio.Event] = {}
 
@@ -59,11 +61,12 @@ class WorkQueue(Generic[Key]):
                 try:
                     again = await self._work(key)
                     failures = 0
-                except Exception:  # noqa: BLE001 - whatever one object's pass meets must not end the work on it, or on others
+                except Exception as error:  # noqa: BLE001 - whatever one object's pass meets must not end the work on it, or on others
                     delay = min(BACKOFF_MAX, BACKOFF_FIRST * 2**failures)
                     again = random.uniform(delay / 2, delay)  # noqa: S311 - jitter
                     failures += 1
-                    _log.warning("pass over %s failed, again in %.1f s", key, again, exc_info=True)
+                    unexpected = not isinstance(error, self._expected)
+                    _log.warning("pass over %s failed, again in %.1f s: %s", key, again, error, exc_info=unexpected)
                     # An event must not cut the backoff short, or a busy object would be retried without pause.
                     await asyncio.sleep(again)
                     wanted.set()

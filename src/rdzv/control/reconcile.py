@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from datetime import datetime, timezone
 from typing import Any
 
-from rdzv.control.apply import KubernetesAPI, describe
+from rdzv.control.apply import APIError, KubernetesAPI
 from rdzv.control.events import events_for, events_without_rendezvous
 from rdzv.control.inject import shadowed
 from rdzv.control.observed import Observed, Pod
@@ -25,8 +25,8 @@ def reconcile(api: KubernetesAPI, registry: BackendRegistry, key: Key) -> None:
     """Brings one Rendezvous (namespace, name) to what its spec says. Level-triggered: what led here does not matter.
 
     Raises:
-        Exception: what the API server answered or the transport raised. Before that, the reason was written into the status where
-            that was possible; the caller retries.
+        APIError: the API server refused something or could not be reached. The reason is in the status, if that could be written;
+            the caller retries.
     """
     namespace, name = key
     obj = api.rendezvous(namespace, name)
@@ -43,11 +43,15 @@ def reconcile(api: KubernetesAPI, registry: BackendRegistry, key: Key) -> None:
     previous = obj.get("status") or {}
     try:
         api.execute(decided, namespace)
-    except Exception as error:
-        _write_status_if_changed(api, rendezvous, previous, compute_status(rendezvous, observed, decided, previous, now, describe(error)))
+    except APIError as error:
+        _write_status_if_changed(
+            api, rendezvous, previous, compute_status(rendezvous, observed, decided, previous, now, str(error))
+        )
         raise
     _write_status_if_changed(api, rendezvous, previous, compute_status(rendezvous, observed, decided, previous, now))
-    overridden = {pod["metadata"]["name"]: [f"{name} in container {c}" for c, name in shadowed(pod)] for pod in pod_objects}
+    overridden = {
+        pod["metadata"]["name"]: [f"{name} in container {c}" for c, name in shadowed(pod)] for pod in pod_objects
+    }
     api.post_events(events_for(rendezvous, decided, pods, overridden), now)
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from rdzv.control.observed import Observed, Pod
 from rdzv.control.plan import Plan
-from rdzv.spec import Rendezvous
+from rdzv.spec import LABEL, Rendezvous
 
 #: How many absent pods the status names; the rest are counted in its message.
 MAX_MISSING = 20
@@ -43,7 +43,11 @@ def compute_status(
         error: what kept the pass from writing its plan ("" if nothing did).
     """
     nodes = node_counts(rendezvous, observed.pods)
-    conditions = [*_provisioned_and_ready(rendezvous, plan, nodes, error), _formed(rendezvous), _degraded(rendezvous, observed)]
+    conditions = [
+        *_provisioned_and_ready(rendezvous, plan, nodes, error),
+        _formed(rendezvous),
+        _degraded(rendezvous, observed),
+    ]
     status: dict[str, Any] = {
         "observedGeneration": rendezvous.generation,
         "runID": rendezvous.uid,
@@ -66,7 +70,11 @@ def node_counts(rendezvous: Rendezvous, pods: Sequence[Pod]) -> dict[str, Any]:
     joined = sum(pod.there for pod in candidates)
     expected = min(max(len(candidates), rendezvous.nodes.min), rendezvous.nodes.max)
     missing = [{"pod": pod.name, "reason": pod.reason} for pod in _by_slot(candidates) if not pod.there]
-    missing += [{"pod": pod.name, "reason": "Terminating"} for pod in _by_slot(pods) if pod.terminating and pod.phase != "Succeeded"]
+    missing += [
+        {"pod": pod.name, "reason": "Terminating"}
+        for pod in _by_slot(pods)
+        if pod.terminating and pod.phase != "Succeeded"
+    ]
     slots = {pod.slot for pod in candidates}
     if candidates and None not in slots:
         absent = [slot for slot in range(expected) if slot not in slots][: max(0, expected - len(candidates))]
@@ -85,18 +93,29 @@ def _by_slot(pods: Sequence[Pod]) -> list[Pod]:
 
 def _provisioned_and_ready(rendezvous: Rendezvous, plan: Plan, nodes: Mapping[str, Any], error: str) -> list[Condition]:
     if plan.refused is not None:
-        return [_no("Provisioned", plan.refused.reason, str(plan.refused)), _no("Ready", plan.refused.reason, str(plan.refused))]
+        return [
+            _no("Provisioned", plan.refused.reason, str(plan.refused)),
+            _no("Ready", plan.refused.reason, str(plan.refused)),
+        ]
     if error:
         return [_no("Provisioned", "APIError", error), _no("Ready", "APIError", error)]
     expected, joined = nodes["expected"], nodes["joined"]
     if plan.waiting_for_host:
-        reason, text = "WaitingForPods", f"the first pod labelled rdzv.dev/rendezvous={rendezvous.name} will host the store; none is there yet"
+        reason, text = (
+            "WaitingForPods",
+            f"the first pod labelled {LABEL}={rendezvous.name} will host the store; none is there yet",
+        )
     elif joined < expected:
         reason, text = "NodesMissing", f"{joined} of {expected} expected nodes are there"
     else:
         reason, text = "NodesPresent", f"all {expected} expected nodes are there"
     return [
-        Condition("Provisioned", "True", "Provisioned", f"pods find backend {rendezvous.backend} by ConfigMap {rendezvous.child_name}")
+        Condition(
+            "Provisioned",
+            "True",
+            "Provisioned",
+            f"pods find backend {rendezvous.backend} by ConfigMap {rendezvous.child_name}",
+        )
         if not plan.waiting_for_host
         else Condition("Provisioned", "True", "WaitingForPods", "all that does not depend on the pods is there"),
         Condition("Ready", "True", reason, text),
@@ -104,7 +123,9 @@ def _provisioned_and_ready(rendezvous: Rendezvous, plan: Plan, nodes: Mapping[st
 
 
 def _formed(rendezvous: Rendezvous) -> Condition:
-    return Condition("Formed", "Unknown", "NotObservable", f"backend {rendezvous.backend} keeps its world in a store of its own")
+    return Condition(
+        "Formed", "Unknown", "NotObservable", f"backend {rendezvous.backend} keeps its world in a store of its own"
+    )
 
 
 def _degraded(rendezvous: Rendezvous, observed: Observed) -> Condition:
@@ -123,17 +144,26 @@ def _degraded(rendezvous: Rendezvous, observed: Observed) -> Condition:
             slots.setdefault(pod.slot, []).append(pod.name)
     for slot, names in sorted(slots.items()):
         if len(names) > 1:
-            return _yes("DuplicateIndex", f"{_names(names)} all have index {slot}: give each workload its own Rendezvous")
+            return _yes(
+                "DuplicateIndex", f"{_names(names)} all have index {slot}: give each workload its own Rendezvous"
+            )
     if rendezvous.backend == "static" and any(pod.slot is None for pod in live):
         names = [pod.name for pod in live if pod.slot is None]
         return _yes(
-            "NoIndex", f"{_names(names)} have no index, which backend static takes ranks from: use an Indexed Job or a StatefulSet"
+            "NoIndex",
+            f"{_names(names)} have no index, which backend static takes ranks from: use an Indexed Job or a StatefulSet",
         )
     if len(live) > rendezvous.nodes.max:
-        return _yes("TooManyPods", f"{len(live)} pods for a world of at most {rendezvous.nodes.max}: raise spec.nodes.max or lower the pods")
+        return _yes(
+            "TooManyPods",
+            f"{len(live)} pods for a world of at most {rendezvous.nodes.max}: raise spec.nodes.max, or start fewer",
+        )
     hopeless = [pod for pod in live if pod.hopeless]
     if hopeless:
-        return _yes("PodsStuck", f"{hopeless[0].name}: {hopeless[0].reason}" + (f" (and {len(hopeless) - 1} more)" if hopeless[1:] else ""))
+        return _yes(
+            "PodsStuck",
+            f"{hopeless[0].name}: {hopeless[0].reason}" + (f" (and {len(hopeless) - 1} more)" if hopeless[1:] else ""),
+        )
     return Condition("Degraded", "False", "AsExpected", "")
 
 

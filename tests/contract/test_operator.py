@@ -1,0 +1,297 @@
+"""The real operator process against a real API server. There are no nodes: the tests play kubelet and the controllers where needed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from builders import pod_object
+from cluster_fixtures import LocalCluster
+from contract.fault_proxy import FaultProxy
+from operator_process import ROOT, Kube, eventually, running_operator
+
+Object = dict[str, Any]
+
+
+@pytest.fixture(scope="module")
+def kube(control_plane: LocalCluster) -> Kube:
+    control_plane.kubectl(
+        "apply", "--server-side", "-f", str(ROOT / "charts/rendezvous-operator/files/crds/rendezvous.yaml")
+    )
+    control_plane.kubectl("wait", "--for=condition=Established", "crd/rendezvous.rdzv.dev")
+    return Kube(control_plane.kubeconfig)
+
+
+@pytest.fixture
+def proxy(control_plane: LocalCluster, tmp_path: Path) -> Iterator[FaultProxy]:
+    with FaultProxy(control_plane.kubeconfig, tmp_path) as proxy:
+        yield proxy
+
+
+def rendezvous(namespace: str, backend: str = "c10d", **spec: Any) -> Object:
+    return {
+        "apiVersion": "rdzv.dev/v1alpha1",
+        "kind": "Rendezvous",
+        "metadata": {"name": "mnist", "namespace": namespace},
+        "spec": {"backend": backend, "nodes": {"min": 2, "max": 2}, **spec},
+    }
+
+
+def pod(namespace: str, name: str, index: int, **meta: Any) -> Object:
+    obj = pod_object(name, index=index, **meta)
+    del obj["metadata"]["uid"]
+    obj["metadata"]["namespace"] = namespace
+    obj["spec"]["containers"][0]["image"] = "registry.invalid/train"
+    return {"apiVersion": "v1", "kind": "Pod", **obj, "status": {"phase": "Pending"}}
+
+
+def outcome(kube: Kube, namespace: str) -> Object:
+    """What must be the same however one got there: no times, versions, uids or addresses."""
+    settled: Object = {}
+    for kind in ("ConfigMap", "Service", "Pod", "Rendezvous"):
+        for obj in kube.list(kind, namespace):
+            meta = obj["metadata"]
+            settled[f"{kind} {meta['name']}"] = {
+                "labels": meta.get("labels"),
+                "annotations": meta.get("annotations"),
+                "data": {key: value for key, value in (obj.get("data") or {}).items() if key != "PET_RDZV_ID"},
+                "selector": obj.get("spec", {}).get("selector"),
+                "conditions": [
+                    (c["type"], c["status"], c["reason"]) for c in obj.get("status", {}).get("conditions") or []
+                ],
+                "nodes": obj.get("status", {}).get("nodes"),
+            }
+    settled.pop("ConfigMap kube-root-ca.crt", None)
+    return settled
+
+
+def is_provisioned(kube: Kube, namespace: str) -> bool:
+    """The last thing that a pass writes is the status."""
+    obj = kube.get("Rendezvous", namespace, "mnist")
+    conditions = {c["type"]: c for c in ((obj or {}).get("status") or {}).get("conditions", [])}
+    return (
+        conditions.get("Ready", {}).get("reason") == "NodesMissing"
+        and kube.get("ConfigMap", namespace, "rdzv-mnist") is not None
+    )
+
+
+def set_up(kube: Kube, namespace: str, order: str) -> None:
+    objects = [rendezvous(namespace), pod(namespace, "a", 0), pod(namespace, "b", 1)]
+    for obj in objects if order == "rendezvous first" else [*objects[1:], objects[0]]:
+        kube.create(obj)
+
+
+@pytest.mark.parametrize("order", ["rendezvous first", "pods first"])
+def test_either_order_ends_in_the_same_state(
+    kube: Kube, control_plane: LocalCluster, light_namespace: str, tmp_path: Path, order: str
+) -> None:
+    with running_operator(control_plane.kubeconfig, tmp_path / "log", light_namespace):
+        set_up(kube, light_namespace, order)
+        eventually(lambda: is_provisioned(kube, light_namespace))
+        state = outcome(kube, light_namespace)
+    assert state["Pod a"]["labels"]["rdzv.dev/host"] == "true"
+    assert state["Pod a"]["annotations"] == {"rdzv.dev/pod-config": ",is_host=true"}
+    assert "rdzv.dev/host" not in state["Pod b"]["labels"]
+    assert state["Service rdzv-mnist"]["selector"] == {"rdzv.dev/rendezvous": "mnist", "rdzv.dev/host": "true"}
+    assert state["Rendezvous mnist"]["nodes"]["summary"] == "0/2"
+
+
+#: Each write of provisioning: the Service, the mark on the host pod, the ConfigMap, the status.
+STEPS = ["/services/", "/pods/", "/configmaps/", "/status"]
+
+
+@pytest.mark.parametrize("step", STEPS)
+@pytest.mark.parametrize("when", ["cut-before", "lose-reply"])
+def test_killed_in_the_middle_of_each_step_it_ends_in_the_same_state(
+    kube: Kube,
+    control_plane: LocalCluster,
+    light_namespace: str,
+    tmp_path: Path,
+    proxy: FaultProxy,
+    step: str,
+    when: str,
+) -> None:
+    set_up(kube, light_namespace, "pods first")
+    fault = proxy.inject(when, method="PATCH", path=step)
+    with running_operator(proxy.kubeconfig, tmp_path / "log", light_namespace) as operator:
+        assert fault.hit.wait(30), "the operator never got to this step"
+        operator.kill()
+        operator.start()
+        eventually(lambda: is_provisioned(kube, light_namespace))
+        state = outcome(kube, light_namespace)
+        assert [name for name in state if name.startswith("Pod") and "rdzv.dev/host" in state[name]["labels"]] == [
+            "Pod a"
+        ]
+        assert set(state) == {"ConfigMap rdzv-mnist", "Service rdzv-mnist", "Pod a", "Pod b", "Rendezvous mnist"}
+
+
+@pytest.mark.parametrize("kind", ["ConfigMap", "Service"])
+def test_a_child_deleted_by_hand_comes_back(
+    kube: Kube, control_plane: LocalCluster, light_namespace: str, tmp_path: Path, kind: str
+) -> None:
+    with running_operator(control_plane.kubeconfig, tmp_path / "log", light_namespace):
+        set_up(kube, light_namespace, "rendezvous first")
+        eventually(lambda: is_provisioned(kube, light_namespace))
+        before = outcome(kube, light_namespace)
+        child = kube.get(kind, light_namespace, "rdzv-mnist")
+        assert child is not None
+        kube.delete(kind, light_namespace, "rdzv-mnist")
+
+        def is_back() -> bool:
+            found = kube.get(kind, light_namespace, "rdzv-mnist")
+            return found is not None and found["metadata"]["uid"] != child["metadata"]["uid"]
+
+        eventually(is_back)
+        assert outcome(kube, light_namespace) == before
+
+
+def test_marks_set_or_taken_by_hand_are_put_right(
+    kube: Kube, control_plane: LocalCluster, light_namespace: str, tmp_path: Path
+) -> None:
+    with running_operator(control_plane.kubeconfig, tmp_path / "log", light_namespace):
+        set_up(kube, light_namespace, "rendezvous first")
+        eventually(lambda: is_provisioned(kube, light_namespace))
+        before = outcome(kube, light_namespace)
+        kube.patch("Pod", light_namespace, "a", {"metadata": {"annotations": {"rdzv.dev/pod-config": None}}})
+        kube.patch("Pod", light_namespace, "b", {"metadata": {"labels": {"rdzv.dev/host": "true"}}})
+        kube.patch("ConfigMap", light_namespace, "rdzv-mnist", {"data": {"PET_NNODES": "99"}})
+        eventually(lambda: outcome(kube, light_namespace) == before)
+
+
+def test_after_convergence_nothing_is_written(
+    kube: Kube, light_namespace: str, tmp_path: Path, proxy: FaultProxy
+) -> None:
+    with running_operator(proxy.kubeconfig, tmp_path / "log", light_namespace):
+        set_up(kube, light_namespace, "rendezvous first")
+        eventually(lambda: is_provisioned(kube, light_namespace))
+
+        def writes() -> int:
+            return sum(request.method in {"PATCH", "POST", "PUT", "DELETE"} for request in proxy.requests)
+
+        def another_pass_writes() -> int:
+            """A change that does not matter leads to a pass of five reads; how many writes come with it."""
+            before, seen = writes(), len(proxy.requests)
+            kube.patch("Pod", light_namespace, "b", {"metadata": {"annotations": {"touched": str(seen)}}})
+            eventually(lambda: len(proxy.requests) >= seen + 5)
+            return writes() - before
+
+        eventually(lambda: another_pass_writes() == 0)
+        assert [another_pass_writes() for _ in range(3)] == [0, 0, 0]
+
+
+def test_the_api_server_failing_is_said_and_survived(
+    kube: Kube, light_namespace: str, tmp_path: Path, proxy: FaultProxy
+) -> None:
+    fault = proxy.inject("reply", method="PATCH", path="/services/", times=3, status=500, message="etcd is away")
+    with running_operator(proxy.kubeconfig, tmp_path / "log", light_namespace) as operator:
+        set_up(kube, light_namespace, "rendezvous first")
+
+        def said() -> bool:
+            status = (kube.get("Rendezvous", light_namespace, "mnist") or {}).get("status") or {}
+            return any(
+                c["reason"] == "APIError" and "etcd is away" in c["message"] for c in status.get("conditions", [])
+            )
+
+        eventually(said)
+        eventually(lambda: is_provisioned(kube, light_namespace))
+        assert fault.hits == 3
+        proxy.down()
+        kube.delete("ConfigMap", light_namespace, "rdzv-mnist")
+        proxy.up()
+        eventually(lambda: is_provisioned(kube, light_namespace), timeout=60)
+        assert operator.running
+
+
+def test_a_pod_that_names_nobody_waits_and_says_for_whom(
+    kube: Kube, control_plane: LocalCluster, light_namespace: str, tmp_path: Path
+) -> None:
+    with running_operator(control_plane.kubeconfig, tmp_path / "log", light_namespace):
+        kube.create(pod(light_namespace, "a", 0))
+
+        def messages() -> list[str]:
+            return [e["message"] for e in kube.list("Event", light_namespace) if e["involvedObject"]["name"] == "a"]
+
+        (message,) = eventually(messages)
+        assert "Rendezvous mnist, which does not exist" in message
+        # Deleted while pods run: those go on, and a later pod is told the same.
+        kube.create(rendezvous(light_namespace))
+        eventually(lambda: is_provisioned(kube, light_namespace))
+        kube.delete("Rendezvous", light_namespace, "mnist")
+        kube.create(pod(light_namespace, "late", 1))
+        eventually(lambda: [e for e in kube.list("Event", light_namespace) if e["involvedObject"]["name"] == "late"])
+        assert kube.get("Pod", light_namespace, "a") is not None
+
+
+def test_re_created_under_the_same_name_it_is_a_new_rendezvous(
+    kube: Kube, control_plane: LocalCluster, light_namespace: str, tmp_path: Path
+) -> None:
+    # Nobody collects garbage here, so the children of the first one stay, as they may for a while on a busy cluster.
+    with running_operator(control_plane.kubeconfig, tmp_path / "log", light_namespace):
+        set_up(kube, light_namespace, "rendezvous first")
+        eventually(lambda: is_provisioned(kube, light_namespace))
+        kube.delete("Rendezvous", light_namespace, "mnist")
+        created = kube.create(rendezvous(light_namespace))
+
+        def is_of_the_new_one() -> bool:
+            found = kube.get("ConfigMap", light_namespace, "rdzv-mnist")
+            return found is not None and found["data"]["PET_RDZV_ID"] == created["metadata"]["uid"]
+
+        eventually(is_of_the_new_one)
+        for kind in ("ConfigMap", "Service"):
+            child = kube.get(kind, light_namespace, "rdzv-mnist")
+            assert child is not None
+            assert [owner["uid"] for owner in child["metadata"]["ownerReferences"]] == [created["metadata"]["uid"]]
+
+
+@pytest.mark.parametrize(
+    ("backend", "reason", "text"),
+    [("their-own", "UnknownBackend", "registered: c10d, etcd, etcd-v2")],
+)
+def test_what_only_the_operator_can_refuse_is_in_the_status(
+    kube: Kube, control_plane: LocalCluster, light_namespace: str, tmp_path: Path, backend: str, reason: str, text: str
+) -> None:
+    with running_operator(control_plane.kubeconfig, tmp_path / "log", light_namespace):
+        kube.create(rendezvous(light_namespace, backend))
+
+        def ready() -> Object | None:
+            status = (kube.get("Rendezvous", light_namespace, "mnist") or {}).get("status") or {}
+            return next((c for c in status.get("conditions", []) if c["type"] == "Ready"), None)
+
+        condition = eventually(ready)
+        assert (condition["status"], condition["reason"]) == ("False", reason)
+        assert text in condition["message"]
+        assert [e["reason"] for e in eventually(lambda: kube.list("Event", light_namespace))] == [reason]
+
+
+def test_the_spec_can_be_changed_and_an_object_of_somebody_else_is_left_alone(
+    kube: Kube, control_plane: LocalCluster, light_namespace: str, tmp_path: Path
+) -> None:
+    kube.create(
+        {
+            "apiVersion": "v1",
+            "kind": "ConfigMap",
+            "metadata": {"name": "rdzv-mnist", "namespace": light_namespace},
+            "data": {"a": "b"},
+        }
+    )
+    with running_operator(control_plane.kubeconfig, tmp_path / "log", light_namespace):
+        set_up(kube, light_namespace, "rendezvous first")
+
+        def reason() -> str:
+            status = (kube.get("Rendezvous", light_namespace, "mnist") or {}).get("status") or {}
+            return str(next((c["reason"] for c in status.get("conditions", []) if c["type"] == "Ready"), ""))
+
+        eventually(lambda: reason() == "NameTaken")
+        assert (kube.get("ConfigMap", light_namespace, "rdzv-mnist") or {})["data"] == {"a": "b"}
+        kube.delete("ConfigMap", light_namespace, "rdzv-mnist")
+        # Nothing tells the operator that the name is free; any change of the object does.
+        kube.patch("Rendezvous", light_namespace, "mnist", {"spec": {"nodes": {"max": 4}, "nprocPerNode": 2}})
+        eventually(lambda: is_provisioned(kube, light_namespace))
+        data = (kube.get("ConfigMap", light_namespace, "rdzv-mnist") or {})["data"]
+        assert (data["PET_NNODES"], data["PET_NPROC_PER_NODE"], data["TORCH_ELASTIC_WORKER_IDENTICAL"]) == (
+            "2:4",
+            "2",
+            "1",
+        )
