@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from rdzv.k8s.records import Leader, Member, Roster, Round
+    from rdzv.k8s.records import Coordinator, Leader, Member, Roster, Round
 
 CLOSED_ERROR, TIMEOUT, CONNECTION, GRACEFUL = "closed", "timeout", "connection", "graceful"
 """Kinds of `Raise`."""
@@ -105,16 +105,16 @@ class RosterSeen:
 
 @dataclass(frozen=True)
 class CoordinatorLost:
-    """The connection to the coordinator of `term` broke and could not be made again, or was silent for too long."""
+    """The connection to this coordinator broke and could not be made again, or was silent for too long."""
 
-    term: int
+    coordinator: Coordinator
 
 
 @dataclass(frozen=True)
 class CoordinatorFound:
-    """A connection to the coordinator of `term` stands."""
+    """A connection to this coordinator stands."""
 
-    term: int
+    coordinator: Coordinator
 
 
 @dataclass(frozen=True)
@@ -216,9 +216,9 @@ class Raise:
 
 @dataclass(frozen=True)
 class Candidate:
-    """Run the coordinator function (`rdzv.k8s.coordinator`) in this agent: the coordinator of `lost_term` is gone."""
+    """Run the coordinator function (`rdzv.k8s.coordinator`) in this agent: nobody coordinates, `lost` (if any) is gone."""
 
-    lost_term: int
+    lost: Coordinator | None
 
 
 @dataclass(frozen=True)

@@ -42,7 +42,7 @@ from rdzv.k8s.events import (
     WriteUnknown,
     Written,
 )
-from rdzv.k8s.records import CLOSED, FAILED, LEAVING, LIVE, RUNNING, SUCCEEDED, Member, Roster, Round
+from rdzv.k8s.records import CLOSED, FAILED, LEAVING, LIVE, RUNNING, SUCCEEDED, Coordinator, Member, Roster, Round
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ class MemberState:
 
     candidate: bool = False
     vacant_since: float | None = None
-    lost_term: int = -1
+    lost: Coordinator | None = None
     stepped_rv: int = 0
 
 
@@ -147,10 +147,10 @@ def _take_seen(state: MemberState, event: Event) -> MemberState:
             state = _see(state, event)
         case RosterSeen(roster):
             state = replace(state, roster=roster)
-        case CoordinatorLost(term):
-            state = replace(state, lost_term=max(state.lost_term, term))
-        case CoordinatorFound(term) if state.lost_term <= term:
-            state = replace(state, lost_term=-1)
+        case CoordinatorLost(coordinator):
+            state = replace(state, lost=coordinator)
+        case CoordinatorFound(coordinator) if state.lost == coordinator:
+            state = replace(state, lost=None)
         case SteppedDown(rv):
             state = replace(state, candidate=False, stepped_rv=rv)
         case _:
@@ -228,7 +228,7 @@ def _join(state: MemberState, actions: list[Action], now: float) -> MemberState:
     ending = _ending(state) or _overdue(state, now)
     if ending is not None:
         actions.append(ending)
-        leave = ending.kind in (TIMEOUT, CONNECTION)
+        leave = not state.finished
         return replace(state, joining=False, desired=_with_state(state, LEAVING) if leave else state.desired)
     if seen is None or state.rebinding or (state.want and not _decided(state, seen)):
         return state
@@ -307,7 +307,8 @@ def _ask(state: MemberState, actions: list[Action]) -> MemberState:
     if state.want or not state.port:
         # A round that this agent has not seen may have used the port of its last request.
         actions.append(Rebind())
-        return replace(state, port=0, want=0, rebinding=True)
+        taken = state.seen is not None and state.slot in state.seen.slots and state.me.slot is None
+        return replace(state, port=0, want=0, rebinding=True, slot=None if taken else state.slot)
     me = state.me
     desired = Member(
         name=me.name,
@@ -361,7 +362,7 @@ def _candidacy(state: MemberState, actions: list[Action], now: float) -> MemberS
     state = replace(state, vacant_since=since)
     if now < since + takeover_delay(state):
         return state
-    actions.append(Candidate(state.seen.term if state.seen else 0))
+    actions.append(Candidate(state.seen.coordinator if state.seen else None))
     return replace(state, candidate=True, vacant_since=None)
 
 
@@ -371,9 +372,15 @@ def _vacant(state: MemberState) -> bool:
     if not state.observed or state.seen_rv < state.stepped_rv or not (state.joining or state.mine):
         return False
     coordinator = state.seen.coordinator if state.seen else None
-    if coordinator is None:
+    return _uncoordinated(state) or coordinator == state.lost
+
+
+def _uncoordinated(state: MemberState) -> bool:
+    """There is no coordinator to lose: none yet, one that ended with an earlier run, or this agent without the function."""
+    seen = state.seen
+    if seen is None or seen.coordinator is None or (seen.phase == CLOSED and seen.round == state.ended):
         return True
-    return coordinator.incarnation == state.me.incarnation or state.lost_term >= coordinator.term
+    return seen.coordinator.incarnation == state.me.incarnation
 
 
 def takeover_delay(state: MemberState) -> float:
@@ -381,7 +388,7 @@ def takeover_delay(state: MemberState) -> float:
     seen, timing = state.seen, state.timing
     # Pods without a slot are spread by a hash, behind the first one that has a slot.
     slot = state.slot if state.slot is not None else 1 + zlib.crc32(state.me.incarnation.encode()) % 16
-    if seen is None or seen.coordinator is None or seen.coordinator.incarnation == state.me.incarnation:
+    if seen is None or seen.coordinator is None or _uncoordinated(state):
         return 0.0 if slot == 0 and not state.mine else timing.bootstrap_delay + slot * timing.takeover_step
     rank = seen.rank_of(state.me.incarnation)
     if rank is None:
