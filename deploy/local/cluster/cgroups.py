@@ -12,7 +12,7 @@ from pathlib import Path
 
 from .common import LocalError
 
-V2_CONTROLLERS = "+cpu +cpuset +io +memory +pids"
+V2_CONTROLLERS = {"cpu", "cpuset", "hugetlb", "io", "memory", "pids"}  # kubelet insists on each that the machine has
 
 
 @functools.cache
@@ -43,7 +43,8 @@ def create(path: str, *, everywhere: bool = True) -> None:
         for part in Path(path).parts:
             if is_v2 and len(hierarchies()) == 1:
                 # Children get only those controllers that their parent hands down.
-                (folder / "cgroup.subtree_control").write_text(V2_CONTROLLERS)
+                there = V2_CONTROLLERS.intersection((folder / "cgroup.controllers").read_text().split())
+                (folder / "cgroup.subtree_control").write_text(" ".join(f"+{name}" for name in sorted(there)))
             parent, folder = folder, folder / part
             folder.mkdir(exist_ok=True)
             for name in ("cpuset.cpus", "cpuset.mems"):

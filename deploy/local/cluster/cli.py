@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from pathlib import Path
 
-from . import build, images, lifecycle, pytorch
-from .common import LocalError
+from . import build, images, lifecycle, network, pytorch
+from .common import LocalError, say
 from .tools import build_all, install_packages
 
 DIRECTORY = Path(".local")
@@ -60,6 +61,7 @@ def _run(options: argparse.Namespace) -> None:
             install_packages()
             images.pause_image(build_all())
             images.base_image()
+            say("all that the cluster is made of is there")
         case "up":
             lifecycle.up(
                 options.dir, options.name, nodes=options.nodes, light=options.light, controllers=options.controllers
@@ -88,6 +90,10 @@ def _run(options: argparse.Namespace) -> None:
 
 def main() -> int:
     """Run a command; an error a user can act on is one message, without a traceback."""
+    # A proxy that the machine uses has no way to the cluster's addresses.
+    direct = ",".join(["127.0.0.1", "localhost", str(network.LINKS), network.PODS, network.SERVICES])
+    for name in ("NO_PROXY", "no_proxy"):
+        os.environ[name] = f"{os.environ[name]},{direct}" if os.environ.get(name) else direct
     try:
         _run(_parser().parse_args())
     except LocalError as error:

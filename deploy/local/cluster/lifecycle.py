@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import time
 from datetime import datetime, timezone
@@ -35,7 +36,7 @@ def running(directory: Path, tools: Tools | None = None) -> tuple[Cluster, Super
         LocalError: there is none, or it is not complete.
     """
     supervisor, known = Supervisor.find(directory), model.load(directory, tools or build_all())
-    if supervisor is None or known is None or not known[1]:
+    if supervisor is None or known is None or not known[1] or not supervisor.answers():
         raise LocalError(
             f"no cluster runs in {directory}; start one with: python3 deploy/local/main.py up --dir {directory}"
         )
@@ -44,6 +45,7 @@ def running(directory: Path, tools: Tools | None = None) -> tuple[Cluster, Super
 
 def up(directory: Path, name: str, *, nodes: int, light: bool, controllers: bool) -> None:
     """Start the cluster in `directory`, or finish or repair it; says so when there is nothing to do."""
+    _need_root()
     if missing := missing_packages():
         raise LocalError(f"missing Debian packages: {' '.join(missing)}; run: python3 deploy/local/main.py tools")
     tools = build_all()
@@ -51,7 +53,7 @@ def up(directory: Path, name: str, *, nodes: int, light: bool, controllers: bool
     with locked(lock_name(directory)):
         begun = time.monotonic()
         supervisor, known = Supervisor.find(directory), model.load(directory, tools)
-        if supervisor and known and known[1]:
+        if supervisor and known and known[1] and supervisor.answers():
             cluster = known[0]
             if (cluster.light, cluster.controllers, cluster.nodes) != (
                 light,
@@ -76,6 +78,11 @@ def up(directory: Path, name: str, *, nodes: int, light: bool, controllers: bool
         say(
             f"cluster {name} is ready after {seconds(time.monotonic() - begun)}: export KUBECONFIG={cluster.kubeconfig}"
         )
+
+
+def _need_root() -> None:
+    if os.geteuid() != 0:
+        raise LocalError("a cluster's namespaces, network and cgroups need root: run this as root")
 
 
 def _create(cluster: Cluster) -> None:
@@ -199,6 +206,7 @@ def _clear(directory: Path) -> None:
 
 def down(directory: Path) -> None:
     """Take the cluster in `directory` down, whatever is left of it; nothing of it remains."""
+    _need_root()
     directory = directory.resolve()
     with locked(lock_name(directory)):
         begun, there = time.monotonic(), (directory / "state.json").exists()
@@ -258,7 +266,7 @@ def status(directory: Path) -> str:
     state, supervisor = read_json(directory / "state.json"), Supervisor.find(directory)
     if not state:
         return f"no cluster in {directory}"
-    if supervisor is None:
+    if supervisor is None or not supervisor.answers():
         return f"the cluster in {directory} was killed; `up` starts a new one, `down` clears what it left"
     lines = [f"cluster     {state['name']} ({'control plane only' if state['light'] else 'full'}), in {directory}"]
     lines += [

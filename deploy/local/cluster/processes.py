@@ -113,7 +113,7 @@ class Supervisor:
     def _ask(self, **request: Any) -> dict[str, Any]:
         try:
             with socket.socket(socket.AF_UNIX) as connection:
-                connection.settimeout(20)
+                connection.settimeout(10)
                 connection.connect(str(self.root / "run/supervisor.sock"))
                 with connection.makefile("rw") as stream:
                     stream.write(json.dumps(request) + "\n")
@@ -124,6 +124,14 @@ class Supervisor:
         if "error" in answer:
             raise LocalError(str(answer["error"]))
         return answer
+
+    def answers(self) -> bool:
+        """Tell whether it does its work; one that is being killed is there for a moment, and does not."""
+        try:
+            self._ask(op="list")
+        except LocalError:
+            return False
+        return True
 
     def log(self, name: str) -> Path:
         """Return the log file of the process called `name`."""
