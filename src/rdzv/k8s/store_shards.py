@@ -1,0 +1,341 @@
+"""The objects of a store: appending to their logs until that is known to have happened, quorum reads, and one watch.
+
+Behind `rdzv.k8s.store`; what the objects hold is in `rdzv.k8s.store_records`.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import secrets
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from torch.distributed import DistStoreError
+
+from . import store_records as records
+from .api import AlreadyExists, ApiError, Conflict, Invalid, NotFound, Object, Resource, ServerError, Unreachable
+from .retry import Backoff, Retry
+from .store_records import Op, State
+from .watch import DELETED, SYNCED, Watch
+
+if TYPE_CHECKING:
+    from .client import Client
+
+__all__ = ["STORES", "Shards"]
+
+log = logging.getLogger("rdzv.k8s.store")
+log.addHandler(logging.NullHandler())
+
+STORES = Resource("rdzv.dev/v1alpha1", "rendezvousstores")
+
+_BATCH = 200_000  # Bytes of values that one append may carry for several threads.
+_LAST_LOOK = 1.0  # Seconds for the read before a timeout is declared.
+
+
+class _Ticket:
+    """Operations of one thread that wait to be appended."""
+
+    def __init__(self, ops: Sequence[Op]) -> None:
+        self.ops = ops
+        self.size = sum(len(op.value) + len(op.expected) for op in ops)
+        self.results: list[str] | None = None
+        self.error: Exception | None = None
+
+
+class Shard:
+    """What this process knows of one object."""
+
+    def __init__(self, index: int, name: str) -> None:
+        self.index, self.name = index, name
+        self.turn = threading.Lock()
+        """Held by the thread that appends: one entry at a time, so that entries of this writer arrive in order."""
+        self.tickets: deque[_Ticket] = deque()
+        self.number = 0
+        """Of the last entry sent. Never used twice, also if nobody knows what became of it."""
+        self.object: Object | None = None
+        self.version = 0
+        self.deleted = False
+        self._state: State | None = None
+
+    @property
+    def uid(self) -> str | None:
+        return str(self.object["metadata"]["uid"]) if self.object else None
+
+    def see(self, shard: Object) -> bool:
+        """Take note of a state, from wherever it comes; whether it is news."""
+        meta = shard["metadata"]
+        if self.object and meta["uid"] != self.uid:
+            self.deleted = True  # And another store has been made under its name.
+            return True
+        version = int(meta["resourceVersion"])
+        if version <= self.version:
+            return False
+        self.object, self.version, self._state = shard, version, None
+        return True
+
+    def state(self) -> State:
+        if self._state is None:
+            self._state = records.replay(self.object) if self.object else State()
+        return self._state
+
+
+class Shards:
+    """The objects of one store, as this process sees them; shared by clones. Raises DistStoreError for whatever goes wrong."""
+
+    def __init__(self, client: Client, namespace: str, name: str, owners: Sequence[Object], own_client: bool) -> None:
+        self.client, self.namespace, self.name = client, namespace, name
+        self._owners, self._own_client = owners, own_client
+        self._closed = False
+        self._reset()
+
+    def _reset(self) -> None:
+        self._pid = os.getpid()
+        # A forked child is a writer of its own: with its parent's name and numbers one's entries would hide the other's.
+        self._writer = secrets.token_hex(6)
+        self.stop = threading.Event()
+        self._changed = threading.Condition()
+        self._shards = [Shard(i, records.shard_name(self.name, i)) for i in range(records.SHARDS)]
+        self._by_name = {shard.name: shard for shard in self._shards}
+        self._watch: Watch | None = None
+        self._thread: threading.Thread | None = None
+        self._watch_error: ApiError | None = None
+
+    def check_process(self) -> None:
+        """Begin anew after fork.
+
+        Raises:
+            DistStoreError: the store is closed.
+        """
+        if self._pid != os.getpid():
+            self._reset()
+        if self._closed:
+            raise DistStoreError(f"store {self.namespace}/{self.name} is closed")
+
+    def close(self) -> None:
+        """End everything."""
+        self._closed = True
+        if self._pid == os.getpid():
+            self.stop.set()
+            with self._changed:
+                watch, thread = self._watch, self._thread
+                self._changed.notify_all()
+            if watch:
+                watch.close()
+            if thread and thread is not threading.current_thread():
+                thread.join()
+            if self._own_client:
+                self.client.close()
+
+    # Mutations.
+
+    def run(self, index: int, ops: Sequence[Op], retry: Retry) -> list[str]:
+        """Append operations on one shard, together with those of other threads; returns their results."""
+        shard, ticket = self._shards[index], _Ticket(ops)
+        shard.tickets.append(ticket)
+        if not shard.turn.acquire(timeout=min(max(retry.deadline - time.monotonic(), 0), threading.TIMEOUT_MAX)):
+            try:
+                shard.tickets.remove(ticket)
+                outcome = "it was not carried out"
+            except ValueError:
+                outcome = "whether it will be carried out is unknown"
+            raise DistStoreError(f"{shard.name}: timeout waiting for an earlier operation; {outcome}")
+        try:
+            while ticket.results is None and ticket.error is None:
+                self._send(shard, retry)
+        finally:
+            shard.turn.release()
+        if ticket.results is None:
+            raise self._error(f"{ops[0].kind} of key {ops[0].key[:200]!r}", ticket.error)
+        return ticket.results
+
+    def _send(self, shard: Shard, retry: Retry) -> None:
+        batch = [shard.tickets.popleft()]
+        while shard.tickets and sum(ticket.size for ticket in batch) + shard.tickets[0].size < _BATCH:
+            batch.append(shard.tickets.popleft())
+        shard.number += 1
+        entry = records.entry_of(self._writer, shard.number, [op for ticket in batch for op in ticket.ops])
+        try:
+            results = iter(self._append(shard, entry, retry))
+        except BaseException as error:
+            # Also Ctrl-C: the threads whose operations were on board would take it for still to be sent.
+            for ticket in batch:
+                ticket.error = error if isinstance(error, Exception) else DistStoreError("interrupted")
+            if not isinstance(error, Exception):
+                raise
+            return
+        for ticket in batch:
+            ticket.results = [next(results) for _ in ticket.ops]
+
+    def _append(self, shard: Shard, entry: Object, retry: Retry) -> list[str]:
+        backoff = Backoff()
+        while True:
+            try:
+                self._append_once(shard, entry, retry)
+            except AlreadyExists as error:
+                log.debug("somebody else made it first: %s", error)
+                self._get(shard, retry)
+            except (Conflict, ServerError, Unreachable) as error:
+                # It may have happened. Saying it again is harmless: replaying skips the second one.
+                log.debug("appending again after: %s", error)
+                if "too large" in error.message:
+                    self._get(shard, retry)
+                    self._fold(shard)
+                retry.sleep(backoff.next(error.retry_after), error)
+                continue
+            with self._changed:
+                results = records.results_of(shard.state(), entry["writer"], entry["seq"])
+            if results is not None:
+                return results
+
+    def _append_once(self, shard: Shard, entry: Object, retry: Retry) -> None:
+        if shard.object is None:
+            self._get(shard, retry)
+        if shard.object is None:
+            fresh = records.new_shard(self.name, shard.index, entry, self._owners)
+            self._see(shard, self.client.create(STORES, self.namespace, fresh, retry=retry))
+            return
+        if records.log_size(shard.object) > records.FOLD_SIZE:
+            self._fold(shard)
+        patch = records.append_patch(str(shard.uid), entry)
+        try:
+            self._see(shard, self.client.json_patch(STORES, self.namespace, shard.name, patch, retry=retry))
+        except (Invalid, NotFound):
+            self._get(shard, retry)  # Raises when the store is not the one it was.
+            raise
+        if records.folds(shard.object, entry):
+            self._fold(shard)
+
+    def _fold(self, shard: Shard) -> None:
+        if shard.object is None:
+            return
+        patch = records.fold_patch(shard.object)
+        try:
+            self._see(shard, self.client.json_patch(STORES, self.namespace, shard.name, patch))
+        except ApiError as error:
+            # Nothing depends on it: somebody else was faster, or the next one will do it.
+            log.debug("not folded: %s", error)
+
+    def delete(self, retry: Retry) -> None:
+        """Delete all shards."""
+        for shard in self._shards:
+            try:
+                self.client.delete(STORES, self.namespace, shard.name, retry=retry)
+            except NotFound:
+                pass
+            except ApiError as error:
+                raise self._error("delete", error) from error
+
+    # Reads.
+
+    def read(self, index: int, retry: Retry) -> State:
+        """State of a shard, not older than this call."""
+        shard = self._shards[index]
+        try:
+            self._get(shard, retry)
+        except ApiError as error:
+            raise self._error("read", error) from error
+        with self._changed:
+            return shard.state()
+
+    def read_all(self, retry: Retry) -> list[State]:
+        """States of all shards at one moment, not before this call."""
+        try:
+            found = self.client.list(STORES, self.namespace, label_selector=f"{records.LABEL}={self.name}", retry=retry)
+        except ApiError as error:
+            raise self._error("list", error) from error
+        return [records.replay(item) for item in found["items"]]
+
+    def _get(self, shard: Shard, retry: Retry) -> None:
+        try:
+            self._see(shard, self.client.get(STORES, self.namespace, shard.name, retry=retry))
+        except NotFound:
+            if shard.object is not None:
+                shard.deleted = True
+        if shard.deleted:
+            raise DistStoreError(f"store {self.namespace}/{self.name} was deleted: {shard.name} is gone")
+
+    def _see(self, shard: Shard, found: Object) -> None:
+        with self._changed:
+            if shard.see(found):
+                self._changed.notify_all()
+
+    # Waiting.
+
+    def wait(self, tests: Mapping[int, Callable[[State], bool]], retry: Retry) -> dict[int, State]:
+        """Wait until each shard passed its test; returns the states that did, all of them unless time ran out."""
+        states: dict[int, State] = {}
+        for index, passes in tests.items():
+            state = self.read(index, retry)
+            if passes(state):
+                states[index] = state
+        left = {index: passes for index, passes in tests.items() if index not in states}
+        if not left:
+            return states
+        with self._changed:
+            self._start_watch()
+            while left and (seconds := retry.deadline - time.monotonic()) > 0:
+                self._raise_if_hopeless(left)
+                for index in [index for index, passes in left.items() if passes(self._shards[index].state())]:
+                    states[index] = self._shards[index].state()
+                    del left[index]
+                if left:
+                    self._changed.wait(min(seconds, threading.TIMEOUT_MAX))
+        for index, passes in left.items():
+            # A watch may be silent for a minute before it is taken for dead: look once more before saying no.
+            try:
+                state = self.read(index, Retry.within(_LAST_LOOK, self.stop))
+            except DistStoreError as error:
+                log.debug("no last look: %s", error)
+                break
+            if passes(state):
+                states[index] = state
+        return states
+
+    def _raise_if_hopeless(self, indexes: Iterable[int]) -> None:
+        if self.stop.is_set():
+            raise DistStoreError(f"store {self.namespace}/{self.name} was closed")
+        if any(self._shards[index].deleted for index in indexes):
+            raise DistStoreError(f"store {self.namespace}/{self.name} was deleted")
+        if self._watch_error is not None:
+            raise self._error("wait", self._watch_error)
+
+    def _start_watch(self) -> None:
+        if self._thread is None and not self._closed:
+            self._watch_error = None
+            selector = f"{records.LABEL}={self.name}"
+            self._watch = Watch(self.client, STORES, self.namespace, label_selector=selector, fresh=False)
+            self._thread = threading.Thread(target=self._follow, args=(self._watch,), name="rdzv-store", daemon=True)
+            self._thread.start()
+
+    def _follow(self, watch: Watch) -> None:
+        error: ApiError | None = None
+        try:
+            for event in watch.events():
+                if event.type != SYNCED and (shard := self._by_name.get(event.object["metadata"]["name"])):
+                    with self._changed:
+                        if event.type == DELETED:
+                            shard.deleted = shard.deleted or event.object["metadata"]["uid"] == shard.uid
+                        else:
+                            shard.see(event.object)
+                        self._changed.notify_all()
+        except ApiError as caught:
+            error = caught
+        finally:
+            with self._changed:
+                self._watch_error, self._thread = error, None
+                self._changed.notify_all()
+
+    def _error(self, what: str, error: Exception | None) -> Exception:
+        if isinstance(error, ApiError):
+            ended = isinstance(error, (Unreachable, ServerError)) or error.code in (401, 409, 429)
+            unknown = "; whether it was carried out is unknown" if error.maybe_applied else ""
+            why = f"timeout: the API server did not do it in time{unknown}: " if ended else ""
+            text = f"store {self.namespace}/{self.name}: {what}: {why}{error}"
+            caused: Exception = DistStoreError(text)
+            caused.__cause__ = error
+            return caused
+        return error or DistStoreError(f"store {self.namespace}/{self.name}: {what}: failed")
