@@ -1,0 +1,236 @@
+"""The CRD `Rendezvous` on a real API server, with no operator anywhere: it alone refuses what is wrong, and says what to write."""
+
+from __future__ import annotations
+
+import copy
+import importlib.util
+import json
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from builders import pod_object
+from cluster_fixtures import LocalCluster
+from crd_invalid import REFUSED, Object, Refused, rendezvous
+from hypothesis import given, settings
+from spec_strategies import CONFIG_KEYS, OPERATORS_KEYS, specs
+
+from rdzv.control.observed import Observed, Pod
+from rdzv.control.plan import plan
+from rdzv.control.status import compute_status
+from rdzv.registry import backend_registry
+from rdzv.spec import Rendezvous
+
+ROOT = Path(__file__).parents[2]
+CRD = ROOT / "charts/rendezvous-operator/files/crds/rendezvous.yaml"
+DEFINITION: Object = yaml.safe_load(CRD.read_text())
+
+ACCEPTED: dict[str, Object] = {
+    "c10d": {"backend": "c10d", "nodes": {"min": 2, "max": 4}},
+    "c10d-one-node": {"backend": "c10d", "nodes": {"min": 1}},
+    "c10d-largest": {"backend": "c10d", "nodes": {"min": 1, "max": 10_000}, "maxRestarts": 1_000_000, "nprocPerNode": 10_000},
+    "c10d-port": {"backend": "c10d", "nodes": {"min": 2}, "c10d": {"port": 65_535}},
+    "c10d-own-store": {"backend": "c10d", "nodes": {"min": 2}, "endpoint": "store:29400"},
+    "static": {"backend": "static", "nodes": {"min": 4}, "static": {"port": 1}},
+    "static-max": {"backend": "static", "nodes": {"min": 4, "max": 4}, "config": {"timeout": "60"}},
+    "kubernetes": {"backend": "kubernetes", "nodes": {"min": 2, "max": 4}, "config": {"store": "kubernetes"}},
+    "no-restarts": {"backend": "c10d", "nodes": {"min": 2}, "maxRestarts": 0},
+    "nproc-word": {"backend": "c10d", "nodes": {"min": 2}, "nprocPerNode": "gpu"},
+    "nproc-text": {"backend": "c10d", "nodes": {"min": 2}, "nprocPerNode": "8"},
+    "backoff": {"backend": "c10d", "nodes": {"min": 2}, "config": {"cas_backoff_max_seconds": "0.5"}},
+    "unknown-backend": {"backend": "my.own_one-2", "nodes": {"min": 2}},
+    "unknown-backend-long-name": {"backend": "b" * 63, "nodes": {"min": 2}},
+    "unknown-backend-free-config": {"backend": "zeus", "nodes": {"min": 2}, "config": {"is_host": "x", "rank": "a=b é $HOME"}},
+    **{
+        f"endpoint-{endpoint}": {"backend": "etcd", "nodes": {"min": 2}, "endpoint": endpoint}
+        for endpoint in (
+            *("etcd:2379", "ETCD:1", "etcd.infra.svc.cluster.local.:65535", "my_etcd:2379", "1node:2379", "10.0.0.7:2379"),
+            *("[::1]:2379", "[fd00::1]:2379", "[1:2:3:4:5:6:7:8]:2379", "[::ffff:10.0.0.7]:2379", "[1:2:3:4:5:6:10.0.0.7]:2379"),
+        )
+    },
+}
+
+#: Written by the API server for what failed before the rules were looked at.
+SERVERS_OWN = "some validation rules were not checked"
+
+
+@pytest.fixture(scope="module")
+def api(control_plane: LocalCluster) -> LocalCluster:
+    """The API server, serving the CRD."""
+    control_plane.kubectl("apply", "--server-side", "-f", str(CRD))
+    control_plane.kubectl("wait", "--for=condition=Established", "crd/rendezvous.rdzv.dev", "--timeout=30s")
+    control_plane.kubectl("wait", "--for=create", "--timeout=30s", "namespace/default")
+    return control_plane
+
+
+def apply(api: LocalCluster, *objects: Object, namespace: str = "default", dry_run: bool = True) -> str:
+    """What `kubectl apply -f` prints; raises RuntimeError with what it complains about."""
+    flags = ["--dry-run=server"] if dry_run else []
+    manifest = json.dumps({"apiVersion": "v1", "kind": "List", "items": objects}) if objects[1:] else json.dumps(objects[0])
+    return api.kubectl("apply", "-n", namespace, *flags, "-f", "-", input=manifest)
+
+
+def complaint(api: LocalCluster, obj: Object, **options: Any) -> str:
+    with pytest.raises(RuntimeError) as caught:
+        apply(api, obj, **options)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("row", REFUSED, ids=lambda row: row.id)
+def test_refused(api: LocalCluster, row: Refused) -> None:
+    text = complaint(api, row.manifest())
+    assert row.says in text
+    answers = [line for line in text.splitlines() if line.startswith("* ") and SERVERS_OWN not in line]
+    assert len(answers) <= 1, "one mistake, one answer"
+
+
+@pytest.mark.parametrize("spec", ACCEPTED.values(), ids=ACCEPTED)
+def test_accepted(api: LocalCluster, spec: Object) -> None:
+    apply(api, rendezvous(spec))
+
+
+def test_longest_name_accepted(api: LocalCluster) -> None:
+    apply(api, rendezvous(ACCEPTED["c10d"], "1" * 58))
+
+
+def test_generated_specs_are_accepted(api: LocalCluster) -> None:
+    """Those that unit tests take for admitted."""
+    examples: list[Object] = []
+
+    @settings(max_examples=200, database=None)
+    @given(specs())
+    def collect(spec: Object) -> None:
+        examples.append(rendezvous(spec, f"r{len(examples)}"))
+
+    collect()
+    assert apply(api, *examples).count("created (server dry run)") == len(examples) >= 200
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "deploy/samples").glob("rendezvous-*.yaml")), ids=lambda path: path.stem)
+def test_samples_are_accepted(api: LocalCluster, path: Path) -> None:
+    apply(api, yaml.safe_load(path.read_text()))
+
+
+def test_there_is_a_sample_of_each_backend() -> None:
+    found = {path.stem.removeprefix("rendezvous-") for path in (ROOT / "deploy/samples").glob("rendezvous-*.yaml")}
+    assert found == set(CONFIG_KEYS)
+
+
+def test_defaults(api: LocalCluster, light_namespace: str) -> None:
+    apply(api, rendezvous({"backend": "c10d", "nodes": {"min": 2}, "c10d": {}}), namespace=light_namespace, dry_run=False)
+    found = json.loads(api.kubectl("get", "rdzv", "mnist", "-n", light_namespace, "-o", "json"))
+    assert found["spec"] == {
+        "backend": "c10d",
+        "nodes": {"min": 2},
+        "c10d": {"port": 29400},
+        "nprocPerNode": "auto",
+        "maxRestarts": 100,
+    }
+
+
+def test_backend_is_for_life_and_the_rest_is_not(api: LocalCluster, light_namespace: str) -> None:
+    apply(api, rendezvous(ACCEPTED["c10d"]), namespace=light_namespace, dry_run=False)
+    apply(api, rendezvous({**ACCEPTED["c10d"], "nodes": {"min": 1, "max": 8}, "maxRestarts": 3}), namespace=light_namespace, dry_run=False)
+    changed = rendezvous({**ACCEPTED["c10d"], "backend": "kubernetes"})
+    assert (
+        "spec.backend: Invalid value: \"kubernetes\": can't be changed from c10d, because pods that run would lose each other: "
+        "delete and re-create this Rendezvous, or create a second one"
+    ) in complaint(api, changed, namespace=light_namespace)
+
+
+def test_definition_is_served_without_complaints(api: LocalCluster) -> None:
+    found = json.loads(api.kubectl("get", "crd", "rendezvous.rdzv.dev", "-o", "json"))
+    conditions = {condition["type"]: condition["status"] for condition in found["status"]["conditions"]}
+    assert conditions["Established"] == conditions["NamesAccepted"] == "True"
+    assert conditions.get("NonStructuralSchema", "False") == "False"
+
+
+@pytest.mark.parametrize("word", ["rendezvous", "rdzv", "rendezvous.rdzv.dev", "ml"])
+def test_names_and_category(api: LocalCluster, light_namespace: str, word: str) -> None:
+    apply(api, rendezvous(ACCEPTED["c10d"]), namespace=light_namespace, dry_run=False)
+    assert api.kubectl("get", word, "-n", light_namespace, "-o", "name").split() == ["rendezvous.rdzv.dev/mnist"]
+
+
+def status_of(obj: Object) -> Object:
+    """The operator's status for four pods, one of which runs."""
+    subject = Rendezvous.from_object(obj)
+    pods = [pod_object(f"mnist-{index}", index=index, phase="Pending" if index else "Running") for index in range(4)]
+    observed = Observed(pods=[Pod.from_object(pod) for pod in pods])
+    return compute_status(subject, observed, plan(subject, observed, backend_registry()), {}, "2026-11-23T10:00:00Z")
+
+
+def test_operators_status_is_kept_and_shown(api: LocalCluster, light_namespace: str) -> None:
+    def get(*words: str) -> str:
+        return api.kubectl("get", "rdzv", "mnist", "-n", light_namespace, *words)
+
+    apply(api, rendezvous(ACCEPTED["c10d"]), namespace=light_namespace, dry_run=False)
+    status = {**status_of(json.loads(get("-o", "json"))), "round": 7}
+    patch = ["--subresource=status", "--type=merge", "-p", json.dumps({"status": status})]
+    api.kubectl("patch", "rdzv", "mnist", "-n", light_namespace, *patch)
+    assert json.loads(get("-o", "json"))["status"] == status
+
+    head, line = get().splitlines()
+    assert head.split() == ["NAME", "BACKEND", "ENDPOINT", "NODES", "READY", "AGE"]
+    assert line.split()[:5] == ["mnist", "c10d", f"rdzv-mnist.{light_namespace}.svc:29400", "1/4", "True"]
+    head, line = get("-o", "wide").splitlines()
+    assert head.split() == ["NAME", "BACKEND", "ENDPOINT", "NODES", "READY", "REASON", "ROUND", "AGE"]
+    assert line.split()[4:7] == ["True", "NodesMissing", "7"]
+
+
+def test_status_is_not_the_users_to_apply(api: LocalCluster, light_namespace: str) -> None:
+    obj = copy.deepcopy(rendezvous(ACCEPTED["c10d"]))
+    apply(api, {**obj, "status": {"endpoint": "elsewhere:1"}}, namespace=light_namespace, dry_run=False)
+    found = json.loads(api.kubectl("get", "rdzv", "mnist", "-n", light_namespace, "-o", "json"))
+    assert "endpoint" not in found.get("status", {})
+
+
+def fields(schema: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Mapping[str, Any]]]:
+    for name, child in schema.get("properties", {}).items():
+        yield f"{path}.{name}", child
+        yield from fields(child, f"{path}.{name}")
+    if "items" in schema:
+        yield from fields(schema["items"], f"{path}[]")
+
+
+def test_every_field_is_explained_and_bounded() -> None:
+    (version,) = DEFINITION["spec"]["versions"]
+    schema = version["schema"]["openAPIV3Schema"]
+    assert schema["description"]
+    for path, field in fields(schema):
+        if not path.startswith((".apiVersion", ".kind", ".metadata")):
+            assert field.get("description"), f"{path}: kubectl explain would have nothing to say"
+            bounded = {"string": {"maxLength", "enum", "format"}, "array": {"maxItems"}}.get(field.get("type", ""))
+            assert bounded is None or bounded & field.keys(), f"{path} has no bound"
+
+
+#: Where torch reads each backend's configuration.
+TORCH_SOURCES = {
+    "c10d": ["c10d_rendezvous_backend.py", "dynamic_rendezvous.py"],
+    "etcd-v2": ["etcd_rendezvous_backend.py", "dynamic_rendezvous.py"],
+    "etcd": ["etcd_rendezvous.py"],
+    "static": ["static_tcp_rendezvous.py"],
+}
+
+
+@pytest.mark.parametrize("backend", TORCH_SOURCES)
+def test_known_config_keys_are_what_torch_reads(backend: str) -> None:
+    spec = importlib.util.find_spec("torch")
+    assert spec is not None
+    assert spec.origin is not None
+    folder = Path(spec.origin).parent / "distributed/elastic/rendezvous"
+    text = "".join((folder / name).read_text() for name in TORCH_SOURCES[backend])
+    read = set(re.findall(r'params\.(?:config\.)?get\w*\(\s*"(\w+)"', text))
+    read |= {f"{key}_timeout" for key in re.findall(r'_get_timeout\(params, "(\w+)"\)', text)}
+    read |= set(re.findall(r'params\.config\["(\w+)"\]', text))
+    assert read == CONFIG_KEYS[backend] | OPERATORS_KEYS.get(backend, set())
+
+
+@pytest.mark.parametrize("backend", CONFIG_KEYS)
+def test_the_answer_to_an_unknown_key_names_all_known_ones(api: LocalCluster, backend: str) -> None:
+    more = {"endpoint": "etcd:2379"} if backend.startswith("etcd") else {}
+    text = complaint(api, rendezvous({"backend": backend, "nodes": {"min": 2}, "config": {"tiemout": "1"}, **more}))
+    named = text.partition("does not know: write ")[2].strip()
+    assert set(re.split(r", | or ", named)) == CONFIG_KEYS[backend]

@@ -1,0 +1,213 @@
+"""Specs that the API server refuses, each with a part of what the user is told."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+Object = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Refused:
+    """A Rendezvous of backend c10d with two nodes, but for `spec` (None removes a field). `says`: what the message has in it."""
+
+    id: str
+    says: str
+    spec: Object = field(default_factory=dict)
+    name: str = "mnist"
+
+    def manifest(self) -> Object:
+        """The whole object."""
+        spec = {"backend": "c10d", "nodes": {"min": 2}, **self.spec}
+        return rendezvous({key: value for key, value in spec.items() if value is not None}, self.name)
+
+
+def rendezvous(spec: Object, name: str = "mnist") -> Object:
+    return {"apiVersion": "rdzv.dev/v1alpha1", "kind": "Rendezvous", "metadata": {"name": name}, "spec": spec}
+
+
+def _config(id_: str, says: str, backend: str, **config: Any) -> Refused:
+    more = {"etcd": {"endpoint": "etcd:2379"}, "etcd-v2": {"endpoint": "etcd:2379"}, "static": {}}.get(backend, {})
+    return Refused(f"{backend}-{id_}", says, {"backend": backend, **more, "config": config})
+
+
+def _endpoint(id_: str, says: str, endpoint: str) -> Refused:
+    return Refused(f"endpoint-{id_}", f"spec.endpoint: Invalid value: {says}", {"backend": "etcd-v2", "endpoint": endpoint})
+
+
+_NAME_A_BACKEND = "write the name of a backend: c10d, static, kubernetes, etcd, etcd-v2 or another registered one"
+_NOT_A_BACKEND = "is a field of spec, not a backend: write c10d, static, kubernetes"
+_NPROC = "write auto, cpu, gpu, or a number from 1 to 10000"
+_NEEDS_ENDPOINT = "needs spec.endpoint: HOST:PORT of an etcd server (3.5 or older, started with --enable-v2)"
+_KEY = "has a key that torchrun can't take"
+_RESERVED = "write spec.backend, spec.endpoint and spec.nodes, the operator sets the others"
+_SECONDS = 'write seconds as digits in quotes, such as join_timeout: "600"'
+_HOST_PORT = "write HOST:PORT: a host name, an IPv4 address or an IPv6 address in brackets, and a port"
+_PORT = "write a port from 1 to 65535 after the last ':'"
+_C10D_KEYS = (
+    "has a key that backend c10d does not know: write join_timeout, last_call_timeout, close_timeout, heartbeat_timeout, "
+    "keep_alive_interval, keep_alive_max_attempt, cas_backoff_max_seconds or read_timeout"
+)
+
+REFUSED = [
+    # metadata.name
+    Refused("name-with-dot", "metadata.name: Invalid value: must not have dots", name="mnist.v2"),
+    Refused("name-too-long", "must have at most 58 characters, because a Service is named rdzv-NAME", name="n" * 59),
+    # spec, backend
+    Refused("no-backend", "spec.backend: Required value", {"backend": None}),
+    Refused("backend-empty", "spec.backend in body should be at least 1 chars long", {"backend": ""}),
+    Refused("backend-capitals", _NAME_A_BACKEND, {"backend": "C10D"}),
+    Refused("backend-spaces", _NAME_A_BACKEND, {"backend": "c10d "}),
+    Refused("backend-path", _NAME_A_BACKEND, {"backend": "../etcd"}),
+    Refused("backend-dash-first", _NAME_A_BACKEND, {"backend": "-c10d"}),
+    Refused("backend-dash-last", _NAME_A_BACKEND, {"backend": "etcd-"}),
+    Refused("backend-two", _NAME_A_BACKEND, {"backend": "c10d,static"}),
+    Refused("backend-line-break", _NAME_A_BACKEND, {"backend": "c10d\n"}),
+    Refused("backend-too-long", "spec.backend: Too long: may not be more than 63", {"backend": "b" * 64}),
+    Refused("backend-number", "spec.backend in body must be of type string", {"backend": 10}),
+    Refused("backend-is-a-field", _NOT_A_BACKEND, {"backend": "nodes"}),
+    Refused("backend-is-a-field-in-camels", _NOT_A_BACKEND, {"backend": "nproc-per-node"}),
+    Refused("backend-is-a-field-with-dashes", _NOT_A_BACKEND, {"backend": "max--restarts"}),
+    # nodes
+    Refused("no-nodes", "spec.nodes: Required value", {"nodes": None}),
+    Refused("nodes-empty", "spec.nodes.min: Required value", {"nodes": {}}),
+    Refused("nodes-without-min", "spec.nodes.min: Required value", {"nodes": {"max": 4}}),
+    Refused("nodes-as-torchrun", "spec.nodes in body must be of type object", {"nodes": "2:4"}),
+    Refused("nodes-number", "spec.nodes in body must be of type object", {"nodes": 4}),
+    Refused("min-zero", "spec.nodes.min in body should be greater than or equal to 1", {"nodes": {"min": 0}}),
+    Refused("min-negative", "spec.nodes.min in body should be greater than or equal to 1", {"nodes": {"min": -1}}),
+    Refused("min-too-large", "spec.nodes.min in body should be less than or equal to 10000", {"nodes": {"min": 10_001}}),
+    Refused("max-too-large", "spec.nodes.max in body should be less than or equal to 10000", {"nodes": {"min": 1, "max": 10_001}}),
+    Refused("min-fraction", "spec.nodes.min in body must be of type integer", {"nodes": {"min": 1.5}}),
+    Refused("min-text", "spec.nodes.min in body must be of type integer", {"nodes": {"min": "2"}}),
+    Refused("min-over-max", "lower min, raise max, or leave max out for a fixed world", {"nodes": {"min": 3, "max": 2}}),
+    Refused(
+        "static-elastic",
+        "backend static has a fixed world: set min and max to the same number, or choose an elastic backend",
+        {"backend": "static", "nodes": {"min": 2, "max": 4}},
+    ),
+    # nprocPerNode, maxRestarts
+    Refused("nproc-zero", _NPROC, {"nprocPerNode": 0}),
+    Refused("nproc-zero-text", _NPROC, {"nprocPerNode": "0"}),
+    Refused("nproc-negative", _NPROC, {"nprocPerNode": -1}),
+    Refused("nproc-too-many", _NPROC, {"nprocPerNode": 10_001}),
+    Refused("nproc-word", _NPROC, {"nprocPerNode": "all"}),
+    Refused("nproc-capitals", _NPROC, {"nprocPerNode": "GPU"}),
+    Refused("nproc-empty", _NPROC, {"nprocPerNode": ""}),
+    Refused("nproc-fraction", "spec.nprocPerNode in body must be of type integer,string", {"nprocPerNode": 1.5}),
+    Refused("restarts-negative", "spec.maxRestarts in body should be greater than or equal to 0", {"maxRestarts": -1}),
+    Refused("restarts-too-many", "spec.maxRestarts in body should be less than or equal to 1000000", {"maxRestarts": 1_000_001}),
+    Refused("restarts-text", "spec.maxRestarts in body must be of type integer", {"maxRestarts": "3"}),
+    # endpoint: where it belongs
+    Refused("etcd-without-endpoint", f"backend etcd {_NEEDS_ENDPOINT}", {"backend": "etcd"}),
+    Refused("etcd-v2-without-endpoint", f"backend etcd-v2 {_NEEDS_ENDPOINT}", {"backend": "etcd-v2"}),
+    Refused(
+        "kubernetes-with-endpoint",
+        "spec.endpoint: Invalid value: backend kubernetes meets in the Kubernetes API, which the pods find by themselves: remove",
+        {"backend": "kubernetes", "endpoint": "api:6443"},
+    ),
+    # endpoint: how it is written
+    _endpoint("scheme", '"http://etcd:2379": write HOST:PORT without a scheme', "http://etcd:2379"),
+    _endpoint("tls-scheme", '"https://etcd:2379": write HOST:PORT without a scheme', "https://etcd:2379"),
+    _endpoint("credentials", '"root@etcd:2379": write HOST:PORT without a user or password', "root@etcd:2379"),
+    _endpoint("path", '"etcd:2379/v2": write HOST:PORT without a path', "etcd:2379/v2"),
+    _endpoint("several", '"a:2379,b:2379": write one HOST:PORT', "a:2379,b:2379"),
+    _endpoint("no-port", '"etcd.infra.svc": write the port too: HOST:PORT, such as etcd.infra.svc:2379', "etcd.infra.svc"),
+    _endpoint("colon-only", '"etcd:": write the port too', "etcd:"),
+    _endpoint("no-host", f'":2379": {_HOST_PORT}', ":2379"),
+    _endpoint("empty", f'"": {_HOST_PORT}', ""),
+    _endpoint("port-zero", f'"etcd:0": {_PORT}', "etcd:0"),
+    _endpoint("port-too-large", f'"etcd:65536": {_PORT}', "etcd:65536"),
+    _endpoint("port-leading-zero", f'"etcd:02379": {_PORT}', "etcd:02379"),
+    _endpoint("port-name", f'"etcd:client": {_HOST_PORT}', "etcd:client"),
+    _endpoint("spaces", f'" etcd:2379": {_HOST_PORT}', " etcd:2379"),
+    _endpoint("line-break", f'"etcd:2379\\n": {_HOST_PORT}', "etcd:2379\n"),
+    _endpoint("empty-label", f'"etcd..svc:2379": {_HOST_PORT}', "etcd..svc:2379"),
+    _endpoint("label-too-long", f'"{"a" * 64}:2379": {_HOST_PORT}', f"{'a' * 64}:2379"),
+    Refused("endpoint-too-long", "spec.endpoint: Too long: may not be more than 262", {"endpoint": f"{'a.' * 130}aa:2379"}),
+    _endpoint("ipv4-octet", f'"10.0.0.256:2379": {_HOST_PORT}', "10.0.0.256:2379"),
+    _endpoint("ipv4-short", f'"10.0.1:2379": {_HOST_PORT}', "10.0.1:2379"),
+    _endpoint("ipv6-bare", '"fd00::1": write an IPv6 address in brackets, such as [fd00::1]:2379', "fd00::1"),
+    _endpoint("ipv6-without-port", f'"[fd00::1]": {_HOST_PORT}', "[fd00::1]"),
+    _endpoint("ipv6-short", f'"[fd00:1]:2379": {_HOST_PORT}', "[fd00:1]:2379"),
+    _endpoint("ipv6-two-gaps", f'"[fd00::1::2]:2379": {_HOST_PORT}', "[fd00::1::2]:2379"),
+    _endpoint("ipv6-seven", f'"[1:2:3:4:5:6:7]:2379": {_HOST_PORT}', "[1:2:3:4:5:6:7]:2379"),
+    _endpoint("ipv6-nine", f'"[1:2:3:4:5:6:7:8:9]:2379": {_HOST_PORT}', "[1:2:3:4:5:6:7:8:9]:2379"),
+    _endpoint("ipv6-zone", f'"[fe80::1%eth0]:2379": {_HOST_PORT}', "[fe80::1%eth0]:2379"),
+    _endpoint("ipv6-colon-first", f'"[:1::2]:2379": {_HOST_PORT}', "[:1::2]:2379"),
+    # config: keys
+    _config("typo", _C10D_KEYS, "c10d", join_timout="600"),
+    _config("launcher-timeout", _C10D_KEYS, "c10d", timeout="600"),
+    _config("case", _C10D_KEYS, "c10d", Join_Timeout="600"),
+    _config("etcd-key", _C10D_KEYS, "c10d", protocol="https"),
+    _config("old-name", "protocol, ssl_cert, ssl_cert_key or ca_cert", "etcd-v2", cacert="/ca.pem"),
+    _config("new-name", "write timeout, last_call_timeout, etcd_prefix, protocol, cacert, cert or key", "etcd", ca_cert="/ca.pem"),
+    _config("join-timeout", "has a key that backend static does not know: write timeout", "static", join_timeout="600"),
+    _config("typo", "write timeout, join_timeout, last_call_timeout or store", "kubernetes", joint_timeout="600"),
+    _config("is-host", "must not have is_host: the operator chooses the one pod that hosts the store", "c10d", is_host="true"),
+    _config("store-type", "must not have store_type: nodes meet in a TCP store", "c10d", store_type="file"),
+    _config("rank", "must not have rank: each pod's rank is its index (Indexed Job or StatefulSet)", "static", rank="0"),
+    _config("reserved-endpoint", _RESERVED, "mine", endpoint="a:1"),
+    _config("reserved-run-id", _RESERVED, "mine", run_id="7"),
+    _config("key-with-space", _KEY, "mine", **{"a b": "1"}),
+    _config("key-with-comma", _KEY, "mine", **{"a,b": "1"}),
+    _config("key-with-equals", _KEY, "mine", **{"a=b": "1"}),
+    _config("key-empty", _KEY, "mine", **{"": "1"}),
+    _config("key-digit-first", _KEY, "mine", **{"1a": "1"}),
+    _config("key-line-break", _KEY, "mine", **{"a\n": "1"}),
+    _config("key-too-long", _KEY, "mine", **{"k" * 64: "1"}),
+    _config("too-many", "spec.config: Too many: 33: must have at most 32 items", "mine", **{f"k{n}": "1" for n in range(33)}),
+    # config: values
+    _config("comma", "must not have a comma, which separates settings in torchrun's --rdzv-conf", "mine", a="1,b=2"),
+    _config("line-break", "must not have line breaks, tabs or other control characters", "mine", a="1\n2"),
+    _config("control", "must not have line breaks, tabs or other control characters", "mine", a="1\u00072"),
+    _config("next-line", "must not have line breaks, tabs or other control characters", "mine", a="1\u00852"),
+    _config("expansion", "must not have $(, which Kubernetes expands", "mine", a="x$(HOME)"),
+    _config("value-empty", "must not be empty, nor have spaces at its ends", "mine", a=""),
+    _config("value-spaces", "must not be empty, nor have spaces at its ends", "mine", a=" 1"),
+    _config("value-odd-space", "must not be empty, nor have spaces at its ends", "mine", a="1\u00a0"),
+    _config("value-number", "spec.config.join_timeout in body must be of type string", "c10d", join_timeout=600),
+    _config("value-bool", "spec.config.a in body must be of type string", "mine", a=True),
+    _config("value-too-long", "spec.config.a: Too long: may not be more than 1024", "mine", a="x" * 1025),
+    _config("timeout-word", _SECONDS, "c10d", join_timeout="ten"),
+    _config("timeout-unit", _SECONDS, "c10d", read_timeout="60s"),
+    _config("timeout-zero", _SECONDS, "static", timeout="0"),
+    _config("timeout-negative", _SECONDS, "kubernetes", last_call_timeout="-1"),
+    _config("timeout-fraction", _SECONDS, "etcd", timeout="1.5"),
+    _config("attempts-zero", _SECONDS, "etcd-v2", keep_alive_max_attempt="0"),
+    _config("backoff-word", "has a cas_backoff_max_seconds that is not a number of seconds", "c10d", cas_backoff_max_seconds="inf"),
+    _config("protocol", "has a protocol that etcd does not speak: write http or https", "etcd", protocol="grpc"),
+    _config("protocol-capitals", "has a protocol that etcd does not speak: write http or https", "etcd-v2", protocol="HTTPS"),
+    _config("store", "has a store that does not exist: write tcp or kubernetes", "kubernetes", store="etcd"),
+    # settings of a backend
+    Refused("c10d-port-zero", "spec.c10d.port in body should be greater than or equal to 1", {"c10d": {"port": 0}}),
+    Refused("c10d-port-too-large", "spec.c10d.port in body should be less than or equal to 65535", {"c10d": {"port": 65_536}}),
+    Refused("c10d-port-text", "spec.c10d.port in body must be of type integer", {"c10d": {"port": "29400"}}),
+    Refused(
+        "static-settings-with-c10d",
+        "spec.static: Invalid value: holds settings of backend static, but spec.backend is c10d: remove spec.static",
+        {"static": {"port": 29500}},
+    ),
+    Refused(
+        "c10d-settings-with-kubernetes",
+        "spec.c10d: Invalid value: holds settings of backend c10d, but spec.backend is kubernetes: remove spec.c10d",
+        {"backend": "kubernetes", "c10d": {}},
+    ),
+    Refused(
+        "c10d-settings-with-endpoint",
+        "spec.c10d: Invalid value: is about the store that the operator provides, but spec.endpoint names your own",
+        {"endpoint": "store:29400", "c10d": {"port": 29400}},
+    ),
+    Refused(
+        "static-settings-with-endpoint",
+        "spec.static: Invalid value: is about the store that the operator provides, but spec.endpoint names your own",
+        {"backend": "static", "endpoint": "master:29500", "static": {}},
+    ),
+    # what the schema does not know
+    Refused("unknown-field", 'unknown field "spec.timeout"', {"timeout": 600}),
+    Refused("misspelt-field", 'unknown field "spec.nProcPerNode"', {"nProcPerNode": 2}),
+    Refused("unknown-field-in-nodes", 'unknown field "spec.nodes.count"', {"nodes": {"min": 2, "count": 2}}),
+    Refused("unknown-setting", 'unknown field "spec.c10d.host"', {"c10d": {"host": "pod-0"}}),
+    Refused("member-without-settings", 'unknown field "spec.kubernetes"', {"backend": "kubernetes", "kubernetes": {}}),
+]

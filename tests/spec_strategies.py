@@ -1,0 +1,95 @@
+"""Hypothesis strategies for specs of a `Rendezvous` that the CRD admits."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from hypothesis import strategies as st
+
+Object = dict[str, Any]
+
+_DYNAMIC = {
+    "join_timeout",
+    "last_call_timeout",
+    "close_timeout",
+    "heartbeat_timeout",
+    "keep_alive_interval",
+    "keep_alive_max_attempt",
+    "cas_backoff_max_seconds",
+    "read_timeout",
+}
+
+#: What `spec.config` may hold, by backend.
+CONFIG_KEYS = {
+    "c10d": _DYNAMIC,
+    "etcd-v2": _DYNAMIC | {"protocol", "ssl_cert", "ssl_cert_key", "ca_cert"},
+    "etcd": {"timeout", "last_call_timeout", "etcd_prefix", "protocol", "cacert", "cert", "key"},
+    "static": {"timeout"},
+    "kubernetes": {"timeout", "join_timeout", "last_call_timeout", "store"},
+}
+
+#: What torch reads and the CRD refuses, because the operator sets it.
+OPERATORS_KEYS = {"c10d": {"is_host", "store_type"}, "static": {"rank"}}
+
+#: Fields of the spec, and what would become one by `settings_key`.
+NOT_BACKENDS = {"backend", "nodes", "nproc-per-node", "nproc--per-node", "max-restarts", "max---restarts", "endpoint", "config"}
+
+#: Keyword arguments of torch's `RendezvousParameters`.
+RESERVED_KEYS = {"backend", "endpoint", "run_id", "min_nodes", "max_nodes", "local_addr", "self"}
+
+_counts = st.integers(1, 10_000)
+_ports = st.integers(1, 65_535)
+_hosts = st.one_of(
+    st.from_regex(r"[a-z]([-a-z0-9_]{0,10}[a-z0-9])?(\.[a-z]{1,8}){0,2}\.?", fullmatch=True),
+    st.ip_addresses(v=4).map(str),
+    st.ip_addresses(v=6).map(lambda address: f"[{address}]"),
+)
+endpoints = st.builds("{}:{}".format, _hosts, _ports)
+_text = (
+    st.text(st.characters(exclude_categories=["Cc", "Cs", "Zl", "Zp"], exclude_characters=","), min_size=1, max_size=30)
+    .map(str.strip)
+    .filter(lambda value: value and "$(" not in value)
+)
+_values = {
+    "protocol": st.sampled_from(["http", "https"]),
+    "store": st.sampled_from(["tcp", "kubernetes"]),
+    "cas_backoff_max_seconds": st.sampled_from(["0", "0.5", "12"]),
+    **dict.fromkeys(["ssl_cert", "ssl_cert_key", "ca_cert", "cacert", "cert", "key", "etcd_prefix"], _text),
+}
+_seconds = st.integers(1, 999_999_999).map(str)
+_other_backends = st.from_regex(r"[a-z0-9]([-a-z0-9_.]{0,12}[a-z0-9])?", fullmatch=True).filter(
+    lambda name: name not in NOT_BACKENDS and name not in CONFIG_KEYS
+)
+_other_configs = st.dictionaries(
+    st.from_regex(r"[A-Za-z_][-A-Za-z0-9_.]{0,20}", fullmatch=True).filter(lambda key: key not in RESERVED_KEYS), _text, max_size=8
+)
+
+
+@st.composite
+def _config(draw: st.DrawFn, backend: str) -> Object:
+    if backend not in CONFIG_KEYS:
+        return draw(_other_configs)
+    keys = draw(st.sets(st.sampled_from(sorted(CONFIG_KEYS[backend]))))
+    return {key: draw(_values.get(key, _seconds)) for key in sorted(keys)}
+
+
+@st.composite
+def specs(draw: st.DrawFn) -> Object:
+    """A spec that the API server admits, as the user wrote it (without defaults)."""
+    backend = draw(st.one_of(st.sampled_from(sorted(CONFIG_KEYS)), _other_backends))
+    low = draw(_counts)
+    nodes: Object = {"min": low}
+    if draw(st.booleans()):
+        nodes["max"] = low if backend == "static" else draw(st.integers(low, 10_000))
+    spec: Object = {"backend": backend, "nodes": nodes}
+    if backend in {"etcd", "etcd-v2"} or (backend != "kubernetes" and draw(st.booleans())):
+        spec["endpoint"] = draw(endpoints)
+    elif backend in {"c10d", "static"} and draw(st.booleans()):
+        spec[backend] = {"port": draw(_ports)} if draw(st.booleans()) else {}
+    if draw(st.booleans()):
+        spec["nprocPerNode"] = draw(st.one_of(st.sampled_from(["auto", "cpu", "gpu"]), _counts, _counts.map(str)))
+    if draw(st.booleans()):
+        spec["maxRestarts"] = draw(st.integers(0, 1_000_000))
+    if draw(st.booleans()):
+        spec["config"] = draw(_config(backend))
+    return spec
