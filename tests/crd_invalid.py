@@ -33,7 +33,9 @@ def _config(id_: str, says: str, backend: str, **config: Any) -> Refused:
 
 
 def _endpoint(id_: str, says: str, endpoint: str) -> Refused:
-    return Refused(f"endpoint-{id_}", f"spec.endpoint: Invalid value: {says}", {"backend": "etcd-v2", "endpoint": endpoint})
+    return Refused(
+        f"endpoint-{id_}", f"spec.endpoint: Invalid value: {says}", {"backend": "etcd-v2", "endpoint": endpoint}
+    )
 
 
 _NAME_A_BACKEND = "write the name of a backend: c10d, static, kubernetes, etcd, etcd-v2 or another registered one"
@@ -77,11 +79,19 @@ REFUSED = [
     Refused("nodes-number", "spec.nodes in body must be of type object", {"nodes": 4}),
     Refused("min-zero", "spec.nodes.min in body should be greater than or equal to 1", {"nodes": {"min": 0}}),
     Refused("min-negative", "spec.nodes.min in body should be greater than or equal to 1", {"nodes": {"min": -1}}),
-    Refused("min-too-large", "spec.nodes.min in body should be less than or equal to 10000", {"nodes": {"min": 10_001}}),
-    Refused("max-too-large", "spec.nodes.max in body should be less than or equal to 10000", {"nodes": {"min": 1, "max": 10_001}}),
+    Refused(
+        "min-too-large", "spec.nodes.min in body should be less than or equal to 10000", {"nodes": {"min": 10_001}}
+    ),
+    Refused(
+        "max-too-large",
+        "spec.nodes.max in body should be less than or equal to 10000",
+        {"nodes": {"min": 1, "max": 10_001}},
+    ),
     Refused("min-fraction", "spec.nodes.min in body must be of type integer", {"nodes": {"min": 1.5}}),
     Refused("min-text", "spec.nodes.min in body must be of type integer", {"nodes": {"min": "2"}}),
-    Refused("min-over-max", "lower min, raise max, or leave max out for a fixed world", {"nodes": {"min": 3, "max": 2}}),
+    Refused(
+        "min-over-max", "lower min, raise max, or leave max out for a fixed world", {"nodes": {"min": 3, "max": 2}}
+    ),
     Refused(
         "static-elastic",
         "backend static has a fixed world: set min and max to the same number, or choose an elastic backend",
@@ -97,7 +107,11 @@ REFUSED = [
     Refused("nproc-empty", _NPROC, {"nprocPerNode": ""}),
     Refused("nproc-fraction", "spec.nprocPerNode in body must be of type integer,string", {"nprocPerNode": 1.5}),
     Refused("restarts-negative", "spec.maxRestarts in body should be greater than or equal to 0", {"maxRestarts": -1}),
-    Refused("restarts-too-many", "spec.maxRestarts in body should be less than or equal to 1000000", {"maxRestarts": 1_000_001}),
+    Refused(
+        "restarts-too-many",
+        "spec.maxRestarts in body should be less than or equal to 1000000",
+        {"maxRestarts": 1_000_001},
+    ),
     Refused("restarts-text", "spec.maxRestarts in body must be of type integer", {"maxRestarts": "3"}),
     # endpoint: where it belongs
     Refused("etcd-without-endpoint", f"backend etcd {_NEEDS_ENDPOINT}", {"backend": "etcd"}),
@@ -113,7 +127,9 @@ REFUSED = [
     _endpoint("credentials", '"root@etcd:2379": write HOST:PORT without a user or password', "root@etcd:2379"),
     _endpoint("path", '"etcd:2379/v2": write HOST:PORT without a path', "etcd:2379/v2"),
     _endpoint("several", '"a:2379,b:2379": write one HOST:PORT', "a:2379,b:2379"),
-    _endpoint("no-port", '"etcd.infra.svc": write the port too: HOST:PORT, such as etcd.infra.svc:2379', "etcd.infra.svc"),
+    _endpoint(
+        "no-port", '"etcd.infra.svc": write the port too: HOST:PORT, such as etcd.infra.svc:2379', "etcd.infra.svc"
+    ),
     _endpoint("colon-only", '"etcd:": write the port too', "etcd:"),
     _endpoint("no-host", f'":2379": {_HOST_PORT}', ":2379"),
     _endpoint("empty", f'"": {_HOST_PORT}', ""),
@@ -125,7 +141,9 @@ REFUSED = [
     _endpoint("line-break", f'"etcd:2379\\n": {_HOST_PORT}', "etcd:2379\n"),
     _endpoint("empty-label", f'"etcd..svc:2379": {_HOST_PORT}', "etcd..svc:2379"),
     _endpoint("label-too-long", f'"{"a" * 64}:2379": {_HOST_PORT}', f"{'a' * 64}:2379"),
-    Refused("endpoint-too-long", "spec.endpoint: Too long: may not be more than 262", {"endpoint": f"{'a.' * 130}aa:2379"}),
+    Refused(
+        "endpoint-too-long", "spec.endpoint: Too long: may not be more than 262", {"endpoint": f"{'a.' * 130}aa:2379"}
+    ),
     _endpoint("ipv4-octet", f'"10.0.0.256:2379": {_HOST_PORT}', "10.0.0.256:2379"),
     _endpoint("ipv4-short", f'"10.0.1:2379": {_HOST_PORT}', "10.0.1:2379"),
     _endpoint("ipv6-bare", '"fd00::1": write an IPv6 address in brackets, such as [fd00::1]:2379', "fd00::1"),
@@ -142,12 +160,24 @@ REFUSED = [
     _config("case", _C10D_KEYS, "c10d", Join_Timeout="600"),
     _config("etcd-key", _C10D_KEYS, "c10d", protocol="https"),
     _config("old-name", "protocol, ssl_cert, ssl_cert_key or ca_cert", "etcd-v2", cacert="/ca.pem"),
-    _config("new-name", "write timeout, last_call_timeout, etcd_prefix, protocol, cacert, cert or key", "etcd", ca_cert="/ca.pem"),
+    _config(
+        "new-name",
+        "write timeout, last_call_timeout, etcd_prefix, protocol, cacert, cert or key",
+        "etcd",
+        ca_cert="/ca.pem",
+    ),
     _config("join-timeout", "has a key that backend static does not know: write timeout", "static", join_timeout="600"),
     _config("typo", "write timeout, join_timeout, last_call_timeout or store", "kubernetes", joint_timeout="600"),
-    _config("is-host", "must not have is_host: the operator chooses the one pod that hosts the store", "c10d", is_host="true"),
+    _config(
+        "is-host",
+        "must not have is_host: the operator chooses the one pod that hosts the store",
+        "c10d",
+        is_host="true",
+    ),
     _config("store-type", "must not have store_type: nodes meet in a TCP store", "c10d", store_type="file"),
-    _config("rank", "must not have rank: each pod's rank is its index (Indexed Job or StatefulSet)", "static", rank="0"),
+    _config(
+        "rank", "must not have rank: each pod's rank is its index (Indexed Job or StatefulSet)", "static", rank="0"
+    ),
     _config("reserved-endpoint", _RESERVED, "mine", endpoint="a:1"),
     _config("reserved-run-id", _RESERVED, "mine", run_id="7"),
     _config("key-with-space", _KEY, "mine", **{"a b": "1"}),
@@ -157,7 +187,9 @@ REFUSED = [
     _config("key-digit-first", _KEY, "mine", **{"1a": "1"}),
     _config("key-line-break", _KEY, "mine", **{"a\n": "1"}),
     _config("key-too-long", _KEY, "mine", **{"k" * 64: "1"}),
-    _config("too-many", "spec.config: Too many: 33: must have at most 32 items", "mine", **{f"k{n}": "1" for n in range(33)}),
+    _config(
+        "too-many", "spec.config: Too many: 33: must have at most 32 items", "mine", **{f"k{n}": "1" for n in range(33)}
+    ),
     # config: values
     _config("comma", "must not have a comma, which separates settings in torchrun's --rdzv-conf", "mine", a="1,b=2"),
     _config("line-break", "must not have line breaks, tabs or other control characters", "mine", a="1\n2"),
@@ -176,13 +208,24 @@ REFUSED = [
     _config("timeout-negative", _SECONDS, "kubernetes", last_call_timeout="-1"),
     _config("timeout-fraction", _SECONDS, "etcd", timeout="1.5"),
     _config("attempts-zero", _SECONDS, "etcd-v2", keep_alive_max_attempt="0"),
-    _config("backoff-word", "has a cas_backoff_max_seconds that is not a number of seconds", "c10d", cas_backoff_max_seconds="inf"),
+    _config(
+        "backoff-word",
+        "has a cas_backoff_max_seconds that is not a number of seconds",
+        "c10d",
+        cas_backoff_max_seconds="inf",
+    ),
     _config("protocol", "has a protocol that etcd does not speak: write http or https", "etcd", protocol="grpc"),
-    _config("protocol-capitals", "has a protocol that etcd does not speak: write http or https", "etcd-v2", protocol="HTTPS"),
+    _config(
+        "protocol-capitals", "has a protocol that etcd does not speak: write http or https", "etcd-v2", protocol="HTTPS"
+    ),
     _config("store", "has a store that does not exist: write tcp or kubernetes", "kubernetes", store="etcd"),
     # settings of a backend
     Refused("c10d-port-zero", "spec.c10d.port in body should be greater than or equal to 1", {"c10d": {"port": 0}}),
-    Refused("c10d-port-too-large", "spec.c10d.port in body should be less than or equal to 65535", {"c10d": {"port": 65_536}}),
+    Refused(
+        "c10d-port-too-large",
+        "spec.c10d.port in body should be less than or equal to 65535",
+        {"c10d": {"port": 65_536}},
+    ),
     Refused("c10d-port-text", "spec.c10d.port in body must be of type integer", {"c10d": {"port": "29400"}}),
     Refused(
         "static-settings-with-c10d",

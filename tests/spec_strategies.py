@@ -32,7 +32,16 @@ CONFIG_KEYS = {
 OPERATORS_KEYS = {"c10d": {"is_host", "store_type"}, "static": {"rank"}}
 
 #: Fields of the spec, and what would become one by `settings_key`.
-NOT_BACKENDS = {"backend", "nodes", "nproc-per-node", "nproc--per-node", "max-restarts", "max---restarts", "endpoint", "config"}
+NOT_BACKENDS = {
+    "backend",
+    "nodes",
+    "nproc-per-node",
+    "nproc--per-node",
+    "max-restarts",
+    "max---restarts",
+    "endpoint",
+    "config",
+}
 
 #: Keyword arguments of torch's `RendezvousParameters`.
 RESERVED_KEYS = {"backend", "endpoint", "run_id", "min_nodes", "max_nodes", "local_addr", "self"}
@@ -61,7 +70,9 @@ _other_backends = st.from_regex(r"[a-z0-9]([-a-z0-9_.]{0,12}[a-z0-9])?", fullmat
     lambda name: name not in NOT_BACKENDS and name not in CONFIG_KEYS
 )
 _other_configs = st.dictionaries(
-    st.from_regex(r"[A-Za-z_][-A-Za-z0-9_.]{0,20}", fullmatch=True).filter(lambda key: key not in RESERVED_KEYS), _text, max_size=8
+    st.from_regex(r"[A-Za-z_][-A-Za-z0-9_.]{0,20}", fullmatch=True).filter(lambda key: key not in RESERVED_KEYS),
+    _text,
+    max_size=8,
 )
 
 

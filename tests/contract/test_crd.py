@@ -31,7 +31,12 @@ DEFINITION: Object = yaml.safe_load(CRD.read_text())
 ACCEPTED: dict[str, Object] = {
     "c10d": {"backend": "c10d", "nodes": {"min": 2, "max": 4}},
     "c10d-one-node": {"backend": "c10d", "nodes": {"min": 1}},
-    "c10d-largest": {"backend": "c10d", "nodes": {"min": 1, "max": 10_000}, "maxRestarts": 1_000_000, "nprocPerNode": 10_000},
+    "c10d-largest": {
+        "backend": "c10d",
+        "nodes": {"min": 1, "max": 10_000},
+        "maxRestarts": 1_000_000,
+        "nprocPerNode": 10_000,
+    },
     "c10d-port": {"backend": "c10d", "nodes": {"min": 2}, "c10d": {"port": 65_535}},
     "c10d-own-store": {"backend": "c10d", "nodes": {"min": 2}, "endpoint": "store:29400"},
     "static": {"backend": "static", "nodes": {"min": 4}, "static": {"port": 1}},
@@ -43,18 +48,35 @@ ACCEPTED: dict[str, Object] = {
     "backoff": {"backend": "c10d", "nodes": {"min": 2}, "config": {"cas_backoff_max_seconds": "0.5"}},
     "unknown-backend": {"backend": "my.own_one-2", "nodes": {"min": 2}},
     "unknown-backend-long-name": {"backend": "b" * 63, "nodes": {"min": 2}},
-    "unknown-backend-free-config": {"backend": "zeus", "nodes": {"min": 2}, "config": {"is_host": "x", "rank": "a=b é $HOME"}},
+    "unknown-backend-free-config": {
+        "backend": "zeus",
+        "nodes": {"min": 2},
+        "config": {"is_host": "x", "rank": "a=b é $HOME"},
+    },
     **{
         f"endpoint-{endpoint}": {"backend": "etcd", "nodes": {"min": 2}, "endpoint": endpoint}
         for endpoint in (
-            *("etcd:2379", "ETCD:1", "etcd.infra.svc.cluster.local.:65535", "my_etcd:2379", "1node:2379", "10.0.0.7:2379"),
-            *("[::1]:2379", "[fd00::1]:2379", "[1:2:3:4:5:6:7:8]:2379", "[::ffff:10.0.0.7]:2379", "[1:2:3:4:5:6:10.0.0.7]:2379"),
+            *(
+                "etcd:2379",
+                "ETCD:1",
+                "etcd.infra.svc.cluster.local.:65535",
+                "my_etcd:2379",
+                "1node:2379",
+                "10.0.0.7:2379",
+            ),
+            *(
+                "[::1]:2379",
+                "[fd00::1]:2379",
+                "[1:2:3:4:5:6:7:8]:2379",
+                "[::ffff:10.0.0.7]:2379",
+                "[1:2:3:4:5:6:10.0.0.7]:2379",
+            ),
         )
     },
 }
 
-#: Written by the API server for what failed before the rules were looked at.
-SERVERS_OWN = "some validation rules were not checked"
+#: How lines begin that the API server adds, about the object as a whole, when a type is wrong.
+SERVERS_OWN = "* <nil>: "
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +91,9 @@ def api(control_plane: LocalCluster) -> LocalCluster:
 def apply(api: LocalCluster, *objects: Object, namespace: str = "default", dry_run: bool = True) -> str:
     """What `kubectl apply -f` prints; raises RuntimeError with what it complains about."""
     flags = ["--dry-run=server"] if dry_run else []
-    manifest = json.dumps({"apiVersion": "v1", "kind": "List", "items": objects}) if objects[1:] else json.dumps(objects[0])
+    manifest = (
+        json.dumps({"apiVersion": "v1", "kind": "List", "items": objects}) if objects[1:] else json.dumps(objects[0])
+    )
     return api.kubectl("apply", "-n", namespace, *flags, "-f", "-", input=manifest)
 
 
@@ -83,7 +107,7 @@ def complaint(api: LocalCluster, obj: Object, **options: Any) -> str:
 def test_refused(api: LocalCluster, row: Refused) -> None:
     text = complaint(api, row.manifest())
     assert row.says in text
-    answers = [line for line in text.splitlines() if line.startswith("* ") and SERVERS_OWN not in line]
+    answers = [line for line in text.splitlines() if line.startswith("* ") and not line.startswith(SERVERS_OWN)]
     assert len(answers) <= 1, "one mistake, one answer"
 
 
@@ -109,7 +133,9 @@ def test_generated_specs_are_accepted(api: LocalCluster) -> None:
     assert apply(api, *examples).count("created (server dry run)") == len(examples) >= 200
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "deploy/samples").glob("rendezvous-*.yaml")), ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / "deploy/samples").glob("rendezvous-*.yaml")), ids=lambda path: path.stem
+)
 def test_samples_are_accepted(api: LocalCluster, path: Path) -> None:
     apply(api, yaml.safe_load(path.read_text()))
 
@@ -120,7 +146,9 @@ def test_there_is_a_sample_of_each_backend() -> None:
 
 
 def test_defaults(api: LocalCluster, light_namespace: str) -> None:
-    apply(api, rendezvous({"backend": "c10d", "nodes": {"min": 2}, "c10d": {}}), namespace=light_namespace, dry_run=False)
+    apply(
+        api, rendezvous({"backend": "c10d", "nodes": {"min": 2}, "c10d": {}}), namespace=light_namespace, dry_run=False
+    )
     found = json.loads(api.kubectl("get", "rdzv", "mnist", "-n", light_namespace, "-o", "json"))
     assert found["spec"] == {
         "backend": "c10d",
@@ -133,10 +161,15 @@ def test_defaults(api: LocalCluster, light_namespace: str) -> None:
 
 def test_backend_is_for_life_and_the_rest_is_not(api: LocalCluster, light_namespace: str) -> None:
     apply(api, rendezvous(ACCEPTED["c10d"]), namespace=light_namespace, dry_run=False)
-    apply(api, rendezvous({**ACCEPTED["c10d"], "nodes": {"min": 1, "max": 8}, "maxRestarts": 3}), namespace=light_namespace, dry_run=False)
+    apply(
+        api,
+        rendezvous({**ACCEPTED["c10d"], "nodes": {"min": 1, "max": 8}, "maxRestarts": 3}),
+        namespace=light_namespace,
+        dry_run=False,
+    )
     changed = rendezvous({**ACCEPTED["c10d"], "backend": "kubernetes"})
     assert (
-        "spec.backend: Invalid value: \"kubernetes\": can't be changed from c10d, because pods that run would lose each other: "
+        'spec.backend: Invalid value: "kubernetes": can\'t be changed from c10d, because pods that run would lose each other: '
         "delete and re-create this Rendezvous, or create a second one"
     ) in complaint(api, changed, namespace=light_namespace)
 
