@@ -218,8 +218,9 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
     def shutdown(self) -> None:
         for sock in (self.connection, *(connection.sock for connection in list(self.up.values()))):
-            with contextlib.suppress(OSError, AttributeError):
-                socket.socket.shutdown(sock, socket.SHUT_RDWR)
+            with contextlib.suppress(OSError):
+                if sock:
+                    socket.socket.shutdown(sock, socket.SHUT_RDWR)
 
     def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - the base class's name
         """Quiet."""

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import logging
 import os
+import secrets
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -249,11 +250,12 @@ def _until(done: Callable[[], bool], seconds: float = 20) -> None:
         time.sleep(0.05)
 
 
-def test_forbidden_by_admission_does_not_suggest_a_rule(direct: Client, light_namespace: str) -> None:
-    spec = {"serviceAccountName": "nobody", "containers": [{"name": "c", "image": "i"}]}
-    pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "a"}, "spec": spec}
-    with pytest.raises(Forbidden, match="error looking up service account") as caught:
-        direct.create(Resource("v1", "pods"), light_namespace, pod)
+def test_forbidden_by_admission_does_not_suggest_a_rule(direct: Client) -> None:
+    namespaces, name = Resource("v1", "namespaces"), f"test-{secrets.token_hex(4)}"
+    direct.create(namespaces, None, {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}})
+    direct.delete(namespaces, None, name)
+    with pytest.raises(Forbidden, match="being terminated") as caught:
+        direct.create(MAPS, name, config_map("a"))
     assert caught.value.rule is None
     assert "Role" not in str(caught.value)
 

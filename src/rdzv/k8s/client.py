@@ -332,6 +332,9 @@ class Client:
         """Whether the API server was away or starting a moment ago, this error included."""
         if isinstance(error, (Unreachable, ServerError, Unauthorized)):
             self._trouble_at = time.monotonic()
+        if isinstance(error.__cause__, TimeoutError):
+            # What made one connection go silent made the others: do not find that out 10 s at a time.
+            self._drop_idle()
         return time.monotonic() - self._trouble_at < STARTING_SECONDS
 
     def reauthorize(self) -> bool:
