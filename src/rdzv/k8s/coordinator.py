@@ -140,9 +140,10 @@ def step(state: CoordinatorState, view: View, now: float) -> tuple[CoordinatorSt
     """At most one compare-and-set of the Round, and when to look again."""
     record, me = view.round, state.me
     own = record if record is not None and record.run_id == me.run_id else None
-    if own is None and record is not None and not (view.roster is not None and view.roster.run_id == me.run_id):
-        # The Round of another run: perhaps a newer one. Only the Rendezvous itself can say that it is an old one.
-        return state, Decision(waiting_for=f"the Round belongs to run {record.run_id}")
+    current = view.roster.run_id if view.roster is not None else me.run_id if record is None else ""
+    if own is None and current != me.run_id:
+        # The Round of another run may be a newer one; only the Rendezvous itself can say that it is an old one.
+        return state, Decision(waiting_for=f"the Rendezvous or its Round belongs to another run than {me.run_id}")
     if own is not None and own.coordinator is not None and not _mine(own, me) and own.coordinator != state.lost:
         return state, Decision(step_down=True)
     state = _remember(state, view, own, now)
@@ -263,7 +264,8 @@ def _target(state: CoordinatorState, facts: _Facts, own: Round, now: float) -> _
     failed = facts.lost | facts.rejoining
     if failed != state.failed:
         state = replace(_note(state, "failed", bool(failed - state.failed), now, renew=True), failed=failed)
-    forming = own.phase == FORMING or own.want > own.round
+    # When nobody is left of a world, there is nobody to be asked to join again either.
+    forming = own.phase == FORMING or own.want > own.round or not (facts.present or facts.rejoining)
     state = _note(state, "forming", forming or bool(failed), now)
     if forming or facts.rejoining:
         state, at, text = _completion(state, facts, own, now)
@@ -394,7 +396,7 @@ def _reasons(state: CoordinatorState, facts: _Facts, own: Round, now: float) -> 
     room = bool(late) and len(here) < facts.most and not facts.succeeded and not facts.lost
     state = _note(state, "late", room, now)
     times: list[tuple[float, str]] = []
-    if here and (facts.lost or facts.rejoining):
+    if facts.lost or facts.rejoining:
         times.append((state.since["failed"] + state.policy.settle, _failure_text(facts, own)))
     if len(here) > facts.most:
         times.append((now, f"{len(here)} members, at most {facts.most} are wanted"))

@@ -223,7 +223,7 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Wake:
-    """Send `Tick` at this time of the monotonic clock, unless another `Wake` replaces it. Only the last one counts."""
+    """Send `Tick` at this time of the monotonic clock. Every step replaces the one before, also by none."""
 
     at: float
 

@@ -66,6 +66,8 @@ class MemberState:
     foreign: str = ""
     """Run ID of the Round when it is not ours."""
     superseded: bool = False
+    replaced: bool = False
+    """A later agent writes the Member of this name: this one's pod was deleted and made again under its name."""
 
     mine: int = 0
     """Number of the round accepted last."""
@@ -80,6 +82,7 @@ class MemberState:
     acked: Member | None = None
     acked_rv: int | None = None
     pending: Member | None = None
+    written: bool = False
     unknown: bool = False
     reading: bool = False
     confirmed_at: float = 0.0
@@ -162,7 +165,8 @@ def _take_reply(state: MemberState, event: Event, now: float) -> MemberState:
     """What became of the own requests."""
     match event:
         case Written(rv):
-            state = replace(state, acked=state.pending, acked_rv=rv, pending=None, failures=0, confirmed_at=now)
+            state = replace(state, acked=state.pending, acked_rv=rv, pending=None, written=True)
+            state = replace(state, failures=0, confirmed_at=now)
         case WriteFailed():
             state = _later(replace(state, pending=None), now)
         case WriteUnknown():
@@ -180,6 +184,8 @@ def _take_reply(state: MemberState, event: Event, now: float) -> MemberState:
 def _read(state: MemberState, member: Member | None, rv: int) -> MemberState:
     if member is None:
         return replace(state, acked=None, acked_rv=None)
+    if state.written and member.incarnation != state.me.incarnation:
+        return replace(state, replaced=True)
     if member.run_id == state.me.run_id:
         # An earlier start of this pod knew of rounds, and had a slot, which the new one has to respect.
         state = replace(state, top=max(state.top, member.seen_round))
@@ -250,6 +256,8 @@ def _ending(state: MemberState) -> Raise | None:
     kind, text = CLOSED_ERROR, ""
     if state.leaving or state.finished:
         text = f"{state.me.name} is being stopped and does not join {name} again"
+    elif state.replaced:
+        text = f"another agent has taken the place of {state.me.name} in Rendezvous {name}"
     elif state.superseded:
         text = f"Rendezvous {name} was deleted and made again; this pod belongs to the old one (run {state.me.run_id})"
     elif seen is not None and seen.phase == CLOSED and seen.round != state.ended:
@@ -331,14 +339,14 @@ def _park(state: MemberState, now: float) -> MemberState:
     seen = state.seen
     world = seen is not None and seen.phase == RUNNING and seen.want <= seen.round < state.want
     parked = world and _acknowledged(state)
-    if state.parked and not parked:
-        return replace(state, parked=False, deadline=now + state.timing.join_timeout)
-    return replace(state, parked=parked)
+    if parked == state.parked:
+        return state
+    return replace(state, parked=parked, deadline=now + state.timing.join_timeout)
 
 
 def _write(state: MemberState, actions: list[Action], now: float) -> MemberState:
     """Brings the Member in the API to what is desired; one request at a time, nothing repeated blindly."""
-    if state.pending is not None or state.reading or now < state.retry_at:
+    if state.pending is not None or state.reading or state.replaced or now < state.retry_at:
         return state
     if state.unknown or (_checking(state) and now >= state.confirmed_at + state.timing.check_interval):
         actions.append(Read())
@@ -357,9 +365,10 @@ def _checking(state: MemberState) -> bool:
 def _candidacy(state: MemberState, actions: list[Action], now: float) -> MemberState:
     """Starts the coordinator function when nobody coordinates, earlier the lower the own slot."""
     if not _vacant(state):
-        return replace(state, vacant_since=None)
+        return state if state.vacant_since is None else replace(state, vacant_since=None)
     since = now if state.vacant_since is None else state.vacant_since
-    state = replace(state, vacant_since=since)
+    if state.vacant_since is None:
+        state = replace(state, vacant_since=since)
     if now < since + takeover_delay(state):
         return state
     actions.append(Candidate(state.seen.coordinator if state.seen else None))
@@ -367,7 +376,7 @@ def _candidacy(state: MemberState, actions: list[Action], now: float) -> MemberS
 
 
 def _vacant(state: MemberState) -> bool:
-    if state.candidate or state.leaving or state.finished or state.superseded:
+    if state.candidate or state.leaving or state.finished or state.superseded or state.replaced:
         return False
     if not state.observed or state.seen_rv < state.stepped_rv or not (state.joining or state.mine):
         return False
@@ -403,7 +412,7 @@ def _wake(state: MemberState) -> float | None:
         times.append(state.deadline)
     if state.vacant_since is not None:
         times.append(state.vacant_since + takeover_delay(state))
-    if state.pending is None and not state.reading:
+    if state.pending is None and not state.reading and not state.replaced:
         if state.unknown or (state.desired is not None and state.desired != state.acked):
             times.append(state.retry_at)
         elif _checking(state):

@@ -1,0 +1,408 @@
+"""Random schedules for the simulator: who is there, what fails and when, and what must hold in the end.
+
+One seed is one schedule. To see one: `PYTHONPATH=src:tests python -m unit.protocol.scenarios SEED`.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+
+from rdzv.k8s import coordinator
+from rdzv.k8s import events as ev
+from rdzv.k8s.records import CLOSED, RUNNING, Member, Round
+
+from unit.protocol.sim import NAME, Pod, Process, Scenario, Sim, Violation, show_round
+
+#: Simulated seconds from the last fault within which a round must have formed.
+BOUND = 90.0
+#: More events than this in one schedule are a livelock.
+MAX_EVENTS = 30000
+
+
+def command(seed: int) -> str:
+    return f"PYTHONPATH=src:tests python -m unit.protocol.scenarios {seed}"
+
+
+class Schedule:
+    """One schedule: `run()` raises Violation, or returns having found none."""
+
+    def __init__(self, seed: int, trace: list[str] | None = None) -> None:
+        self.seed = seed
+        self.sim = sim = Sim(seed, Scenario())
+        sim.trace = trace
+        self.random = rnd = sim.random
+        low = rnd.choice((1, 2, 2, 2, 3))
+        high = low + rnd.choice((0, 0, 1, 2))
+        scenario = sim.scenario
+        scenario.bounds = (low, high)
+        scenario.policy = replace(scenario.policy, min_nodes=low, max_nodes=high)
+        scenario.roster = rnd.choice(("present", "present", "present", "absent", "unknown", "stale"))
+        scenario.skew = rnd.random() < 0.7
+        scenario.slow = rnd.choice((0.0, 0.05, 0.3))
+        scenario.lost = rnd.choice((0.0, 0.1, 0.3))
+        scenario.unreachable = rnd.choice((0.0, 0.0, 0.1))
+        scenario.least_ever, scenario.most_ever = low, high
+        self.slots = rnd.random() < 0.75
+        self.length = rnd.choice((0.5, 2.0, 5.0))
+        self.fault_count = rnd.choice((0, 1, 2, 3, 5))
+
+    def run(self) -> None:
+        sim, rnd = self.sim, self.random
+        if rnd.random() < 0.6:  # the operator has made the Round
+            sim.rv += 1
+            sim.round = (Round(NAME, sim.run_id), sim.rv)
+            sim.round_log.append((sim.rv, sim.round[0]))
+        low, high = sim.scenario.bounds
+        pods = rnd.randint(low, high) if rnd.random() < 0.7 else high + 1
+        together = rnd.random() < 0.5
+        for slot in range(pods):
+            pod = self.new_pod(slot)
+            sim.at(0.0 if together else rnd.uniform(0, min(1.0, self.length)), sim.start, pod)
+        for _ in range(self.fault_count):
+            sim.at(rnd.uniform(0, self.length), rnd.choice(FAULTS), self)
+        while sim.queue and sim.queue[0][0] <= self.length:
+            sim.step()
+        sim.now = self.length
+        self.heal()
+        self.until_formed()
+        if rnd.random() < 0.1:
+            self.quiet()
+        if rnd.random() < 0.15:
+            self.end()
+
+    def new_pod(self, slot: int, name: str | None = None) -> Pod:
+        return self.sim.add_pod(slot if self.slots else None, name)
+
+    def heal(self) -> None:
+        """No more faults; every pod that is to run does."""
+        sim = self.sim
+        sim.log("---- faults end")
+        sim.faults = False
+        sim.api_down = False
+        for process in sim.processes():
+            process.cut_until = 0.0
+        for pod in sim.pods:
+            if pod.run == sim.run_id and (pod.process is None or not pod.process.alive):
+                sim.at(self.random.uniform(0, 1), sim.start, pod)
+        low, _ = sim.scenario.bounds
+        here = [pod for pod in sim.pods if pod.run == sim.run_id and not (pod.gone or pod.exited or pod.draining)]
+        for slot in range(low - len({pod.slot if self.slots else pod.name for pod in here})):
+            free = next(s for s in range(slot, 100) if s not in {pod.slot for pod in here}) if self.slots else 0
+            pod = self.new_pod(free)
+            here.append(pod)
+            sim.at(self.random.uniform(0, 1), sim.start, pod)
+
+    def until_formed(self) -> None:
+        """Runs until the world is as it should be, and stays so."""
+        sim, events, deadline = self.sim, 0, self.sim.now + BOUND
+        while not self.formed():
+            if not sim.queue or sim.queue[0][0] > deadline or events > MAX_EVENTS:
+                state = show_round(sim.round[0]) if sim.round else "no Round"
+                raise Violation(f"no world of {self.expected()} by {sim.now:.1f} after {events} events: {state}")
+            sim.step()
+            events += 1
+
+    def expected(self) -> list[str]:
+        """Incarnations that can be in a world: of several pods on one slot the newest counts."""
+        sim = self.sim
+        newest: dict[object, Process] = {}
+        for process in sim.processes():
+            usable = process.me.run_id == sim.run_id and not process.state.leaving and not process.raised
+            if usable and not process.pod.gone and not process.pod.draining:
+                key = process.me.slot if process.me.slot is not None else process.me.incarnation
+                rival = newest.get(key)
+                if rival is None or self.created(rival) <= self.created(process):
+                    newest[key] = process
+        return sorted(process.me.incarnation for process in newest.values())
+
+    def created(self, process: Process) -> tuple[str, str]:
+        record = self.sim.members.get(process.pod.name)
+        return (record[0].created if record else "~", process.pod.name)
+
+    def formed(self) -> bool:
+        sim = self.sim
+        if sim.round is None or sim.round[0].phase != RUNNING or sim.round[0].run_id != sim.run_id:
+            return False
+        record = sim.round[0]
+        if record.want > record.round:
+            return False
+        inside = [
+            p
+            for p in sim.processes()
+            if p.state.mine == record.round and not p.state.joining and p.me.run_id == sim.run_id
+        ]
+        if len(inside) != record.size or any(record.rank_of(p.me.incarnation) is None for p in inside):
+            return False
+        if not {p.me.incarnation for p in inside} <= set(self.expected()):
+            return False
+        pending = any(
+            pod.process is None and not pod.gone and not pod.exited and pod.run == sim.run_id for pod in sim.pods
+        )
+        return not pending and record.size == min(sim.scenario.bounds[1], len(self.expected()))
+
+    def quiet(self) -> None:
+        """A world that runs costs no writes."""
+        sim = self.sim
+        while sim.queue and sim.queue[0][0] < sim.now + 0.001:
+            sim.step()
+        end = sim.now + 15.0
+        settled = sim.now + 8.0
+        writes = None
+        while sim.queue and sim.queue[0][0] < end:
+            sim.step()
+            if writes is None and sim.now > settled:
+                writes = dict(sim.writes)
+        if writes is not None and writes != sim.writes:
+            raise Violation(f"writes in a quiet time: {writes} became {sim.writes}")
+        if not self.formed():
+            self.until_formed()
+
+    def end(self) -> None:
+        """The job ends, well or not; then another job may use the same Rendezvous."""
+        sim, rnd = self.sim, self.random
+        settled = sim.now + 3.0
+        while sim.queue and sim.queue[0][0] < settled:
+            sim.step()
+        self.until_formed()
+        assert sim.round is not None
+        sim.scenario.ending = True
+        record = sim.round[0]
+        world = [p for p in sim.processes() if record.rank_of(p.me.incarnation) is not None]
+        failing = rnd.choice(world) if rnd.random() < 0.3 else None
+        sim.log(f"---- the job ends, failing: {failing and failing.me.incarnation}")
+        for process in world:
+            sim.at(rnd.uniform(0, 1), sim.send, process, ev.Finished(process is not failing))
+            sim.at(6.0 + rnd.uniform(0, 1), self.complete, process)
+        limit = sim.now + 12.0
+        while sim.queue and sim.queue[0][0] < limit:
+            sim.step()
+        assert sim.round is not None
+        if failing is None and (record.run_id, record.round) not in sim.closed and sim.round[0].round == record.round:
+            raise Violation(f"all have succeeded, but the Round is {show_round(sim.round[0])}")
+        if failing is not None:
+            return
+        for pod in sim.pods:
+            pod.gone = True
+            if pod.process is not None:
+                sim.kill(pod.process)
+        for slot in range(sim.scenario.bounds[0]):
+            sim.at(rnd.uniform(0, 1), sim.start, self.new_pod(slot))
+        self.until_formed()
+
+    def complete(self, process: Process) -> None:
+        process.pod.exited = True
+        self.sim.kill(process)
+
+    # Faults.
+
+    def victim(self) -> Process | None:
+        processes = self.sim.processes()
+        return self.random.choice(processes) if processes else None
+
+    def crash(self) -> None:
+        """The agent dies and its container restarts, or its pod is replaced."""
+        process = self.victim()
+        if process is None:
+            return
+        self.sim.kill(process)
+        if self.random.random() < 0.6:
+            self.sim.at(self.random.uniform(0.05, 2), self.sim.start, process.pod)
+        else:
+            self.replace(process.pod)
+
+    def crash_coordinator(self) -> None:
+        for process in self.sim.processes():
+            if process.coordinates is not None:
+                self.sim.kill(process)
+                self.sim.at(self.random.uniform(0.05, 2), self.sim.start, process.pod)
+                return
+
+    def replace(self, pod: Pod) -> None:
+        """The pod is deleted, its Member with it, and another one takes its slot, with the same name or another."""
+        sim = self.sim
+        if pod.gone:
+            return
+        pod.gone = True
+        sim.at(self.random.uniform(0, 1.5), sim.delete_member, pod.name, pod.uid)
+        sim.tell_roster()
+        if pod.run == sim.run_id:
+            new = self.new_pod(pod.slot or 0, pod.name if self.random.random() < 0.5 else None)
+            sim.at(self.random.uniform(0.05, 2), sim.start, new)
+
+    def drain(self) -> None:
+        process = self.victim()
+        if process is None or process.pod.draining:
+            return
+        process.pod.draining = True
+        self.sim.log(f"{process.me.incarnation} gets SIGTERM")
+        self.sim.tell_roster()
+        self.sim.send(process, ev.Sigterm())
+        self.sim.at(self.random.uniform(0.1, 2), self.drained, process)
+
+    def drained(self, process: Process) -> None:
+        self.sim.kill(process)
+        self.replace(process.pod)
+
+    def worker_fails(self) -> None:
+        process = self.victim()
+        if process is not None and process.world is not None and not process.state.joining:
+            self.sim.log(f"{process.me.incarnation}: worker failed")
+            self.sim.join(process)
+
+    def outage(self) -> None:
+        self.sim.log("API server down")
+        self.sim.api_down = True
+        self.sim.at(self.random.uniform(0.2, 3), self.outage_ends)
+
+    def outage_ends(self) -> None:
+        self.sim.log("API server up")
+        self.sim.api_down = False
+
+    def cut(self) -> None:
+        process = self.victim()
+        if process is not None:
+            process.cut_until = self.sim.now + self.random.uniform(0.2, 3)
+
+    def watch_breaks(self) -> None:
+        process = self.victim()
+        if process is not None:
+            self.sim.reconnect(process)
+
+    def round_deleted(self) -> None:
+        self.sim.delete_round()
+
+    def member_deleted(self) -> None:
+        process = self.victim()
+        if process is not None:
+            self.sim.delete_member(process.pod.name)
+
+    def twin(self) -> None:
+        """A second pod with a slot that one has already."""
+        if self.slots:
+            process = self.victim()
+            if process is not None and process.me.run_id == self.sim.run_id and process.pod.slot is not None:
+                self.sim.start(self.new_pod(process.pod.slot))
+
+    def zombie(self) -> None:
+        """A node is cut off: its pod is deleted by force and replaced, while the agent goes on for a while."""
+        process = self.victim()
+        if process is not None:
+            process.cut_until = self.sim.now + self.random.uniform(0, 3)
+            process.revoked = self.random.random() < 0.5
+            self.replace(process.pod)
+            self.sim.at(self.random.uniform(1, 6), self.sim.kill, process)
+
+    def false_alarm(self) -> None:
+        """A live connection is taken for a dead one, at either end."""
+        process = self.victim()
+        if process is None:
+            return
+        seen = process.state.seen
+        if process.coordinates is not None and process.coordinates.connected:
+            process.coordinates.dead.add(self.random.choice(sorted(process.coordinates.connected)))
+            self.sim.coordinate(process)
+        elif seen is not None and seen.coordinator is not None:
+            self.sim.send(process, ev.CoordinatorLost(seen.coordinator))
+
+    def operator_stops(self) -> None:
+        self.sim.roster_frozen = self.sim.scenario.roster in ("stale", "unknown")
+
+    def pod_added(self) -> None:
+        slots = {pod.slot for pod in self.sim.pods if not pod.gone}
+        pod = self.new_pod(next(slot for slot in range(100) if slot not in slots))
+        self.sim.at(self.random.uniform(0, 1), self.sim.start, pod)
+
+    def bounds_change(self) -> None:
+        sim = self.sim
+        if sim.scenario.roster == "present":
+            low, high = sim.scenario.bounds
+            high = max(low, high + self.random.choice((-1, 1)))
+            sim.log(f"max is now {high}")
+            sim.scenario.bounds = (low, high)
+            sim.scenario.most_ever = max(sim.scenario.most_ever, high)
+            sim.tell_roster()
+
+    def recreated(self) -> None:
+        """The Rendezvous is deleted and made again under its name: another run."""
+        sim, rnd = self.sim, self.random
+        old = sim.run_id
+        sim.run_id = f"run-{int(old.rpartition('-')[2]) + 1}"
+        sim.log(f"Rendezvous made again: {sim.run_id}")
+        pods = [pod for pod in sim.pods if not pod.gone and pod.run == old]
+        for pod in pods:
+            pod.gone = True
+            sim.at(rnd.uniform(0, 2), self.removed, pod)
+        self.collect(old)
+        sim.tell_roster()
+        low, high = sim.scenario.bounds
+        for slot in range(rnd.randint(low, high)):
+            names = [pod.name for pod in pods if pod.slot == slot]
+            pod = self.new_pod(slot, names[0] if names and rnd.random() < 0.5 else None)
+            sim.at(rnd.uniform(0, 2), sim.start, pod)
+
+    def removed(self, pod: Pod) -> None:
+        if pod.process is not None:
+            self.sim.kill(pod.process)
+        self.sim.delete_member(pod.name, pod.uid)
+
+    def collect(self, run: str) -> None:
+        """Garbage collection: a Round whose Rendezvous is gone goes too, however often it is made."""
+        sim = self.sim
+        if sim.round is not None and sim.round[0].run_id == run and sim.now > 0:
+            sim.delete_round()
+        if any(p.me.run_id == run for p in sim.processes()) or (sim.round is not None and sim.round[0].run_id == run):
+            sim.at(self.random.uniform(0.1, 1.0), self.collect, run)
+
+
+Fault = Callable[[Schedule], None]
+FAULTS: tuple[Fault, ...] = (
+    Schedule.crash,
+    Schedule.crash,
+    Schedule.crash_coordinator,
+    Schedule.drain,
+    Schedule.worker_fails,
+    Schedule.worker_fails,
+    Schedule.outage,
+    Schedule.cut,
+    Schedule.watch_breaks,
+    Schedule.round_deleted,
+    Schedule.member_deleted,
+    Schedule.twin,
+    Schedule.zombie,
+    Schedule.false_alarm,
+    Schedule.operator_stops,
+    Schedule.pod_added,
+    Schedule.bounds_change,
+    Schedule.recreated,
+)
+
+
+def play(seed: int) -> str | None:
+    """Plays one schedule; the text of what went wrong, or None."""
+    try:
+        Schedule(seed).run()
+    except Violation as violation:
+        return f"seed {seed}: {violation}"
+    return None
+
+
+def main(arguments: list[str]) -> int:
+    """Plays one schedule and prints all that happened in it."""
+    trace: list[str] = []
+    schedule = Schedule(int(arguments[0]), trace)
+    print(schedule.sim.scenario, "slots" if schedule.slots else "no slots")
+    try:
+        schedule.run()
+    except Violation as violation:
+        print("\n".join(trace))
+        print("VIOLATION:", violation)
+        return 1
+    print("\n".join(trace))
+    print("no violation")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

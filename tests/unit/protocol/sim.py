@@ -1,0 +1,678 @@
+"""A simulated cluster for the protocol: API server, network, clocks, operator, agents that crash; all from one seed.
+
+Runs the production functions `rdzv.k8s.member.step` and `rdzv.k8s.coordinator.step` and nothing else of the product. What
+must never happen raises `Violation`. Schedules are drawn in `scenarios`.
+"""
+
+from __future__ import annotations
+
+import heapq
+import random
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from itertools import count
+from typing import Any
+
+from rdzv.k8s import coordinator, member
+from rdzv.k8s import events as ev
+from rdzv.k8s.records import CLOSED, LIVE, RUNNING, Member, Roster, Round
+
+NAME = "job"
+
+
+class Violation(AssertionError):
+    """The protocol did what it must not do, or did not do what it must."""
+
+
+@dataclass
+class Pod:
+    """A pod: what the operator knows of it, and the process in it (None between restarts)."""
+
+    name: str
+    uid: str
+    slot: int | None
+    run: str
+    address: str
+    boots: int = 0
+    process: Process | None = None
+    gone: bool = False
+    draining: bool = False
+    exited: bool = False
+
+
+@dataclass
+class CoordinatorSide:
+    """The coordinator function running in one process, with its caches."""
+
+    state: coordinator.CoordinatorState
+    members: dict[str, tuple[Member, int]]
+    members_rv: int
+    position: int
+    busy: bool = False
+    dirty: bool = False
+    dead: set[str] = field(default_factory=set)
+    connected: set[str] = field(default_factory=set)
+    due: float = 0.0
+    wake: int = 0
+    started: float = 0.0
+
+
+class Process:
+    """One agent process: one incarnation of its pod."""
+
+    def __init__(self, pod: Pod, incarnation: str, offset: float, rate: float, timing: ev.Timing, port: int) -> None:
+        self.pod = pod
+        self.me = ev.Identity(NAME, pod.run, pod.name, incarnation, pod.address, port, "node", pod.slot)
+        self.state = member.MemberState(self.me, timing)
+        self.offset, self.rate = offset, rate
+        self.alive = True
+        self.cut_until = 0.0
+        self.revoked = False  # its token is bound to a pod that was deleted
+        self.generation = 0  # of the watch of the Round
+        self.due = 0.0
+        self.wake = 0
+        self.store = 0
+        self.world: ev.Accept | None = None
+        self.rejoining = False
+        self.round: tuple[Round | None, int] = (None, 0)
+        self.coordinates: CoordinatorSide | None = None
+        self.link: tuple[str, int] | None = None  # coordinator (incarnation, term) that a connection is tried to
+        self.raised = ""
+
+
+class Sim:
+    """One schedule. `run()` plays it to the end."""
+
+    def __init__(self, seed: int, scenario: Scenario) -> None:
+        self.random = random.Random(seed)
+        self.scenario = scenario
+        self.now = 0.0
+        self.queue: list[tuple[float, int, Callable[..., None], tuple[Any, ...]]] = []
+        self.sequence = count()
+        self.ports = count(20000)
+        self.rv = 10
+        self.round: tuple[Round, int] | None = None
+        self.round_log: list[tuple[int, Round | None]] = [(1, None)]
+        self.members: dict[str, tuple[Member, int]] = {}
+        self.member_log: list[tuple[int, str, Member | None]] = []
+        self.pods: list[Pod] = []
+        self.pod_names = count()
+        self.run_id = "run-0"
+        self.roster: Roster | None = None
+        self.roster_frozen = False
+        self.api_down = False
+        self.faults = True
+        self.writes: dict[str, int] = {}
+        self.conflicts = 0
+        self.trace: list[str] | None = None
+        # What the properties are checked against.
+        self.committed: dict[tuple[str, int], Round] = {}
+        self.counted: dict[tuple[str, int], dict[str, Member]] = {}
+        self.accepted: dict[tuple[str, int], dict[str, ev.Accept]] = {}
+        self.leaders: dict[tuple[str, int], tuple[str, int]] = {}
+        self.closed: set[tuple[str, int]] = set()
+        self.last_round: dict[str, int] = {}
+
+    # Time and network.
+
+    def at(self, delay: float, action: Callable[..., None], *args: Any) -> None:
+        heapq.heappush(self.queue, (self.now + delay, next(self.sequence), action, args))
+
+    def delay(self) -> float:
+        if self.faults and self.random.random() < self.scenario.slow:
+            return self.random.uniform(0.05, 1.5)
+        return self.random.uniform(0.001, 0.01)
+
+    def log(self, text: str) -> None:
+        if self.trace is not None:
+            self.trace.append(f"{self.now:9.4f} {text}")
+
+    def request(
+        self,
+        process: Process,
+        apply: Callable[[], Any],
+        answer: Callable[[Any], None],
+        refused: Callable[[], None],
+        unknown: Callable[[], None],
+    ) -> None:
+        """One request: carried out or not, answered or not, late or not."""
+        draw = self.random.random() if self.faults else 1.0
+        if process.revoked or self.api_down or self.now < process.cut_until:
+            if self.random.random() < 0.5:
+                self.at(0.05, self._if_alive, process, refused)
+            else:
+                self.at(1.0, self._if_alive, process, unknown)
+            return
+        lost = self.scenario.lost
+        if draw < lost / 3:  # never arrives
+            self.at(1.0, self._if_alive, process, unknown)
+        elif draw < lost * 2 / 3:  # applied at once, the reply is lost
+            self.at(self.delay(), apply)
+            self.at(1.0, self._if_alive, process, unknown)
+        elif draw < lost:  # given up on, applied later
+            self.at(1.0, self._if_alive, process, unknown)
+            self.at(1.0 + self.random.uniform(0, 2), apply)
+        else:
+            self.at(self.delay(), self._arrive, process, apply, answer, unknown)
+
+    def _arrive(
+        self, process: Process, apply: Callable[[], Any], answer: Callable[[Any], None], unknown: Callable[[], None]
+    ) -> None:
+        result = apply()
+        if self.api_down:
+            self.at(1.0, self._if_alive, process, unknown)
+        else:
+            self.at(self.delay(), self._if_alive, process, answer, result)
+
+    def _if_alive(self, process: Process, action: Callable[..., None], *args: Any) -> None:
+        if process.alive:
+            action(*args)
+
+    # API server.
+
+    def put_round(self, by: str, record: Round, condition: int | None, counted: dict[str, Member]) -> tuple[str, int]:
+        current = self.round
+        if (current[1] if current else None) != condition:
+            self.conflicts += 1
+            self.log(f"{by} conflict on Round")
+            return "conflict", 0
+        self.writes[by] = self.writes.get(by, 0) + 1
+        self.check_round(record, counted)
+        self.rv += 1
+        self.round = (record, self.rv)
+        self.log(f"{by} writes Round rv={self.rv} {show_round(record)}")
+        self.publish_round(record)
+        return "ok", self.rv
+
+    def delete_round(self) -> None:
+        if self.round is not None:
+            self.rv += 1
+            self.round = None
+            self.log("Round deleted")
+            self.publish_round(None)
+
+    def publish_round(self, record: Round | None) -> None:
+        self.round_log.append((self.rv, record))
+        index = len(self.round_log) - 1
+        for process in self.processes():
+            self.push_round(process, process.generation, index)
+
+    def push_round(self, process: Process, generation: int, index: int) -> None:
+        if generation >= 0:
+            process.due = max(process.due + 1e-6, self.now + self.delay())
+            self.at(process.due - self.now, self.deliver_round, process, generation, index)
+
+    def deliver_round(self, process: Process, generation: int, index: int) -> None:
+        if not process.alive or process.generation != generation:
+            return
+        if self.api_down or self.now < process.cut_until:
+            self.reconnect(process)
+            return
+        rv, record = self.round_log[index]
+        self.see_round(process, record, rv)
+
+    def reconnect(self, process: Process) -> None:
+        """The watch breaks and is opened again, first served from a cache that may be behind."""
+        process.generation += 1
+        self.at(self.random.uniform(0.05, 0.4), self._reconnected, process, process.generation)
+
+    def _reconnected(self, process: Process, generation: int) -> None:
+        if not process.alive or process.generation != generation:
+            return
+        if self.api_down or self.now < process.cut_until:
+            self.at(0.3, self._reconnected, process, generation)
+            return
+        last = len(self.round_log) - 1
+        first = max(0, last - self.random.randrange(3)) if self.faults else last
+        for index in range(first, last + 1):
+            self.push_round(process, generation, index)
+
+    def put_member(self, record: Member, condition: int | None) -> tuple[str, int]:
+        current = self.members.get(record.name)
+        if (current[1] if current else None) != condition:
+            self.log(f"{record.name} conflict on Member")
+            return "conflict", 0
+        self.writes[record.name] = self.writes.get(record.name, 0) + 1
+        created = current[0].created if current else f"{self.rv:08d}"
+        self.log(
+            f"{record.name} writes Member rv={self.rv + 1} want={record.want_round} seen={record.seen_round} {record.state}"
+        )
+        self.publish_member(record.name, replace(record, created=created))
+        return "ok", self.rv
+
+    def publish_member(self, name: str, record: Member | None) -> None:
+        self.rv += 1
+        if record is None:
+            self.members.pop(name, None)
+        else:
+            self.members[name] = (record, self.rv)
+        self.member_log.append((self.rv, name, record))
+        for process in self.processes():
+            if process.coordinates is not None:
+                self.push_member(process, process.coordinates)
+
+    def delete_member(self, name: str, uid: str | None = None) -> None:
+        if name in self.members and uid in (None, self.members[name][0].pod_uid):
+            self.log(f"Member {name} deleted")
+            self.publish_member(name, None)
+
+    def push_member(self, process: Process, side: CoordinatorSide) -> None:
+        side.due = max(side.due + 1e-6, self.now + self.delay())
+        self.at(side.due - self.now, self.deliver_member, process, side)
+
+    def deliver_member(self, process: Process, side: CoordinatorSide) -> None:
+        if not process.alive or process.coordinates is not side or side.position >= len(self.member_log):
+            return
+        if self.api_down or self.now < process.cut_until:
+            self.at(0.3, self.deliver_member, process, side)
+            return
+        rv, name, record = self.member_log[side.position]
+        side.position += 1
+        side.members_rv = rv
+        if record is None:
+            side.members.pop(name, None)
+        else:
+            side.members[name] = (record, rv)
+        self.coordinate(process)
+
+    # Properties that hold at every write and every accepted world.
+
+    def check_round(self, record: Round, counted: dict[str, Member]) -> None:
+        if self.round is not None and self.round[0].run_id == record.run_id and record.round < self.round[0].round:
+            raise Violation(f"round number goes back from {self.round[0].round} to {record.round}")
+        if record.phase == CLOSED:
+            self.check_closed(record)
+            self.closed.add((record.run_id, record.round))
+        if record.phase != RUNNING:
+            return
+        key = (record.run_id, record.round)
+        known = self.committed.get(key)
+        if known is None:
+            if record.round <= self.last_round.get(record.run_id, 0):
+                raise Violation(f"round {record.round} is formed after round {self.last_round[record.run_id]}")
+            self.last_round[record.run_id] = record.round
+            self.committed[key], self.counted[key] = record, counted
+            assert record.leader is not None
+            endpoint = (record.leader.address, record.leader.port)
+            if self.leaders.setdefault(endpoint, key) != key:
+                raise Violation(f"rounds {self.leaders[endpoint]} and {key} share the store {endpoint}")
+            if not self.scenario.least_ever <= record.size <= self.scenario.most_ever:
+                raise Violation(f"a world of {record.size}")
+        elif (known.slots, known.checks, known.leader) != (record.slots, record.checks, record.leader):
+            raise Violation(f"two worlds of number {record.round}: {known} and {record}")
+
+    def check_closed(self, record: Round) -> None:
+        done = {m.incarnation for _, _, m in self.member_log if m is not None and m.state == "succeeded"}
+        world = self.counted.get((record.run_id, record.round), {})
+        if not set(world) <= done:
+            raise Violation(f"closed although {sorted(set(world) - done)} did not succeed")
+
+    def check_accept(self, process: Process, world: ev.Accept) -> None:
+        run, me = process.me.run_id, process.me.incarnation
+        key = (run, world.round)
+        if process.state.leaving:
+            raise Violation(f"{me} is leaving and accepts round {world.round}")
+        if key not in self.committed:
+            raise Violation(f"{me} accepts a world that was never written: {key}")
+        if process.world is not None and world.round <= process.world.round:
+            raise Violation(f"{me} goes from round {process.world.round} to {world.round}")
+        mine = self.counted[key].get(me)
+        if mine is None:
+            raise Violation(f"{me} accepts round {world.round}, which did not count it")
+        if replace(mine, created="") != process.state.acked:
+            raise Violation(f"{me} accepts round {world.round}, which counted {mine}, not {process.state.acked}")
+        others = self.accepted.setdefault(key, {})
+        others[me] = world
+        ranks = [other.rank for other in others.values()]
+        record = self.committed[key]
+        if len(set(ranks)) != len(ranks) or not all(0 <= rank < record.size for rank in ranks):
+            raise Violation(f"ranks in round {world.round}: { {who: a.rank for who, a in others.items()} }")
+        if world.leader != record.leader or world.size != record.size or record.slots[world.rank] != world.slot:
+            raise Violation(f"{me} sees another world of number {world.round}: {world} instead of {record}")
+
+    # Agents.
+
+    def processes(self) -> list[Process]:
+        return [pod.process for pod in self.pods if pod.process is not None and pod.process.alive]
+
+    def add_pod(self, slot: int | None, name: str | None = None) -> Pod:
+        number = next(self.pod_names)
+        pod = Pod(name or f"pod-{number}", f"uid-{number}", slot, self.run_id, f"10.0.0.{number}")
+        self.pods.append(pod)
+        self.tell_roster()
+        return pod
+
+    def start(self, pod: Pod) -> None:
+        if pod.gone or pod.exited or (pod.process is not None and pod.process.alive):
+            return
+        skew = self.random.uniform(0.8, 1.25) if self.scenario.skew else 1.0
+        process = Process(
+            pod, f"{pod.uid}/{pod.boots}", self.random.uniform(0, 1e5), skew, self.scenario.timing, next(self.ports)
+        )
+        pod.boots += 1
+        pod.process = process
+        self.log(f"{process.me.incarnation} ({pod.name}, slot {pod.slot}) starts")
+        self.reconnect(process) if self.faults and self.random.random() < 0.2 else self._reconnected(process, 0)
+        self.join(process)
+
+    def local(self, process: Process) -> float:
+        return process.offset + self.now * process.rate
+
+    def send(self, process: Process, event: ev.Event) -> None:
+        if not process.alive:
+            return
+        process.state, actions = member.step(process.state, event, self.local(process))
+        process.wake += 1
+        for action in actions:
+            self.act(process, action)
+        if not process.alive:
+            return
+        self.follow(process)
+        if (
+            process.world is not None
+            and not process.rejoining
+            and not process.state.joining
+            and member.num_nodes_waiting(process.state)
+        ):
+            process.rejoining = True
+            pause = self.random.choice((0.1, 0.3, 1.0, 3.0 if self.faults else 1.0))
+            self.at(pause, self._if_alive, process, self.join, process)
+
+    def join(self, process: Process) -> None:
+        process.rejoining = False
+        if not process.state.joining and not process.state.finished:
+            process.store = next(self.ports)
+            self.send(process, ev.Join(process.store))
+
+    def act(self, process: Process, action: ev.Action) -> None:
+        match action:
+            case ev.Write(record, rv):
+                self.request(
+                    process,
+                    lambda: self.put_member(record, rv),
+                    lambda result: self.send(
+                        process, ev.Written(result[1]) if result[0] == "ok" else ev.WriteUnknown()
+                    ),
+                    lambda: self.send(process, ev.WriteFailed()),
+                    lambda: self.send(process, ev.WriteUnknown()),
+                )
+            case ev.Read():
+                self.request(
+                    process,
+                    lambda: self.members.get(process.pod.name, (None, 0)),
+                    lambda result: self.send(process, ev.OwnRead(*result)),
+                    lambda: self.send(process, ev.ReadFailed()),
+                    lambda: self.send(process, ev.ReadFailed()),
+                )
+            case ev.Rebind():
+                process.store = 0
+                self.at(0.002, self._bound, process)
+            case ev.Accept():
+                self.accept(process, action)
+            case ev.Raise(kind, message):
+                self.raised(process, kind, message)
+            case ev.Candidate(lost):
+                self.become(process, lost)
+            case ev.Wake(at):
+                wait = max(0.0, (at - self.local(process)) / process.rate) + 1e-6
+                self.at(wait, self._tick, process, process.wake)
+
+    def _bound(self, process: Process) -> None:
+        process.store = next(self.ports)
+        self.send(process, ev.Bound(process.store))
+
+    def _tick(self, process: Process, wake: int) -> None:
+        if process.alive and process.wake == wake:
+            self.send(process, ev.Tick())
+
+    def accept(self, process: Process, world: ev.Accept) -> None:
+        self.log(
+            f"{process.me.incarnation} accepts round {world.round} rank {world.rank}/{world.size} leader {world.leader}"
+        )
+        self.check_accept(process, world)
+        process.world = world
+        self.at(0.01, self._connect_store, process, world)
+
+    def _connect_store(self, process: Process, world: ev.Accept) -> None:
+        serving = any(p.me.address == world.leader.address and p.store == world.leader.port for p in self.processes())
+        if process.alive and not serving:
+            self.at(0.5, self.send, process, ev.LeaderUnreachable(world.round))
+
+    def raised(self, process: Process, kind: str, message: str) -> None:
+        self.log(f"{process.me.incarnation} raises {kind}: {message}")
+        process.raised = kind
+        allowed = {ev.GRACEFUL} if self.scenario.ending else set()
+        superseded = process.me.run_id != self.run_id
+        doubled = any(
+            p is not process.pod and p.slot == process.pod.slot is not None and p.uid > process.pod.uid
+            for p in self.pods
+        )
+        if (
+            kind not in allowed
+            and not superseded
+            and not doubled
+            and not process.state.leaving
+            and not process.state.finished
+        ):
+            raise Violation(f"{process.me.incarnation} ends with {kind}: {message}")
+        process.pod.exited = True
+        self.at(0.5, self.kill, process)
+
+    def kill(self, process: Process) -> None:
+        if not process.alive:
+            return
+        self.log(f"{process.me.incarnation} dies")
+        process.alive = False
+        self.stop_coordinating(process)
+        for other in self.processes():
+            side = other.coordinates
+            if side is not None and process.me.incarnation in side.connected:
+                self.at(self.delay(), self._peer_died, other, side, process.me.incarnation)
+        self.tell_roster()
+
+    def _peer_died(self, process: Process, side: CoordinatorSide, who: str) -> None:
+        if process.alive and process.coordinates is side:
+            side.dead.add(who)
+            side.connected.discard(who)
+            self.coordinate(process)
+
+    # The liveness connection to the coordinator.
+
+    def follow(self, process: Process) -> None:
+        seen = process.state.seen
+        named = seen.coordinator if seen is not None else None
+        link = (named.incarnation, named.term) if named is not None else None
+        if link != process.link:
+            process.link = link
+            if named is not None and named.incarnation != process.me.incarnation:
+                self.at(self.delay(), self._connect, process, named, None)
+
+    def _connect(self, process: Process, named: Any, told: bool | None) -> None:
+        if not process.alive or process.link != (named.incarnation, named.term):
+            return
+        side = self.side_of(named.incarnation)
+        wrong = self.faults and self.random.random() < self.scenario.unreachable
+        if side is not None and not wrong:
+            side.connected.add(process.me.incarnation)
+            side.dead.discard(process.me.incarnation)
+            if told is not True:
+                self.send(process, ev.CoordinatorFound(named))
+        elif told is not False:
+            self.send(process, ev.CoordinatorLost(named))
+        self.at(1.0 if side is None or wrong else 5.0, self._connect, process, named, side is not None and not wrong)
+
+    def side_of(self, incarnation: str) -> CoordinatorSide | None:
+        for process in self.processes():
+            if process.me.incarnation == incarnation:
+                return process.coordinates
+        return None
+
+    def stop_coordinating(self, process: Process) -> None:
+        side, process.coordinates = process.coordinates, None
+        if side is None:
+            return
+        for other in self.processes():
+            seen = other.state.seen
+            named = seen.coordinator if seen is not None else None
+            if (
+                named is not None
+                and named.incarnation == process.me.incarnation
+                and other.me.incarnation in side.connected
+            ):
+                self.at(self.delay(), self._connect, other, named, True)
+
+    # The coordinator function.
+
+    def become(self, process: Process, lost: Any) -> None:
+        policy = self.scenario.policy
+        state = coordinator.CoordinatorState(process.me, policy, lost, process.state.top, process.state.ended)
+        self.log(f"{process.me.incarnation} is a candidate, lost {lost and (lost.incarnation, lost.term)}")
+        position = max(0, len(self.member_log) - (self.random.randrange(3) if self.faults else 0))
+        members: dict[str, tuple[Member, int]] = {}
+        for rv, name, record in self.member_log[:position]:
+            if record is None:
+                members.pop(name, None)
+            else:
+                members[name] = (record, rv)
+        members_rv = self.member_log[position - 1][0] if position else 1
+        side = CoordinatorSide(state, members, members_rv, position, started=self.now)
+        process.coordinates = side
+        for _ in range(position, len(self.member_log)):
+            self.push_member(process, side)
+        self.at(self.delay(), self.coordinate, process)
+        self.at(self.scenario.silence, self._silent, process, side)
+
+    def _silent(self, process: Process, side: CoordinatorSide) -> None:
+        """A member that never connected to this coordinator, for long, is taken for dead."""
+        if not process.alive or process.coordinates is not side:
+            return
+        for record, _ in list(side.members.values()):
+            if (
+                record.state == LIVE
+                and record.incarnation not in side.connected
+                and record.incarnation != process.me.incarnation
+            ):
+                side.dead.add(record.incarnation)
+        self.at(self.scenario.silence, self._silent, process, side)
+        self.coordinate(process)
+
+    def see_round(self, process: Process, record: Round | None, rv: int) -> None:
+        if rv > process.round[1]:
+            process.round = (record, rv)
+        self.send(process, ev.RoundSeen(record, rv))
+        self.coordinate(process)
+
+    def coordinate(self, process: Process, wake: int | None = None) -> None:
+        side = process.coordinates
+        if side is None or not process.alive or side.busy or (wake is not None and side.wake != wake):
+            return
+        record, rv = process.round
+        view = coordinator.View(
+            members=side.members,
+            members_rv=side.members_rv,
+            roster=self.roster,
+            round=record,
+            round_rv=rv if record is not None else None,
+            dead=frozenset(side.dead),
+        )
+        side.state, decision = coordinator.step(side.state, view, self.local(process))
+        side.wake += 1
+        if decision.step_down:
+            self.log(f"{process.me.incarnation} steps down")
+            self.stop_coordinating(process)
+            self.send(process, ev.SteppedDown(rv))
+        elif decision.write is not None:
+            side.busy = True
+            self.write_round(process, side, decision.write, decision.rv)
+        elif decision.look_again is not None:
+            wait = max(0.0, (decision.look_again - self.local(process)) / process.rate) + 1e-6
+            self.at(wait, self.coordinate, process, side.wake)
+
+    def write_round(self, process: Process, side: CoordinatorSide, record: Round, condition: int | None) -> None:
+        counted = {m.incarnation: m for m, _ in side.members.values() if record.rank_of(m.incarnation) is not None}
+
+        def again() -> None:
+            self.at(0.01 + 0.2 * self.random.random(), self._if_alive, process, self.reread, process, side)
+
+        def answer(result: tuple[str, int]) -> None:
+            if result[0] == "ok":
+                side.busy = False
+                self.see_round(process, record, result[1])
+            else:
+                self.reread(process, side)
+
+        self.request(
+            process, lambda: self.put_round(process.pod.name, record, condition, counted), answer, again, again
+        )
+
+    def reread(self, process: Process, side: CoordinatorSide) -> None:
+        def answer(result: tuple[int, Round | None]) -> None:
+            side.busy = False
+            self.see_round(process, result[1], result[0])
+
+        def again() -> None:
+            self.at(0.01 + 0.2 * self.random.random(), self._if_alive, process, self.reread, process, side)
+
+        self.request(process, lambda: self.round_log[-1], answer, again, again)
+
+    # The operator.
+
+    def tell_roster(self) -> None:
+        if self.scenario.roster != "absent":
+            self.at(self.random.uniform(0.02, 0.3), self._tell_roster)
+
+    def _tell_roster(self) -> None:
+        low, high = self.scenario.bounds
+        if self.roster_frozen and self.roster is not None and self.roster.run_id == self.run_id:
+            return
+        if self.scenario.roster == "unknown" or self.roster_frozen:
+            self.roster = Roster(self.run_id, low, high)
+        else:
+            pods = [pod for pod in self.pods if pod.run == self.run_id]
+            here = [pod for pod in pods if not (pod.gone or pod.draining or pod.exited)]
+            self.roster = Roster(
+                self.run_id,
+                low,
+                high,
+                known=True,
+                expected=frozenset(pod.slot for pod in here if pod.slot is not None),
+                expected_count=len(here),
+                draining=frozenset(pod.uid for pod in pods if pod.draining and not pod.gone),
+                dead=frozenset(pod.uid for pod in pods if pod.gone or pod.exited),
+                round=self.round[0].round if self.round and self.random.random() < 0.5 else 0,
+                heartbeat=1,
+                heartbeat_seconds=0.5 if self.scenario.roster == "stale" else 0.0,
+            )
+        for process in self.processes():
+            self.coordinate(process)
+
+    # A whole schedule.
+
+    def step(self) -> None:
+        self.now, _, action, args = heapq.heappop(self.queue)
+        action(*args)
+
+
+@dataclass
+class Scenario:
+    """What a schedule is made of, drawn from its seed (`scenarios.draw`) or given by a test."""
+
+    bounds: tuple[int, int] = (2, 3)
+    least_ever: int = 1
+    most_ever: int = 10**6
+    roster: str = "present"
+    skew: bool = True
+    slow: float = 0.1
+    lost: float = 0.1
+    unreachable: float = 0.05
+    silence: float = 3.0
+    ending: bool = False
+    policy: coordinator.Policy = field(
+        default_factory=lambda: coordinator.Policy(2, 3, last_call=5.0, settle=0.3, grace=1.0, scale_up_window=4.0)
+    )
+    timing: ev.Timing = field(default_factory=lambda: ev.Timing(join_timeout=1000.0, check_interval=3.0))
+
+
+def show_round(record: Round) -> str:
+    who = f"{record.coordinator.incarnation} t{record.coordinator.term}" if record.coordinator else "nobody"
+    return f"{record.run_id} {record.phase} {record.round} want {record.want} slots {record.slots} mrv {record.members_rv} by {who} {record.want_reason}"
