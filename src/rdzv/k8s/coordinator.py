@@ -264,8 +264,7 @@ def _target(state: CoordinatorState, facts: _Facts, own: Round, now: float) -> _
     failed = facts.lost | facts.rejoining
     if failed != state.failed:
         state = replace(_note(state, "failed", bool(failed - state.failed), now, renew=True), failed=failed)
-    # When nobody is left of a world, there is nobody to be asked to join again either.
-    forming = own.phase == FORMING or own.want > own.round or not (facts.present or facts.rejoining)
+    forming = own.phase == FORMING or own.want > own.round
     state = _note(state, "forming", forming or bool(failed), now)
     if forming or facts.rejoining:
         state, at, text = _completion(state, facts, own, now)

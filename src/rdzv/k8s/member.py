@@ -184,7 +184,9 @@ def _take_reply(state: MemberState, event: Event, now: float) -> MemberState:
 def _read(state: MemberState, member: Member | None, rv: int) -> MemberState:
     if member is None:
         return replace(state, acked=None, acked_rv=None)
-    if state.written and member.incarnation != state.me.incarnation:
+    if member.incarnation == state.me.incarnation:
+        state = replace(state, written=True)
+    elif state.written:
         return replace(state, replaced=True)
     if member.run_id == state.me.run_id:
         # An earlier start of this pod knew of rounds, and had a slot, which the new one has to respect.

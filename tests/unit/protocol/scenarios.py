@@ -44,6 +44,7 @@ class Schedule:
         scenario.lost = rnd.choice((0.0, 0.1, 0.3))
         scenario.unreachable = rnd.choice((0.0, 0.0, 0.1))
         scenario.least_ever, scenario.most_ever = low, high
+        self.twins = False  # the loser's container is restarted for ever
         self.slots = rnd.random() < 0.75
         self.length = rnd.choice((0.5, 2.0, 5.0))
         self.fault_count = rnd.choice((0, 1, 2, 3, 5))
@@ -67,7 +68,7 @@ class Schedule:
         sim.now = self.length
         self.heal()
         self.until_formed()
-        if rnd.random() < 0.1:
+        if rnd.random() < 0.1 and not self.twins:
             self.quiet()
         if rnd.random() < 0.15:
             self.end()
@@ -283,6 +284,7 @@ class Schedule:
         if self.slots:
             process = self.victim()
             if process is not None and process.me.run_id == self.sim.run_id and process.pod.slot is not None:
+                self.twins = True
                 self.sim.start(self.new_pod(process.pod.slot))
 
     def zombie(self) -> None:

@@ -111,7 +111,6 @@ class Sim:
         self.accepted: dict[tuple[str, int], dict[str, ev.Accept]] = {}
         self.leaders: dict[tuple[str, int], tuple[str, int]] = {}
         self.closed: set[tuple[str, int]] = set()
-        self.last_round: dict[str, int] = {}
 
     # Time and network.
 
@@ -287,19 +286,21 @@ class Sim:
             return
         key = (record.run_id, record.round)
         known = self.committed.get(key)
-        if known is None:
-            if record.round <= self.last_round.get(record.run_id, 0):
-                raise Violation(f"round {record.round} is formed after round {self.last_round[record.run_id]}")
-            self.last_round[record.run_id] = record.round
-            self.committed[key], self.counted[key] = record, counted
-            assert record.leader is not None
-            endpoint = (record.leader.address, record.leader.port)
-            if self.leaders.setdefault(endpoint, key) != key:
-                raise Violation(f"rounds {self.leaders[endpoint]} and {key} share the store {endpoint}")
-            if not self.scenario.least_ever <= record.size <= self.scenario.most_ever:
-                raise Violation(f"a world of {record.size}")
-        elif (known.slots, known.checks, known.leader) != (record.slots, record.checks, record.leader):
-            raise Violation(f"two worlds of number {record.round}: {known} and {record}")
+        world = (record.slots, record.checks, record.leader)
+        if known is not None and (known.slots, known.checks, known.leader) == world:
+            return
+        # Where nobody is left who knew (every process and every object gone), numbers may begin again.
+        witnesses = [p for p in self.processes() if p.me.run_id == record.run_id and not p.pod.gone]
+        latest = max((p.state.top for p in witnesses), default=0)
+        if record.round <= latest:
+            raise Violation(f"round {record.round} is formed after round {latest}: {known} and {record}")
+        if record.leader is None or not self.scenario.least_ever <= record.size <= self.scenario.most_ever:
+            raise Violation(f"a world of {record.size}")
+        endpoint = (record.leader.address, record.leader.port)
+        if endpoint in self.leaders:
+            raise Violation(f"rounds {self.leaders[endpoint]} and {key} share the store {endpoint}")
+        self.leaders[endpoint] = key
+        self.committed[key], self.counted[key], self.accepted[key] = record, counted, {}
 
     def check_closed(self, record: Round) -> None:
         done = {m.incarnation for _, _, m in self.member_log if m is not None and m.state == "succeeded"}
@@ -321,7 +322,7 @@ class Sim:
             raise Violation(f"{me} accepts round {world.round}, which did not count it")
         if replace(mine, created="") != process.state.acked:
             raise Violation(f"{me} accepts round {world.round}, which counted {mine}, not {process.state.acked}")
-        others = self.accepted.setdefault(key, {})
+        others = self.accepted[key]
         others[me] = world
         ranks = [other.rank for other in others.values()]
         record = self.committed[key]
@@ -443,20 +444,19 @@ class Sim:
         process.raised = kind
         allowed = {ev.GRACEFUL} if self.scenario.ending else set()
         superseded = process.me.run_id != self.run_id
-        doubled = any(
-            p is not process.pod and p.slot == process.pod.slot is not None and p.uid > process.pod.uid
+        rival = any(
+            p is not process.pod
+            and not p.exited
+            and (p.name == process.pod.name or p.slot == process.pod.slot is not None)
             for p in self.pods
         )
-        if (
-            kind not in allowed
-            and not superseded
-            and not doubled
-            and not process.state.leaving
-            and not process.state.finished
-        ):
+        ended = superseded or process.state.leaving or process.state.finished or kind in allowed
+        if not ended and not rival:
             raise Violation(f"{process.me.incarnation} ends with {kind}: {message}")
-        process.pod.exited = True
+        process.pod.exited = ended
         self.at(0.5, self.kill, process)
+        if not ended:
+            self.at(2.0, self.start, process.pod)
 
     def kill(self, process: Process) -> None:
         if not process.alive:
