@@ -316,14 +316,10 @@ def test_pythonpath_is_the_users_business_where_no_library_is() -> None:
     assert shadowed(result) == []
 
 
-@pytest.mark.parametrize("backend", ["c10d", "static"])
+@pytest.mark.parametrize("backend", backend_registry().names())
 def test_whatever_the_operator_renders_into_the_environment_can_be_reported(backend: str) -> None:
-    rendezvous = Rendezvous.from_object(
-        {
-            "metadata": {"name": "mnist", "namespace": "team", "uid": "u"},
-            "spec": {"backend": backend, "nodes": {"min": 2, "max": 2}, "nprocPerNode": "2"},
-        }
-    )
+    spec = {"backend": backend, "nodes": {"min": 2, "max": 2}, "nprocPerNode": "2", "endpoint": "server:2379"}
+    rendezvous = Rendezvous.from_object({"metadata": {"name": "mnist", "namespace": "team", "uid": "u"}, "spec": spec})
     names = render(rendezvous, backend_registry().provision(rendezvous))
     own = [{"name": name, "value": "mine"} for name in names]
     assert shadowed(injected(pod({"name": "main", "env": own}))) == [("main", name) for name in names]
