@@ -44,7 +44,6 @@ class Schedule:
         scenario.lost = rnd.choice((0.0, 0.1, 0.3))
         scenario.unreachable = rnd.choice((0.0, 0.0, 0.1))
         scenario.least_ever, scenario.most_ever = low, high
-        self.twins = False  # the loser's container is restarted for ever
         self.slots = rnd.random() < 0.75
         self.length = rnd.choice((0.5, 2.0, 5.0))
         self.fault_count = rnd.choice((0, 1, 2, 3, 5))
@@ -68,7 +67,7 @@ class Schedule:
         sim.now = self.length
         self.heal()
         self.until_formed()
-        if rnd.random() < 0.1 and not self.twins:
+        if rnd.random() < 0.1 and not self.twins():
             self.quiet()
         if rnd.random() < 0.15:
             self.end()
@@ -142,6 +141,11 @@ class Schedule:
             pod.process is None and not pod.gone and not pod.exited and pod.run == sim.run_id for pod in sim.pods
         )
         return not pending and record.size == min(sim.scenario.bounds[1], len(self.expected()))
+
+    def twins(self) -> bool:
+        """Two pods have one slot: the loser's container is restarted for ever."""
+        slots = [pod.slot for pod in self.sim.pods if not pod.gone and not pod.exited and pod.slot is not None]
+        return len(slots) > len(set(slots))
 
     def quiet(self) -> None:
         """A world that runs costs no writes."""
@@ -284,7 +288,6 @@ class Schedule:
         if self.slots:
             process = self.victim()
             if process is not None and process.me.run_id == self.sim.run_id and process.pod.slot is not None:
-                self.twins = True
                 self.sim.start(self.new_pod(process.pod.slot))
 
     def zombie(self) -> None:

@@ -20,6 +20,18 @@ from rdzv.k8s.records import CLOSED, LIVE, RUNNING, Member, Roster, Round
 NAME = "job"
 
 
+def quick_replace(record: Any, **changes: Any) -> Any:
+    """`dataclasses.replace` without running `__init__`: a third of the time of a schedule went there."""
+    copy = object.__new__(type(record))
+    copy.__dict__.update(record.__dict__)
+    copy.__dict__.update(changes)
+    return copy
+
+
+for module in (member, coordinator):
+    setattr(module, "replace", quick_replace)  # noqa: B010 - the name is imported there, not declared
+
+
 class Violation(AssertionError):
     """The protocol did what it must not do, or did not do what it must."""
 
@@ -381,7 +393,7 @@ class Sim:
 
     def join(self, process: Process) -> None:
         process.rejoining = False
-        if not process.state.joining and not process.state.finished:
+        if not (process.state.joining or process.state.finished or process.raised):
             process.store = next(self.ports)
             self.send(process, ev.Join(process.store))
 
@@ -445,9 +457,7 @@ class Sim:
         allowed = {ev.GRACEFUL} if self.scenario.ending else set()
         superseded = process.me.run_id != self.run_id
         rival = any(
-            p is not process.pod
-            and not p.exited
-            and (p.name == process.pod.name or p.slot == process.pod.slot is not None)
+            p is not process.pod and (p.name == process.pod.name or p.slot == process.pod.slot is not None)
             for p in self.pods
         )
         ended = superseded or process.state.leaving or process.state.finished or kind in allowed
