@@ -7,6 +7,8 @@ from typing import Any
 
 Object = dict[str, Any]
 
+DEFAULT_NAME = "mnist"
+
 
 @dataclass(frozen=True)
 class Refused:
@@ -15,15 +17,15 @@ class Refused:
     id: str
     says: str
     spec: Object = field(default_factory=dict)
-    name: str = "mnist"
+    name: str = DEFAULT_NAME
 
-    def manifest(self) -> Object:
-        """The whole object."""
+    def manifest(self, name: str = "") -> Object:
+        """The whole object, under this name if one is given."""
         spec = {"backend": "c10d", "nodes": {"min": 2}, **self.spec}
-        return rendezvous({key: value for key, value in spec.items() if value is not None}, self.name)
+        return rendezvous({key: value for key, value in spec.items() if value is not None}, name or self.name)
 
 
-def rendezvous(spec: Object, name: str = "mnist") -> Object:
+def rendezvous(spec: Object, name: str = DEFAULT_NAME) -> Object:
     return {"apiVersion": "rdzv.dev/v1alpha1", "kind": "Rendezvous", "metadata": {"name": name}, "spec": spec}
 
 
