@@ -56,7 +56,8 @@ class View:
         members_rv: highest resourceVersion of the watch (list, event or bookmark) of Members.
         roster: the Rendezvous, None when there is none or it may not be read.
         round: the Round, None when it does not exist. `round_rv` is its resourceVersion.
-        dead: incarnations that certainly ended (connection refused, container terminated …).
+        dead: incarnations that certainly ended (connection refused, container terminated …), or were silent for too long,
+            and have not connected since. A write says nothing: it may be a late one of a process that is gone.
         suspected: incarnations that are silent; they are not waited for, but not evicted either.
     """
 
@@ -108,7 +109,6 @@ class CoordinatorState:
     term: int = 0
     since: Mapping[str, float] = field(default_factory=dict)
     failed: frozenset[str] = frozenset()
-    marks: Mapping[str, int] = field(default_factory=dict)
     succeeded: frozenset[str] = frozenset()
     basis: int = -1
     heartbeat: tuple[int, float] = (-1, 0.0)
@@ -174,14 +174,11 @@ def _claimed(record: Round, state: CoordinatorState, term: int) -> Round:
 
 def _remember(state: CoordinatorState, view: View, own: Round | None, now: float) -> CoordinatorState:
     """Keeps what the next view may no longer show."""
-    known = {member.incarnation: rv for member, rv in view.members.values()}
-    marks = {who: state.marks.get(who, known.get(who, 0)) for who in view.dead}
     done = {member.incarnation for member, _ in view.members.values() if member.state == SUCCEEDED}
     beat = view.roster.heartbeat if view.roster else -1
     mine = view.members.get(state.me.name)
     state = replace(
         state,
-        marks=marks,
         succeeded=state.succeeded | done,
         heartbeat=state.heartbeat if beat == state.heartbeat[0] else (beat, now),
         slot=mine[0].slot if mine is not None and mine[0].slot is not None else state.slot,
@@ -196,15 +193,15 @@ def _remember(state: CoordinatorState, view: View, own: Round | None, now: float
 def _facts(state: CoordinatorState, view: View, own: Round | None, now: float) -> _Facts:
     roster = view.roster if view.roster is not None and view.roster.run_id == state.me.run_id else None
     policy, number = state.policy, own.round if own is not None else 0
-    everyone = [(member, rv) for member, rv in view.members.values() if member.run_id == state.me.run_id]
-    alive = _one_per_slot([member for member, rv in everyone if _alive(state, member, rv, roster)])
+    everyone = [member for member, _ in view.members.values() if member.run_id == state.me.run_id]
+    alive = _one_per_slot([member for member in everyone if _alive(state, view, member, roster)])
     salt = own.salt if own is not None else 0
     by_check = {fingerprint(salt, member.incarnation): member for member in alive}
     done = {fingerprint(salt, incarnation) for incarnation in state.succeeded}
     world = frozenset(own.checks if own is not None and own.phase == RUNNING else ())
     living = {check: by_check[check] for check in world - done if check in by_check}
     rejoining = frozenset(check for check, member in living.items() if member.want_round > number)
-    seen = max([state.top, roster.round if roster else 0, *(member.seen_round for member, _ in everyone)])
+    seen = max([state.top, roster.round if roster else 0, *(member.seen_round for member in everyone)])
     return _Facts(
         least=roster.min_nodes if roster else policy.min_nodes,
         most=roster.max_nodes if roster else policy.max_nodes,
@@ -217,18 +214,15 @@ def _facts(state: CoordinatorState, view: View, own: Round | None, now: float) -
         suspected=frozenset(check for check, m in living.items() if m.incarnation in view.suspected),
         members_rv=view.members_rv,
         seen=seen,
-        floor=max([seen, *(member.want_round for member, _ in everyone)]),
+        floor=max([seen, *(member.want_round for member in everyone)]),
         names={check: member.name for check, member in living.items()},
     )
 
 
-def _alive(state: CoordinatorState, member: Member, rv: int, roster: Roster | None) -> bool:
-    if member.state != LIVE or member.incarnation in state.succeeded:
+def _alive(state: CoordinatorState, view: View, member: Member, roster: Roster | None) -> bool:
+    if member.state != LIVE or member.incarnation in state.succeeded or member.incarnation in view.dead:
         return False
-    if roster is not None and (member.pod_uid in roster.dead or member.pod_uid in roster.draining):
-        return False
-    # Who wrote after it was declared dead is not.
-    return member.incarnation not in state.marks or rv > state.marks[member.incarnation]
+    return roster is None or not (member.pod_uid in roster.dead or member.pod_uid in roster.draining)
 
 
 def _one_per_slot(members: Sequence[Member]) -> list[Member]:

@@ -44,6 +44,9 @@ from rdzv.k8s.events import (
 )
 from rdzv.k8s.records import CLOSED, FAILED, LEAVING, LIVE, RUNNING, SUCCEEDED, Coordinator, Member, Roster, Round
 
+#: How many times less often a parked spare looks after its Member.
+_PARKED_CHECKS = 6
+
 
 @dataclass(frozen=True)
 class MemberState:
@@ -248,8 +251,11 @@ def _join(state: MemberState, actions: list[Action], now: float) -> MemberState:
 
 
 def _decided(state: MemberState, seen: Round) -> bool:
-    """The round asked for has been formed, with this join in it or not (which only an acknowledged join can tell)."""
-    return seen.round >= state.want and (seen.phase != RUNNING or _acknowledged(state))
+    """The request is used up: its round was formed, with this join in it or not, or numbers went back below it."""
+    if seen.round < state.want:
+        return state.want <= state.top
+    # Only an acknowledged join can tell whether it was counted.
+    return seen.phase != RUNNING or _acknowledged(state)
 
 
 def _ending(state: MemberState) -> Raise | None:
@@ -304,7 +310,7 @@ def _accept(state: MemberState, seen: Round) -> Accept | None:
     rank = seen.rank_of(state.me.incarnation)
     if seen.phase != RUNNING or seen.want > seen.round or seen.leader is None or rank is None:
         return None
-    if state.acked_rv is None or state.acked_rv > seen.members_rv:
+    if seen.round < state.want or state.acked_rv is None or state.acked_rv > seen.members_rv:
         return None
     slot = seen.slots[rank]
     if state.me.slot is not None and slot != state.me.slot:
@@ -350,7 +356,7 @@ def _write(state: MemberState, actions: list[Action], now: float) -> MemberState
     """Brings the Member in the API to what is desired; one request at a time, nothing repeated blindly."""
     if state.pending is not None or state.reading or state.replaced or now < state.retry_at:
         return state
-    if state.unknown or (_checking(state) and now >= state.confirmed_at + state.timing.check_interval):
+    if state.unknown or (_checking(state) and now >= _check_at(state)):
         actions.append(Read())
         return replace(state, reading=True)
     if state.desired is None or state.desired == state.acked:
@@ -361,7 +367,11 @@ def _write(state: MemberState, actions: list[Action], now: float) -> MemberState
 
 def _checking(state: MemberState) -> bool:
     """Somebody may delete the Member by hand; an agent that waits to be counted would wait for ever."""
-    return state.joining and not state.parked and _acknowledged(state)
+    return state.joining and _acknowledged(state)
+
+
+def _check_at(state: MemberState) -> float:
+    return state.confirmed_at + state.timing.check_interval * (_PARKED_CHECKS if state.parked else 1)
 
 
 def _candidacy(state: MemberState, actions: list[Action], now: float) -> MemberState:
@@ -418,5 +428,5 @@ def _wake(state: MemberState) -> float | None:
         if state.unknown or (state.desired is not None and state.desired != state.acked):
             times.append(state.retry_at)
         elif _checking(state):
-            times.append(max(state.retry_at, state.confirmed_at + state.timing.check_interval))
+            times.append(max(state.retry_at, _check_at(state)))
     return min(times, default=None)
