@@ -92,7 +92,7 @@ def local_images() -> Images:
     local("torch")
     archives = []
     for name, arguments in (("operator", []), ("library", ["--build-arg", f"OPERATOR={names['operator']}"])):
-        archives.append(torch.parent / "demo" / f"{name}.tar")
+        archives.append(DIRECTORY / "images" / f"{name}.tar")
         dockerfile = ROOT / "deploy" / "images" / f"{name}.Dockerfile"
         local(
             "build-image", "--tag", names[name], "--file", dockerfile, "--context", ROOT, *arguments, "-o", archives[-1]
