@@ -8,7 +8,6 @@ from typing import Any
 
 from rdzv.backends import HOST_LABEL
 from rdzv.control.plan import Plan
-from rdzv.env import POD_CONFIG_ANNOTATION
 from rdzv.spec import LABEL, Rendezvous
 
 Object = dict[str, Any]
@@ -50,13 +49,11 @@ class FakeNamespace:
             *(("delete", obj) for obj in plan.delete),
             *(("apply", obj) for obj in plan.apply),
             *(("patch", patch) for patch in plan.patches),
-            *(("apply", obj) for obj in plan.apply_last),
         ]
         for verb, what in steps[:stop_after]:
             if verb == "patch":
                 meta = self.pods[what.name]["metadata"]
                 _merge(meta.setdefault("labels", {}), what.labels)
-                _merge(meta.setdefault("annotations", {}), what.annotations)
             else:
                 key = (what["kind"], what["metadata"]["name"])
                 if verb == "delete":
@@ -67,9 +64,6 @@ class FakeNamespace:
 
     def hosts(self) -> list[str]:
         return [name for name, pod in self.pods.items() if pod["metadata"].get("labels", {}).get(HOST_LABEL) == "true"]
-
-    def pod_config(self, name: str) -> str:
-        return str(self.pods[name]["metadata"].get("annotations", {}).get(POD_CONFIG_ANNOTATION, ""))
 
 
 def _merge(target: Object, patch: Mapping[str, str | None]) -> None:

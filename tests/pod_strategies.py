@@ -19,7 +19,7 @@ _VARIABLES = [
     "PET_NODE_RANK",
     "RDZV_SLOT",
     "PET_RDZV_CONF",
-    "RDZV_POD_CONFIG",
+    "RDZV_POD_UID",
 ]
 _VARIABLES += ["PYTHONPATH", "PET_NNODES", "PET_RDZV_BACKEND", "NCCL_DEBUG", "A", "MASTER_ADDR"]
 _VALUES = ["", "1", "/opt/rdzv", "$(PET_RDZV_CONF),a=b", "$$(A) 'x' \"y\" \\ ~1/{}", "é→"]

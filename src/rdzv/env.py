@@ -15,10 +15,6 @@ if TYPE_CHECKING:
     from rdzv.backends import Provision
     from rdzv.spec import Rendezvous
 
-#: What the operator appends to `PET_RDZV_CONF` for one pod alone (c10d's `is_host=true`): an annotation, read when the container starts.
-POD_CONFIG_ANNOTATION = "rdzv.dev/pod-config"
-POD_CONFIG = "RDZV_POD_CONFIG"
-
 #: Seconds between an agent's looks at its workers. torchrun's own default, said here because it bounds how soon a change is noticed.
 MONITOR_INTERVAL = "0.1"
 

@@ -84,6 +84,14 @@ def traces(directory: Path, state: dict[str, Any], pids: set[int]) -> list[str]:
     return left
 
 
+@pytest.fixture
+def two_nodes(cluster: LocalCluster) -> LocalCluster:
+    """Return the session's cluster, if it is ours: these tests are about how deploy/local sets one up."""
+    if not (cluster.dir / "state.json").exists():
+        pytest.skip("this cluster was not made by deploy/local")
+    return cluster
+
+
 def run_on_both(directory: Path) -> LocalCluster:
     """Run a pod on each node."""
     found = LocalCluster.at(directory)
@@ -205,7 +213,7 @@ def test_light_form_keeps_an_audit_log_and_lets_nobody_in_without_a_name(
 
 
 @pytest.mark.cluster
-def test_services_names_logs_and_exec(cluster: LocalCluster, namespace: str) -> None:
+def test_services_names_logs_and_exec(two_nodes: LocalCluster, namespace: str) -> None:
     """By address and name: from the other node, from the same node, and from the very pod (hairpin)."""
     service = {
         "apiVersion": "v1",
@@ -215,19 +223,19 @@ def test_services_names_logs_and_exec(cluster: LocalCluster, namespace: str) -> 
     }
     sleep = "import time; time.sleep(1000)"
     for each in (service, pod("web", SERVE), pod("near", sleep), pod("far", sleep, "node-2")):
-        cluster.kubectl("apply", "-n", namespace, "-f", "-", input=json.dumps(each))
+        two_nodes.kubectl("apply", "-n", namespace, "-f", "-", input=json.dumps(each))
     names = ("pod/web", "pod/near", "pod/far")
-    cluster.kubectl("wait", "-n", namespace, "--for=condition=Ready", *names, "--timeout=60s")
-    address = cluster.kubectl("get", "-n", namespace, "service", "site", "-o", "jsonpath={.spec.clusterIP}")
+    two_nodes.kubectl("wait", "-n", namespace, "--for=condition=Ready", *names, "--timeout=60s")
+    address = two_nodes.kubectl("get", "-n", namespace, "service", "site", "-o", "jsonpath={.spec.clusterIP}")
     for client in ("far", "near", "web"):
         for host in (address, f"site.{namespace}.svc", "site"):
             command = ("exec", "-n", namespace, client, "--", "python3", "-c", get(f"http://{host}/"))
-            eventually(partial(cluster.kubectl, *command), "200\n")
-    assert cluster.kubectl("logs", "-n", namespace, "web").count('"GET / HTTP/1.1" 200') >= 9
+            eventually(partial(two_nodes.kubectl, *command), "200\n")
+    assert two_nodes.kubectl("logs", "-n", namespace, "web").count('"GET / HTTP/1.1" 200') >= 9
 
 
 @pytest.mark.cluster
-def test_volumes_and_a_config_map_that_comes_later(cluster: LocalCluster, namespace: str, tmp_path: Path) -> None:
+def test_volumes_and_a_config_map_that_comes_later(two_nodes: LocalCluster, namespace: str, tmp_path: Path) -> None:
     """What injection relies on: image volumes, and kubelet holding a container until its ConfigMap is there."""
     (tmp_path / "hello.py").write_text("WORD = 'from the image'\n")
     (tmp_path / "Dockerfile").write_text("FROM scratch\nCOPY hello.py /\n")
@@ -235,8 +243,8 @@ def test_volumes_and_a_config_map_that_comes_later(cluster: LocalCluster, namesp
     build = ("build-image", "--tag", tag, "--file", tmp_path / "Dockerfile", "--context", tmp_path, "-o", archive)
     local(*build)
     assert "nothing has changed" in local(*build)
-    local("load-image", "--dir", cluster.dir, archive)
-    assert "have it already" in local("load-image", "--dir", cluster.dir, archive)
+    local("load-image", "--dir", two_nodes.dir, archive)
+    assert "have it already" in local("load-image", "--dir", two_nodes.dir, archive)
 
     shared = Path("/var/tmp") / namespace
     shared.mkdir()
@@ -253,15 +261,15 @@ def test_volumes_and_a_config_map_that_comes_later(cluster: LocalCluster, namesp
             {"name": "host", "hostPath": {"path": str(shared)}},
         ]
         wanted = pod("user", script, "node-2", container=container, volumes=volumes, restartPolicy="Never")
-        cluster.kubectl("apply", "-n", namespace, "-f", "-", input=json.dumps(wanted))
+        two_nodes.kubectl("apply", "-n", namespace, "-f", "-", input=json.dumps(wanted))
         reason = "jsonpath={.status.containerStatuses[0].state.waiting.reason}"
         eventually(
-            lambda: cluster.kubectl("get", "-n", namespace, "pod", "user", "-o", reason), "CreateContainerConfigError"
+            lambda: two_nodes.kubectl("get", "-n", namespace, "pod", "user", "-o", reason), "CreateContainerConfigError"
         )
-        cluster.kubectl("create", "-n", namespace, "configmap", "later", "--from-literal=WORD=from the map")
+        two_nodes.kubectl("create", "-n", namespace, "configmap", "later", "--from-literal=WORD=from the map")
         phase = "jsonpath={.status.phase}"
-        eventually(lambda: cluster.kubectl("get", "-n", namespace, "pod", "user", "-o", phase), "Succeeded")
-        assert cluster.kubectl("logs", "-n", namespace, "user") == "from the image, from the machine, from the map\n"
+        eventually(lambda: two_nodes.kubectl("get", "-n", namespace, "pod", "user", "-o", phase), "Succeeded")
+        assert two_nodes.kubectl("logs", "-n", namespace, "user") == "from the image, from the machine, from the map\n"
     finally:
         (shared / "word").unlink()
         shared.rmdir()

@@ -43,8 +43,8 @@ def free_port() -> int:
         return int(s.getsockname()[1])
 
 
-def environment(subject: Rendezvous, slot: int, host: bool) -> dict[str, str]:
-    """What a pod gets: the ConfigMap's data and what injection adds."""
+def environment(subject: Rendezvous, slot: int, host: bool = False) -> dict[str, str]:
+    """What a pod gets: the ConfigMap's data and what injection adds. `host`: listen, which with an endpoint of one's own nobody does."""
     env = render(subject, backend_registry().provision(subject))
     if host:
         env["PET_RDZV_CONF"] += ",is_host=true"
@@ -147,7 +147,7 @@ def test_c10d_is_hosted_by_the_pod_that_is_told_to() -> None:
 
 def test_static_takes_the_rank_from_the_index() -> None:
     subject = rendezvous("static", endpoint=f"127.0.0.1:{free_port()}")
-    worlds = meet([environment(subject, slot, host=False) for slot in (1, 0)])
+    worlds = meet([environment(subject, slot) for slot in (1, 0)])
     check(worlds, "static")
     assert [world["rank"] for world in worlds] == [1, 0]
 
@@ -155,7 +155,7 @@ def test_static_takes_the_rank_from_the_index() -> None:
 @pytest.mark.parametrize("backend", ["etcd", "etcd-v2"])
 def test_etcd_with_a_server_of_the_users_own(backend: str, etcd_v2: str) -> None:
     subject = rendezvous(backend, endpoint=etcd_v2)
-    check(meet([environment(subject, slot, host=False) for slot in range(2)]), backend)
+    check(meet([environment(subject, slot) for slot in range(2)]), backend)
 
 
 def run(code: str, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:

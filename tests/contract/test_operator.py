@@ -92,7 +92,6 @@ def test_either_order_ends_in_the_same_state(
         eventually(lambda: is_provisioned(kube, light_namespace))
         state = outcome(kube, light_namespace)
     assert state["Pod a"]["labels"]["rdzv.dev/host"] == "true"
-    assert state["Pod a"]["annotations"] == {"rdzv.dev/pod-config": ",is_host=true"}
     assert "rdzv.dev/host" not in state["Pod b"]["labels"]
     assert state["Service rdzv-mnist"]["selector"] == {"rdzv.dev/rendezvous": "mnist", "rdzv.dev/host": "true"}
     assert state["Rendezvous mnist"]["nodes"]["summary"] == "0/2"
@@ -154,7 +153,7 @@ def test_marks_set_or_taken_by_hand_are_put_right(
         set_up(kube, light_namespace, "rendezvous first")
         eventually(lambda: is_provisioned(kube, light_namespace))
         before = outcome(kube, light_namespace)
-        kube.patch("Pod", light_namespace, "a", {"metadata": {"annotations": {"rdzv.dev/pod-config": None}}})
+        kube.patch("Pod", light_namespace, "a", {"metadata": {"labels": {"rdzv.dev/host": None}}})
         kube.patch("Pod", light_namespace, "b", {"metadata": {"labels": {"rdzv.dev/host": "true"}}})
         kube.patch("ConfigMap", light_namespace, "rdzv-mnist", {"data": {"PET_NNODES": "99"}})
         eventually(lambda: outcome(kube, light_namespace) == before)

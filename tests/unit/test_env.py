@@ -18,9 +18,8 @@ def test_config_survives_the_way_through_the_environment(config: dict[str, str])
 
 def test_what_a_pod_reads_is_what_the_operator_wrote() -> None:
     subject = rendezvous("c10d", nodes={"min": 2, "max": 4})
-    provision = Provision(endpoint="store:29400", config={"is_host": "false", "join_timeout": "60"})
+    provision = Provision(endpoint="store:29400", config={"is_host": "true", "join_timeout": "60"})
     environ = render(subject, provision)
-    environ["PET_RDZV_CONF"] += ",is_host=true"
     env = PodEnvironment.parse({**environ, "RDZV_SLOT": "3", "PET_LOCAL_ADDR": "10.0.0.7"})
     assert env == PodEnvironment(
         backend="c10d",

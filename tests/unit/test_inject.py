@@ -74,8 +74,6 @@ def test_everything_that_a_plain_pod_gets() -> None:
                     field("PET_LOCAL_ADDR", "status.podIP"),
                     field("RDZV_SLOT", label),
                     field("PET_NODE_RANK", label),
-                    field("RDZV_POD_CONFIG", "metadata.annotations['rdzv.dev/pod-config']"),
-                    {"name": "PET_RDZV_CONF", "value": "$(PET_RDZV_CONF)$(RDZV_POD_CONFIG)"},
                     {"name": "PYTHONPATH", "value": "/opt/rdzv"},
                 ],
                 "volumeMounts": [{"name": LIBRARY, "mountPath": "/opt/rdzv", "readOnly": True}],
@@ -94,11 +92,11 @@ def test_users_sources_come_after_ours_so_that_they_win() -> None:
 
 
 def test_users_variables_stay_and_ours_of_that_name_is_not_added() -> None:
-    own = [{"name": "PET_RDZV_CONF", "value": "timeout=5"}, {"name": "RDZV_POD_CONFIG", "value": ""}]
+    own = [{"name": "PET_LOCAL_ADDR", "value": "10.0.0.1"}, {"name": "RDZV_POD_IP", "value": ""}]
     env = env_of(injected(pod({"name": "main", "env": own}), "init"))
     assert env[:2] == own
-    assert [entry["name"] for entry in env].count("PET_RDZV_CONF") == 1
-    assert [entry["name"] for entry in env].count("RDZV_POD_CONFIG") == 1
+    assert [entry["name"] for entry in env].count("PET_LOCAL_ADDR") == 1
+    assert [entry["name"] for entry in env].count("RDZV_POD_IP") == 1
 
 
 @pytest.mark.parametrize("present", [INDEX_LABELS[i:] for i in range(len(INDEX_LABELS))])

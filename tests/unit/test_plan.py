@@ -23,43 +23,40 @@ def settle(subject: Rendezvous, namespace: FakeNamespace) -> None:
     assert namespace.execute(planned(subject, namespace)) == 0, "a second pass has nothing to write"
 
 
-def test_c10d_releases_pods_only_once_one_of_them_hosts_the_store() -> None:
+def test_c10d_leads_all_to_the_store_of_one_pod() -> None:
     namespace = FakeNamespace([])
     settle(rendezvous(), namespace)
-    assert set(namespace.children) == {("Service", "rdzv-mnist")}
-
-    namespace.pods = {name: pod_object(name, index=index) for index, name in enumerate(["b", "a"])}
-    settle(rendezvous(), namespace)
-    assert namespace.hosts() == ["b"], "the lowest index"
-    assert namespace.pod_config("b") == ",is_host=true"
-    assert namespace.pod_config("a") == ""
     env = namespace.children["ConfigMap", "rdzv-mnist"]["data"]
     assert env["PET_RDZV_ENDPOINT"] == "rdzv-mnist.team.svc:29400"
     assert env["PET_RDZV_ID"] == "uid-1"
     assert env["PET_NNODES"] == "2"
-    assert "is_host=false" in env["PET_RDZV_CONF"]
+    assert "is_host=true" in env["PET_RDZV_CONF"]
+    selector = namespace.children["Service", "rdzv-mnist"]["spec"]["selector"]
+
+    namespace.pods = {name: pod_object(name, index=index) for index, name in enumerate(["b", "a"])}
+    settle(rendezvous(), namespace)
+    assert namespace.hosts() == ["b"], "the lowest index"
+    assert selector.items() <= namespace.pods["b"]["metadata"]["labels"].items()
 
 
-def test_a_living_host_stays_and_a_dying_one_is_replaced_by_a_pod_that_has_not_started() -> None:
+def test_a_living_host_stays_and_a_dying_one_is_replaced() -> None:
     pods = [pod_object("a", index=0, phase="Running"), pod_object("b", index=1, phase="Running")]
     namespace = FakeNamespace(pods)
     settle(rendezvous(), namespace)
-    assert namespace.hosts() == ["a"]
     namespace.pods["c"] = pod_object("c", index=0)
     settle(rendezvous(), namespace)
     assert namespace.hosts() == ["a"], "it lives"
     namespace.pods["a"]["metadata"]["deletionTimestamp"] = "2026-01-01T00:00:00Z"
     settle(rendezvous(), namespace)
-    assert namespace.hosts() == ["c"], "b has read its configuration already, c has not"
+    assert namespace.hosts() == ["c"]
 
 
-def test_pods_are_held_again_when_all_are_gone() -> None:
-    namespace = FakeNamespace([pod_object("a", index=0)])
+def test_a_pod_that_cannot_start_hosts_nothing_while_another_can() -> None:
+    stuck = pod_object("a", index=0)
+    stuck["status"]["containerStatuses"][0]["state"]["waiting"]["reason"] = "ImagePullBackOff"
+    namespace = FakeNamespace([stuck, pod_object("b", index=1)])
     settle(rendezvous(), namespace)
-    assert ("ConfigMap", "rdzv-mnist") in namespace.children
-    namespace.pods.clear()
-    settle(rendezvous(), namespace)
-    assert ("ConfigMap", "rdzv-mnist") not in namespace.children
+    assert namespace.hosts() == ["b"]
 
 
 def test_static_leads_to_index_0_and_waits_for_nobody() -> None:
@@ -114,7 +111,7 @@ def test_somebody_elses_object_is_never_taken_over() -> None:
     result = planned(rendezvous("static"), namespace)
     assert result.refused is not None
     assert result.refused.reason == "NameTaken"
-    assert (result.delete, result.apply, result.apply_last) == ([], (), ())
+    assert (result.delete, result.apply) == ([], ())
 
 
 def test_children_of_a_deleted_namesake_are_replaced_not_adopted() -> None:
@@ -140,7 +137,7 @@ def test_a_variable_that_is_no_longer_wanted_leads_to_an_apply() -> None:
     namespace = FakeNamespace([])
     settle(rendezvous("static", nprocPerNode=2), namespace)
     result = planned(rendezvous("static", nprocPerNode="auto"), namespace)
-    assert [obj["kind"] for obj in result.apply_last] == ["ConfigMap"]
+    assert [obj["kind"] for obj in result.apply] == ["ConfigMap"]
 
 
 def pods_strategy() -> st.SearchStrategy[list[dict[str, Any]]]:
@@ -172,5 +169,3 @@ def test_any_start_and_a_crash_anywhere_end_in_the_same_state(
     live = [pod for pod in map(Pod.from_object, namespace.pods.values()) if pod.live]
     eligible = live if backend == "c10d" else [pod for pod in live if pod.slot == 0]
     assert len(namespace.hosts()) == (1 if eligible else 0)
-    if backend == "c10d":
-        assert (("ConfigMap", "rdzv-mnist") in namespace.children) == bool(live)

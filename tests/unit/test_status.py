@@ -68,7 +68,7 @@ def test_every_condition_is_there_from_the_first_visit() -> None:
     status = status_of(rendezvous(), [])
     assert [c["type"] for c in status["conditions"]] == ["Provisioned", "Ready", "Formed", "Degraded"]
     assert all(c["observedGeneration"] == 1 and c["reason"] for c in status["conditions"])
-    assert condition(status, "Ready")["reason"] == "WaitingForPods"
+    assert condition(status, "Ready")["reason"] == "NodesMissing"
     assert status["endpoint"] == "rdzv-mnist.team.svc:29400"
 
 

@@ -126,12 +126,13 @@ def _proxy_configuration() -> dict[str, Any]:
         "clientConnection": {"kubeconfig": f"{INSIDE}/data/kube-proxy.kubeconfig"},
         "clusterCIDR": network.PODS,
         "hostnameOverride": "node-1",
+        # One proxy serves all nodes, and takes only endpoints on its own for those that may be reached from themselves (hairpin).
+        "nftables": {"minSyncPeriod": "0.1s", "syncPeriod": "30s", "masqueradeAll": True},
         "healthzBindAddress": "127.0.0.1:10256",
         "metricsBindAddress": "127.0.0.1:10249",
         # The machine's limits of connection tracking are not ours to change, and without CAP_SYS_RESOURCE neither is the OOM score.
         "conntrack": {"maxPerCore": 0, "min": 0, "tcpEstablishedTimeout": "0s", "tcpCloseWaitTimeout": "0s"},
         "oomScoreAdj": 0,
-        "nftables": {"minSyncPeriod": "0.1s", "syncPeriod": "30s"},
     }
 
 

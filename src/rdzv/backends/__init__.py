@@ -32,13 +32,9 @@ class BackendError(ValueError):
 
 @dataclass(frozen=True)
 class Host:
-    """Asks the operator to choose one pod as the one that the backend's Service leads to.
-
-    `slot`: only the pod with this index will do (None: any). `config`: what that pod gets in `PET_RDZV_CONF` beyond the others.
-    """
+    """Asks the operator to choose the pod that the backend's Service leads to: any, or only the one with index `slot`."""
 
     slot: int | None = None
-    config: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

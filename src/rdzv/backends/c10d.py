@@ -1,8 +1,9 @@
 """Backend `c10d`: torch's TCPStore, hosted by one of the agents.
 
 torch decides who hosts the store by comparing hostnames unless `is_host` says so (`c10d_rendezvous_backend.py`), which fails on
-Kubernetes (pytorch#73380, #79388). Here everybody is told: `is_host=false` for all, and the pod that the operator chose gets
-`is_host=true` appended. The endpoint is a Service that leads to that pod, so it survives the pod.
+Kubernetes (pytorch#73380, #79388). Here nobody guesses: each agent is told to listen (`is_host=true`), and the endpoint is a Service
+that leads all of them, the host included, to the one pod that the operator chose. When that pod dies, the Service leads to another, which
+listens already. See docs/adr/0004-c10d-host.md for why not one pod alone is told.
 """
 
 from __future__ import annotations
@@ -35,8 +36,8 @@ def provision(rendezvous: Rendezvous) -> Provision:
         endpoint=f"{rendezvous.child_name}.{rendezvous.namespace}.svc:{port}",
         objects=[endpoint_service(rendezvous, port)],
         env=env,
-        config={**config, "is_host": "false"},
-        host=Host(config={"is_host": "true"}),
+        config={**config, "is_host": "true"},
+        host=Host(),
     )
 
 

@@ -99,8 +99,6 @@ class KubernetesAPI:
             self._apply(obj)
         for patch in plan.patches:
             self._patch_pod(namespace, patch)
-        for obj in plan.apply_last:
-            self._apply(obj)
 
     def write_status(self, namespace: str, name: str, status: Mapping[str, Any]) -> None:
         """Replaces what the operator owns of the status."""
@@ -138,11 +136,11 @@ class KubernetesAPI:
 
     def _patch_pod(self, namespace: str, patch: PodPatch) -> None:
         # With the uid in it the patch fails with 409 for a pod re-created under the same name.
-        body = {"metadata": {"uid": patch.uid, "labels": dict(patch.labels), "annotations": dict(patch.annotations)}}
+        body = {"metadata": {"uid": patch.uid, "labels": dict(patch.labels)}}
         self._ignoring(
             (404, 409), "PATCH", _path("v1", "Pod", namespace, patch.name), body, MERGE, {"fieldManager": MANAGER}
         )
-        _log.info("patched Pod %s/%s: %s", namespace, patch.name, body["metadata"]["labels"])
+        _log.info("patched Pod %s/%s: %s", namespace, patch.name, dict(patch.labels))
 
     def _get(self, path: str) -> Object | None:
         return self._ignoring((404,), "GET", path)

@@ -14,7 +14,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from rdzv.env import POD_CONFIG, POD_CONFIG_ANNOTATION
 from rdzv.spec import GROUP, LABEL
 
 #: Containers to inject, separated by commas; without it every regular container.
@@ -63,7 +62,7 @@ _VARIABLES = frozenset(
     {
         *("PET_" + flag.replace("-", "_").upper() for flag in _FLAGS),
         *("RDZV_NAME", "RDZV_NAMESPACE", "TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "TORCH_ELASTIC_WORKER_IDENTICAL"),
-        *("RDZV_POD_NAME", "RDZV_POD_UID", "RDZV_POD_IP", "RDZV_NODE_NAME", "RDZV_SLOT", POD_CONFIG, "PYTHONPATH"),
+        *("RDZV_POD_NAME", "RDZV_POD_UID", "RDZV_POD_IP", "RDZV_NODE_NAME", "RDZV_SLOT", "PYTHONPATH"),
     }
 )
 _FLAG = re.compile(rf"(?<![\w-])--({'|'.join(_FLAGS).replace('-', '[-_]')}|standalone)(?![\w-])")
@@ -141,7 +140,7 @@ def shadowed(pod: Object) -> list[tuple[str, str]]:
 
 
 def _env(pod: Object, library: bool) -> list[dict[str, Any]]:
-    """The variables of one pod, in order: `$(…)` refers to what stands before, or to what came by `envFrom`."""
+    """The variables that are a pod's own."""
     fields = [
         ("RDZV_POD_NAME", "metadata.name"),
         ("RDZV_POD_UID", "metadata.uid"),
@@ -152,10 +151,7 @@ def _env(pod: Object, library: bool) -> list[dict[str, Any]]:
     index = next((label for label in INDEX_LABELS if label in _labels(pod)), None)
     if index is not None:
         fields += [("RDZV_SLOT", f"metadata.labels['{index}']"), ("PET_NODE_RANK", f"metadata.labels['{index}']")]
-    fields.append((POD_CONFIG, f"metadata.annotations['{POD_CONFIG_ANNOTATION}']"))
     env = [{"name": name, "valueFrom": {"fieldRef": {"fieldPath": path}}} for name, path in fields]
-    # What is for this pod alone follows what is for all, whoever of the user and us set the latter by envFrom.
-    env.append({"name": "PET_RDZV_CONF", "value": f"$(PET_RDZV_CONF)$({POD_CONFIG})"})
     if library:
         env.append({"name": "PYTHONPATH", "value": LIBRARY_PATH})
     return env

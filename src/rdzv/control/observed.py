@@ -8,7 +8,6 @@ from typing import Any
 
 from rdzv.backends import HOST_LABEL
 from rdzv.control.inject import INDEX_LABELS, is_injected
-from rdzv.env import POD_CONFIG_ANNOTATION
 
 Object = Mapping[str, Any]
 
@@ -37,7 +36,6 @@ class Pod:
     reason: str = ""
     injected: bool = True
     host: bool = False
-    pod_config: str = ""
 
     @property
     def live(self) -> bool:
@@ -53,7 +51,7 @@ class Pod:
     def from_object(cls, obj: Object) -> Pod:
         """Reads a Pod as the API server returns it."""
         meta, status = obj["metadata"], obj.get("status", {})
-        labels, annotations = meta.get("labels") or {}, meta.get("annotations") or {}
+        labels = meta.get("labels") or {}
         statuses = status.get("containerStatuses") or []
         reason, hopeless = _waiting(status, statuses)
         return cls(
@@ -68,7 +66,6 @@ class Pod:
             reason=reason,
             injected=is_injected(obj),
             host=labels.get(HOST_LABEL) == "true",
-            pod_config=annotations.get(POD_CONFIG_ANNOTATION, ""),
         )
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from rdzv.backends import HOST_LABEL, BackendError, Host, Provision
 from rdzv.control.observed import Observed, Pod
-from rdzv.env import POD_CONFIG_ANNOTATION, render, render_config
+from rdzv.env import render
 from rdzv.registry import BackendRegistry
 from rdzv.spec import API_VERSION, KIND, LABEL, Rendezvous
 
@@ -27,30 +27,27 @@ Object = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class PodPatch:
-    """Labels and annotations to set on one pod (None removes one), only if it still is the pod with this uid."""
+    """Labels to set on one pod (None removes one), only if it still is the pod with this uid."""
 
     name: str
     uid: str
     labels: Mapping[str, str | None]
-    annotations: Mapping[str, str | None]
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What one pass writes, in this order: delete, apply, patches, apply_last.
+    """What one pass writes, in this order: delete, apply, patches.
 
-    `apply_last` holds what releases the pods (their ConfigMap), so it comes after all that they rely on. `refused`: why the spec
-    can't be served. `host`: the pod that the backend's Service leads to.
+    What releases the pods (their ConfigMap) is applied last, after all that they rely on. `refused`: why the spec can't be served.
+    `host`: the pod that the backend's Service leads to.
     """
 
     delete: Sequence[Object] = ()
     apply: Sequence[Object] = ()
     patches: Sequence[PodPatch] = ()
-    apply_last: Sequence[Object] = ()
     provision: Provision | None = None
     refused: BackendError | None = None
     host: Pod | None = None
-    waiting_for_host: bool = False
 
 
 def plan(rendezvous: Rendezvous, observed: Observed, registry: BackendRegistry) -> Plan:
@@ -65,20 +62,15 @@ def plan(rendezvous: Rendezvous, observed: Observed, registry: BackendRegistry) 
         return Plan(refused=error, delete=stale)
 
     host = _elect(observed.pods, provision.host) if provision.host else None
-    # Until its host is known, nobody may start: a container reads its configuration only once.
-    waiting = provision.host is not None and bool(provision.host.config) and host is None
-    objects = [_child(obj, rendezvous) for obj in provision.objects]
-    released = [] if waiting else [_child(_config_map(rendezvous, provision), rendezvous)]
-    wanted = {_key(obj) for obj in (*objects, *released)}
+    wanted = [_child(obj, rendezvous) for obj in (*provision.objects, _config_map(rendezvous, provision))]
+    kept = {_key(obj) for obj in wanted}
     current = {_key(child): child for child in ours}
     return Plan(
-        delete=[*stale, *(child for child in ours if _key(child) not in wanted)],
-        apply=[obj for obj in objects if not _contains(current.get(_key(obj)), obj)],
-        patches=_host_patches(observed.pods, host, provision.host),
-        apply_last=[obj for obj in released if not _contains(current.get(_key(obj)), obj)],
+        delete=[*stale, *(child for child in ours if _key(child) not in kept)],
+        apply=[obj for obj in wanted if not _contains(current.get(_key(obj)), obj)],
+        patches=_host_patches(observed.pods, host),
         provision=provision,
         host=host,
-        waiting_for_host=waiting,
     )
 
 
@@ -113,32 +105,22 @@ def _child(obj: Object, rendezvous: Rendezvous) -> dict[str, Any]:
 
 
 def _elect(pods: Sequence[Pod], host: Host) -> Pod | None:
-    """The pod that hosts the store: the present host while it lives, else one that has not read its configuration yet."""
+    """The pod that hosts the store: the present one while it lives, else one that can start, the lowest index first."""
     candidates = [pod for pod in pods if pod.live and pod.injected and (host.slot is None or pod.slot == host.slot)]
 
-    def order(pod: Pod) -> tuple[bool, bool, bool, bool, int, str, str]:
-        no_slot = pod.slot is None
-        return (pod.hopeless, not pod.host, pod.started, no_slot, pod.slot or 0, pod.created, pod.uid)
+    def order(pod: Pod) -> tuple[bool, bool, bool, int, str, str]:
+        return (pod.hopeless, not pod.host, pod.slot is None, pod.slot or 0, pod.created, pod.uid)
 
     return min(candidates, key=order, default=None)
 
 
-def _host_patches(pods: Sequence[Pod], chosen: Pod | None, host: Host | None) -> list[PodPatch]:
+def _host_patches(pods: Sequence[Pod], chosen: Pod | None) -> list[PodPatch]:
     """Exactly one pod is marked; a mark on any other is taken off first, so that the Service never leads to two."""
-    config = f",{render_config(host.config)}" if host and host.config else ""
-    patches = []
-    for pod in sorted(pods, key=lambda pod: pod == chosen):
-        want_label, want_config = (pod == chosen), (config if pod == chosen else "")
-        if (pod.host, pod.pod_config) != (want_label, want_config):
-            patches.append(
-                PodPatch(
-                    name=pod.name,
-                    uid=pod.uid,
-                    labels={HOST_LABEL: "true" if want_label else None},
-                    annotations={POD_CONFIG_ANNOTATION: want_config or None},
-                )
-            )
-    return patches
+    changes = [pod for pod in pods if pod.host != (pod == chosen)]
+    return [
+        PodPatch(pod.name, pod.uid, {HOST_LABEL: "true" if pod == chosen else None})
+        for pod in sorted(changes, key=lambda pod: pod == chosen)
+    ]
 
 
 def _refuse_taken_names(provision: Provision, foreign: Sequence[Object], rendezvous: Rendezvous) -> None:

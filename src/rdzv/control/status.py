@@ -8,7 +8,7 @@ from typing import Any
 
 from rdzv.control.observed import Observed, Pod
 from rdzv.control.plan import Plan
-from rdzv.spec import LABEL, Rendezvous
+from rdzv.spec import Rendezvous
 
 #: How many absent pods the status names; the rest are counted in its message.
 MAX_MISSING = 20
@@ -100,26 +100,12 @@ def _provisioned_and_ready(rendezvous: Rendezvous, plan: Plan, nodes: Mapping[st
     if error:
         return [_no("Provisioned", "APIError", error), _no("Ready", "APIError", error)]
     expected, joined = nodes["expected"], nodes["joined"]
-    if plan.waiting_for_host:
-        reason, text = (
-            "WaitingForPods",
-            f"the first pod labelled {LABEL}={rendezvous.name} will host the store; none is there yet",
-        )
-    elif joined < expected:
-        reason, text = "NodesMissing", f"{joined} of {expected} expected nodes are there"
+    if joined < expected:
+        ready = Condition("Ready", "True", "NodesMissing", f"{joined} of {expected} expected nodes are there")
     else:
-        reason, text = "NodesPresent", f"all {expected} expected nodes are there"
-    return [
-        Condition(
-            "Provisioned",
-            "True",
-            "Provisioned",
-            f"pods find backend {rendezvous.backend} by ConfigMap {rendezvous.child_name}",
-        )
-        if not plan.waiting_for_host
-        else Condition("Provisioned", "True", "WaitingForPods", "all that does not depend on the pods is there"),
-        Condition("Ready", "True", reason, text),
-    ]
+        ready = Condition("Ready", "True", "NodesPresent", f"all {expected} expected nodes are there")
+    text = f"pods find backend {rendezvous.backend} by ConfigMap {rendezvous.child_name}"
+    return [Condition("Provisioned", "True", "Provisioned", text), ready]
 
 
 def _formed(rendezvous: Rendezvous) -> Condition:

@@ -251,7 +251,7 @@ class Client:
 
         Raises:
             Conflict, NotFound: the write was refused, and what is there is not ours.
-            ApiError: any other refusal; what could be repeated when `retry` ended (then `maybe_applied` may be set).
+            ApiError: any other refusal; or the last failure when `retry` ended: `maybe_applied` if any attempt may be.
         """
         backoff = Backoff()
         unknown = False
@@ -261,12 +261,17 @@ class Client:
             except (Conflict, NotFound, Unreachable, ServerError, TooManyRequests) as caught:
                 error = caught
             refused = isinstance(error, (Conflict, NotFound))
-            unknown = unknown or error.maybe_applied
+            # An earlier attempt may have been carried out even when this one was not.
+            unknown = error.maybe_applied = unknown or error.maybe_applied
             if refused or unknown:
-                current = self._read(resource, namespace, name, retry)
+                try:
+                    current = self._read(resource, namespace, name, retry)
+                except (Unreachable, ServerError, TooManyRequests) as unread:
+                    raise error from unread
                 if mine(current):
                     return current
             if refused:
+                error.maybe_applied = False
                 raise error
             log.debug("repeating after %s", error)
             retry.sleep(backoff.next(error.retry_after), error)

@@ -37,7 +37,8 @@ class Retry:
         if time.monotonic() + seconds >= self.deadline:
             raise error
         if self.stop.wait(seconds):
-            raise Stopped(error.call, f"stopped while retrying after: {error}") from error
+            text = f"stopped while retrying after: {error}"
+            raise Stopped(error.call, text, maybe_applied=error.maybe_applied) from error
 
 
 class Backoff:

@@ -1,0 +1,159 @@
+"""Real pods on real nodes: every kind of workload, both orders of apply, and what happens when parts go away."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+
+import pytest
+from cluster.workloads import Place, rendezvous, workload
+from cluster_fixtures import LocalCluster
+from operator_process import eventually
+
+from deploy.demo import demo
+from deploy.demo.demo import Images
+from deploy.demo.kube import Cluster
+
+pytestmark = pytest.mark.cluster
+
+
+@pytest.fixture(scope="module")
+def installation(cluster: LocalCluster) -> Iterator[tuple[Cluster, Images]]:
+    """The chart, installed as the demo installs it."""
+    target = Cluster(cluster.kubeconfig, cluster.dir if (cluster.dir / "state.json").exists() else None)
+    images = demo.images_for(target)
+    demo.install(target, images)
+    yield target, images
+    demo.uninstall(target)
+
+
+@pytest.fixture
+def images(installation: tuple[Cluster, Images]) -> Images:
+    return installation[1]
+
+
+@pytest.fixture
+def place(cluster: LocalCluster, namespace: str) -> Place:
+    return Place(cluster, namespace)
+
+
+@pytest.mark.parametrize(
+    ("backend", "kind", "order"),
+    [
+        ("c10d", "Job", "pods first"),
+        ("c10d", "StatefulSet", "rendezvous first"),
+        ("c10d", "Deployment", "pods first"),
+        ("static", "Job", "rendezvous first"),
+        ("static", "StatefulSet", "pods first"),
+    ],
+)
+def test_plain_torchrun_meets(place: Place, images: Images, backend: str, kind: str, order: str) -> None:
+    objects = [rendezvous(backend, 2), workload(kind, images, 2)]
+    if order == "pods first":
+        place.apply(objects[1])
+        # They wait for the environment, and say for which Rendezvous.
+        eventually(lambda: "RendezvousNotFound" in place.kubectl("get", "events"), timeout=60)
+        place.apply(objects[0])
+    else:
+        place.apply(objects[0])
+        place.apply(objects[1])
+    worlds = place.await_world(2)
+    if backend == "static":
+        assert [world["slot"] for world in worlds] == ["0", "1"], "the rank is the index"
+    status = place.get("rdzv/world")["status"]
+    assert status["nodes"]["summary"] == "2/2"
+    conditions = {c["type"]: c["status"] for c in status["conditions"]}
+    assert (conditions["Ready"], conditions["Degraded"]) == ("True", "False")
+    if kind == "Job":
+        place.kubectl("wait", "--for=condition=complete", "job/world", "--timeout=60s")
+
+
+def test_an_elastic_world_starts_with_fewer_than_max(place: Place, images: Images) -> None:
+    place.apply(rendezvous("c10d", (1, 4), config={"last_call_timeout": "5"}), workload("Deployment", images, 2))
+    place.await_world(2)
+
+
+def test_the_pod_that_hosts_the_store_can_die(place: Place, images: Images) -> None:
+    place.apply(rendezvous("c10d", 2), workload("StatefulSet", images, 2))
+    place.await_world(2)
+    (host,) = (
+        pod["metadata"]
+        for pod in place.get("pods")["items"]
+        if pod["metadata"]["labels"].get("rdzv.dev/host") == "true"
+    )
+    place.kubectl("delete", "pod", host["name"], "--wait=false")
+
+    def another_incarnation() -> bool:
+        pods = {
+            pod["metadata"]["uid"] for pod in place.get("pods")["items"] if "deletionTimestamp" not in pod["metadata"]
+        }
+        return host["uid"] not in pods and len(pods) == 2
+
+    eventually(another_incarnation, timeout=60)
+    eventually(lambda: len(place.worlds()) == 2, timeout=120)
+    place.await_world(2)
+
+
+def test_the_operator_may_be_killed_while_pods_meet(
+    place: Place, images: Images, installation: tuple[Cluster, Images]
+) -> None:
+    place.apply(rendezvous("c10d", 2), workload("Job", images, 2))
+    installation[0].kubectl("delete", "pod", "-n", demo.SYSTEM, "--all", "--grace-period=0", "--force")
+    place.await_world(2)
+
+
+def test_a_deleted_rendezvous_lets_running_pods_go_on(place: Place, images: Images) -> None:
+    place.apply(rendezvous("static", 2), workload("StatefulSet", images, 2))
+    before = place.await_world(2)
+    place.kubectl("delete", "rdzv", "world")
+    eventually(lambda: "rdzv-world" not in place.kubectl("get", "configmaps,services"), timeout=60)
+    assert place.worlds() == before
+    assert {pod["status"]["phase"] for pod in place.get("pods")["items"]} == {"Running"}
+
+
+@pytest.mark.parametrize("delivery", ["image-volume", "init"])
+def test_the_library_comes_into_an_unchanged_image(place: Place, images: Images, delivery: str) -> None:
+    place.kubectl("label", "namespace", place.namespace, "pod-security.kubernetes.io/enforce=restricted")
+    script = "import rdzv, os; print('RDZV', rdzv.__file__, os.environ['PET_RDZV_BACKEND'])"
+    secure = {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}, "readOnlyRootFilesystem": True}
+    pod = {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {
+            "name": "one",
+            "labels": {"rdzv.dev/rendezvous": "world"},
+            "annotations": {"rdzv.dev/library": delivery},
+        },
+        "spec": {
+            "restartPolicy": "Never",
+            "securityContext": {"runAsNonRoot": True, "runAsUser": 12345, "seccompProfile": {"type": "RuntimeDefault"}},
+            "containers": [
+                {"name": "main", "image": images.train, "command": ["python3", "-c", script], "securityContext": secure}
+            ],
+        },
+    }
+    place.apply(rendezvous("static", 1), pod)
+    eventually(
+        lambda: (
+            "RDZV" in place.kubectl("logs", "one") if place.get("pod/one")["status"]["phase"] == "Succeeded" else None
+        ),
+        timeout=60,
+    )
+    assert place.kubectl("logs", "one").split() == ["RDZV", "/opt/rdzv/rdzv/__init__.py", "static"]
+
+
+def test_uninstalling_leaves_nothing_but_the_objects_of_users(
+    place: Place, images: Images, installation: tuple[Cluster, Images]
+) -> None:
+    target, _ = installation
+    place.apply(rendezvous("static", 2))
+    demo.uninstall(target)
+    kinds = target.kubectl("api-resources", "--verbs=list", "-o", "name").split()
+    kinds = [kind for kind in kinds if not kind.startswith("events")]
+    left = json.loads(
+        target.kubectl("get", ",".join(kinds), "-A", "-l", "app.kubernetes.io/name=rendezvous-operator", "-o", "json")
+    )
+    assert {item["kind"] for item in left["items"]} <= {"CustomResourceDefinition"}
+    assert place.get("rdzv/world")["spec"]["backend"] == "static"
+    demo.install(target, images)
+    eventually(lambda: place.get("rdzv/world").get("status", {}).get("endpoint"), timeout=60)

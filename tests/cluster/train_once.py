@@ -1,0 +1,26 @@
+"""What test pods train: one all-reduce, then who they are as one line. Deployments restart what ends, so with STAY it goes on."""
+
+import json
+import os
+import time
+
+import torch
+import torch.distributed as dist
+
+dist.init_process_group("gloo")
+total = torch.ones(1)
+dist.all_reduce(total)
+if int(os.environ["LOCAL_RANK"]) == 0:
+    world = {
+        "rank": dist.get_rank(),
+        "world": dist.get_world_size(),
+        "sum": int(total),
+        "slot": os.environ.get("RDZV_SLOT"),
+        "pod": os.environ["RDZV_POD_NAME"],
+        "restart": int(os.environ["TORCHELASTIC_RESTART_COUNT"]),
+    }
+    print("WORLD " + json.dumps(world), flush=True)
+while os.environ.get("STAY"):
+    dist.all_reduce(total)  # notices at once when a peer is gone
+    time.sleep(0.1)
+dist.destroy_process_group()
