@@ -107,6 +107,7 @@ REFUSED = [
     Refused("nproc-word", _NPROC, {"nprocPerNode": "all"}),
     Refused("nproc-capitals", _NPROC, {"nprocPerNode": "GPU"}),
     Refused("nproc-empty", _NPROC, {"nprocPerNode": ""}),
+    Refused("nproc-long", "spec.nprocPerNode: Too long: may not be more than 16", {"nprocPerNode": "1" * 17}),
     Refused("nproc-fraction", "spec.nprocPerNode in body must be of type integer,string", {"nprocPerNode": 1.5}),
     Refused("restarts-negative", "spec.maxRestarts in body should be greater than or equal to 0", {"maxRestarts": -1}),
     Refused(
@@ -229,6 +230,14 @@ REFUSED = [
         {"c10d": {"port": 65_536}},
     ),
     Refused("c10d-port-text", "spec.c10d.port in body must be of type integer", {"c10d": {"port": "29400"}}),
+    *(
+        Refused(
+            f"static-port-{port}",
+            f"spec.static.port in body should be {bound}",
+            {"backend": "static", "static": {"port": port}},
+        )
+        for port, bound in ((0, "greater than or equal to 1"), (65_536, "less than or equal to 65535"))
+    ),
     Refused(
         "static-settings-with-c10d",
         "spec.static: Invalid value: holds settings of backend static, but spec.backend is c10d: remove spec.static",

@@ -137,6 +137,12 @@ def test_accepted(api: LocalCluster, spec: Object) -> None:
     apply(api, rendezvous(spec))
 
 
+def test_an_object_without_a_spec_is_refused(api: LocalCluster) -> None:
+    obj = rendezvous({})
+    del obj["spec"]
+    assert "spec: Required value" in complaint(api, obj)
+
+
 def test_longest_name_accepted(api: LocalCluster) -> None:
     apply(api, rendezvous(ACCEPTED["c10d"], "1" * 58))
 
