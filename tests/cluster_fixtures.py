@@ -81,18 +81,25 @@ def _shared(kind: str, *flags: str) -> Iterator[LocalCluster]:
     session = os.environ.get("PYTEST_XDIST_TESTRUNUID") or f"{os.getpid()}-{secrets.token_hex(4)}"
     place = Path(tempfile.gettempdir()) / f"rdzv-test-{kind}-{session}"
     users, mine = place / "users", place / "users" / str(os.getpid())
-    users.mkdir(parents=True, exist_ok=True)
-    mine.touch()
+    with _exclusive():
+        users.mkdir(parents=True, exist_ok=True)
+        mine.touch()
     try:
         local("up", "--dir", place / "c", "--name", f"test-{kind}", *flags)  # at most one starts it: `up` holds a lock
         yield LocalCluster.at(place / "c")
     finally:
-        with (place / "lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        with _exclusive():
             mine.unlink()
             if not any(users.iterdir()):
                 local("down", "--dir", place / "c")
                 shutil.rmtree(place)
+
+
+@contextmanager
+def _exclusive() -> Iterator[None]:
+    with Path(tempfile.gettempdir(), "rdzv-test.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 @pytest.fixture(scope="session")
@@ -107,10 +114,13 @@ def cluster() -> Iterator[LocalCluster]:
     """Return a cluster with two nodes that run pods."""
     given, kept = os.environ.get("KUBECONFIG"), os.environ.get("RDZV_TEST_CLUSTER_DIR")
     if given:
-        kubectl = shutil.which("kubectl")
+        directory, kubectl = Path(given).parent, shutil.which("kubectl")
+        if (directory / "state.json").exists():
+            yield LocalCluster.at(directory)
+            return
         if kubectl is None:
             pytest.fail("KUBECONFIG is set, but there is no kubectl on the PATH")
-        yield LocalCluster(Path(given).parent, Path(given), kubectl)
+        yield LocalCluster(directory, Path(given), kubectl)
     elif kept:
         local("up", "--dir", kept)
         yield LocalCluster.at(Path(kept))

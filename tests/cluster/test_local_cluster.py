@@ -222,7 +222,7 @@ def test_services_names_logs_and_exec(two_nodes: LocalCluster, namespace: str) -
         "spec": {"selector": {"app": "web"}, "ports": [{"port": 80, "targetPort": 8000}]},
     }
     sleep = "import time; time.sleep(1000)"
-    for each in (service, pod("web", SERVE), pod("near", sleep), pod("far", sleep, "node-2")):
+    for each in (service, pod("web", SERVE, "node-2"), pod("near", sleep, "node-2"), pod("far", sleep)):
         two_nodes.kubectl("apply", "-n", namespace, "-f", "-", input=json.dumps(each))
     names = ("pod/web", "pod/near", "pod/far")
     two_nodes.kubectl("wait", "-n", namespace, "--for=condition=Ready", *names, "--timeout=60s")

@@ -126,7 +126,8 @@ def _proxy_configuration() -> dict[str, Any]:
         "clientConnection": {"kubeconfig": f"{INSIDE}/data/kube-proxy.kubeconfig"},
         "clusterCIDR": network.PODS,
         "hostnameOverride": "node-1",
-        # One proxy serves all nodes, and takes only endpoints on its own for those that may be reached from themselves (hairpin).
+        # One proxy serves all nodes, and lets pods reach themselves through their Service on its own node only (node-1), unless it
+        # masquerades everything.
         "nftables": {"minSyncPeriod": "0.1s", "syncPeriod": "30s", "masqueradeAll": True},
         "healthzBindAddress": "127.0.0.1:10256",
         "metricsBindAddress": "127.0.0.1:10249",

@@ -65,16 +65,20 @@ def up(directory: Path, name: str, *, nodes: int, light: bool, controllers: bool
                 )
             _resume(cluster, supervisor, begun)
             return
-        _clear(directory)
         cluster = Cluster(
             directory, name, tools, light=light, controllers=controllers or not light, nodes=0 if light else nodes
         )
-        try:
-            _create(cluster)
-        except (LocalError, KeyboardInterrupt):
-            # The logs stay for whoever asks why; everything that runs or is mounted goes.
-            _stop_everything(directory)
-            raise
+        for again in (True, True, False):
+            _clear(directory)
+            try:
+                _create(cluster)
+                break
+            except (LocalError, KeyboardInterrupt) as error:
+                # The logs stay for whoever asks why; everything that runs or is mounted goes.
+                _stop_everything(directory)
+                # The light form's ports are the machine's: one that was free may have been taken meanwhile.
+                if not (again and "address already in use" in str(error)):
+                    raise
         say(
             f"cluster {name} is ready after {seconds(time.monotonic() - begun)}: export KUBECONFIG={cluster.kubeconfig}"
         )
