@@ -17,6 +17,8 @@ from unit.protocol.sim import NAME, Pod, Process, Scenario, Sim, Violation, show
 
 #: Simulated seconds from the last fault within which a round must have formed.
 BOUND = 90.0
+#: A join timeout that no schedule reaches.
+PATIENT = 1000.0
 #: More events than this in one schedule are a livelock.
 MAX_EVENTS = 30000
 
@@ -43,6 +45,7 @@ class Schedule:
         scenario.slow = rnd.choice((0.0, 0.05, 0.3))
         scenario.lost = rnd.choice((0.0, 0.1, 0.3))
         scenario.unreachable = rnd.choice((0.0, 0.0, 0.1))
+        scenario.timing = replace(scenario.timing, join_timeout=rnd.choice((PATIENT, PATIENT, 1.0)))
         scenario.least_ever, scenario.most_ever = low, high
         self.slots = rnd.random() < 0.75
         self.length = rnd.choice((0.5, 2.0, 5.0))
@@ -81,8 +84,11 @@ class Schedule:
         sim.log("---- faults end")
         sim.faults = False
         sim.api_down = False
+        sim.scenario.timing = replace(sim.scenario.timing, join_timeout=PATIENT)
         for process in sim.processes():
             process.cut_until = 0.0
+            deadline = process.state.deadline + PATIENT
+            process.state = replace(process.state, timing=sim.scenario.timing, deadline=deadline)
         for pod in sim.pods:
             if pod.run == sim.run_id and (pod.process is None or not pod.process.alive):
                 sim.at(self.random.uniform(0, 1), sim.start, pod)
@@ -150,6 +156,8 @@ class Schedule:
     def quiet(self) -> None:
         """A world that runs costs no writes."""
         sim = self.sim
+        if any(process.pod.name not in sim.members for process in sim.processes()):
+            return  # deleted by hand; its agent will notice and write
         while sim.queue and sim.queue[0][0] < sim.now + 0.001:
             sim.step()
         end = sim.now + 15.0
@@ -390,6 +398,11 @@ def play(seed: int) -> str | None:
     except Violation as violation:
         return f"seed {seed}: {violation}"
     return None
+
+
+def play_many(seeds: range) -> list[str]:
+    """Plays these schedules; what went wrong, each with the command that shows it."""
+    return [f"{text}\n  {command(seed)}" for seed in seeds if (text := play(seed)) is not None]
 
 
 def main(arguments: list[str]) -> int:

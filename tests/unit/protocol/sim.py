@@ -241,6 +241,7 @@ class Sim:
     def put_member(self, record: Member, condition: int | None) -> tuple[str, int]:
         current = self.members.get(record.name)
         if (current[1] if current else None) != condition:
+            self.conflicts += 1
             self.log(f"{record.name} conflict on Member")
             return "conflict", 0
         self.writes[record.name] = self.writes.get(record.name, 0) + 1
@@ -453,6 +454,10 @@ class Sim:
 
     def raised(self, process: Process, kind: str, message: str) -> None:
         self.log(f"{process.me.incarnation} raises {kind}: {message}")
+        impatient = process.state.timing.join_timeout < 100 and not process.state.leaving and not process.state.finished
+        if kind in (ev.TIMEOUT, ev.CONNECTION) and impatient:
+            self.at(0.1, self._if_alive, process, self.join, process)  # user code that tries again
+            return
         process.raised = kind
         allowed = {ev.GRACEFUL} if self.scenario.ending else set()
         superseded = process.me.run_id != self.run_id

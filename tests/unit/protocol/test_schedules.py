@@ -1,0 +1,33 @@
+"""Random schedules of the kubernetes protocol: 100,000 by default, RDZV_SCHEDULES of them when that is set.
+
+A failing one is printed with the command that shows it step by step.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from concurrent.futures import ProcessPoolExecutor
+
+import pytest
+
+from unit.protocol.scenarios import play_many
+
+CHUNK = 500
+COUNT = int(os.environ.get("RDZV_SCHEDULES", "100000"))
+#: RDZV_SCHEDULES_FROM=N begins at another seed, for schedules that were never tried.
+FIRST = int(os.environ.get("RDZV_SCHEDULES_FROM", "0"))
+
+
+@pytest.mark.timeout(1800)
+def test_random_schedules(capsys: pytest.CaptureFixture[str]) -> None:
+    started, last = time.monotonic(), FIRST + COUNT
+    chunks = [range(first, min(first + CHUNK, last)) for first in range(FIRST, last, CHUNK)]
+    with ProcessPoolExecutor() as pool:
+        failures = [text for texts in pool.map(play_many, chunks) for text in texts]
+    seconds = time.monotonic() - started
+    with capsys.disabled():
+        print(
+            f"\n{COUNT} schedules in {seconds:.0f} s ({COUNT / max(seconds, 1e-9):.0f}/s), {len(failures)} violations"
+        )
+    assert not failures, "\n".join([f"{len(failures)} of {COUNT} schedules:", *failures[:5]])
