@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import dataclasses
 import json
 import logging
@@ -15,9 +16,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import yaml
 from contract.fault_proxy import FaultProxy
 
 from rdzv.k8s import client as client_module
+from rdzv.k8s import kubeconfig
 from rdzv.k8s.api import (
     AlreadyExists,
     ApiError,
@@ -202,6 +205,25 @@ def test_a_server_with_another_ca_is_not_talked_to(
         through(server_name="other.example").get(MAPS, "default", "a")
     with pytest.raises(NotFound):
         through(server_name="localhost").get(MAPS, "default", "a")
+
+
+def test_a_kubeconfig_in_yaml_with_files_beside_it(
+    control_plane: LocalCluster, light_namespace: str, tmp_path: Path
+) -> None:
+    document = kubeconfig.parse(control_plane.kubeconfig.read_text())
+    cluster, user = document["clusters"][0]["cluster"], document["users"][0]["user"]
+    for entry, key in (
+        (cluster, "certificate-authority"),
+        (user, "client-certificate"),
+        (user, "client-key"),
+    ):
+        data = entry.pop(f"{key}-data", None)
+        (tmp_path / key).write_bytes(base64.b64decode(data) if data else Path(entry[key]).read_bytes())
+        entry[key] = key
+    (tmp_path / "config").write_text(yaml.safe_dump(document))
+    client = Client(from_kubeconfig(str(tmp_path / "config")))
+    assert client.create(MAPS, light_namespace, config_map("a"))
+    client.close()
 
 
 # Who may what.
@@ -437,6 +459,24 @@ def test_settled_delete(client: Client, proxy: FaultProxy, light_namespace: str,
     )
     with pytest.raises(NotFound):
         client.get(MAPS, ns, "a")
+
+
+def test_a_settled_write_whose_fate_stays_unknown_says_so(
+    client: Client, proxy: FaultProxy, light_namespace: str
+) -> None:
+    proxy.inject("lose-reply", method="POST")
+    proxy.inject("reply", method="GET", status=500, times=-1)
+    with pytest.raises(Unreachable) as caught:
+        client.settle(
+            lambda: client.create(MAPS, light_namespace, config_map("a")),
+            MAPS,
+            light_namespace,
+            "a",
+            mine=lambda current: current is not None,
+            retry=Retry.within(1),
+        )
+    assert caught.value.maybe_applied
+    assert posts(proxy) == 1
 
 
 def test_a_settled_write_that_another_one_beat_says_so(client: Client, direct: Client, light_namespace: str) -> None:

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import json
 import os
 import random
+import signal
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from cluster_fixtures import LocalCluster, local
 from contract.fault_proxy import FaultProxy
 
 from rdzv.k8s import watch as watch_module
@@ -19,13 +24,12 @@ from rdzv.k8s.api import Forbidden, NotFound, Object, Resource, Unreachable
 from rdzv.k8s.client import Client
 from rdzv.k8s.config import from_kubeconfig
 from rdzv.k8s.credentials import StaticCredentials
+from rdzv.k8s.retry import Retry
 from rdzv.k8s.watch import ADDED, DELETED, MODIFIED, SYNCED, Watch
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
-
-    from cluster_fixtures import LocalCluster
 
 
 MAPS = Resource("v1", "configmaps")
@@ -35,6 +39,10 @@ SECONDS = 30
 def config_map(name: str, value: str, label: str = "x") -> Object:
     metadata = {"name": name, "labels": {"watched": label}}
     return {"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata, "data": {"v": value}}
+
+
+def has(data: dict[str, str], current: Object | None) -> bool:
+    return current is not None and current["data"] == data
 
 
 class Follower:
@@ -345,6 +353,47 @@ def test_a_deadline_ends_reconnecting(lab: Lab) -> None:
     watch = Watch(lab.client, MAPS, lab.namespace, name="a")
     with pytest.raises(Unreachable):
         next(watch.events(deadline=time.monotonic() + 0.5))
+
+
+def test_an_api_server_that_is_killed_and_comes_back(tmp_path: Path) -> None:
+    """The real thing: its memory of versions and roles is gone, and it refuses everybody while it reads them again."""
+    start = ("up", "--dir", tmp_path / "c", "--name", "test-restart", "--light")
+    with contextlib.ExitStack() as stack:
+        stack.callback(local, "down", "--dir", tmp_path / "c")
+        local(*start)
+        plane = LocalCluster.at(tmp_path / "c")
+        kubectl = plane.kubectl
+        kubectl("create", "serviceaccount", "agent", "-n", "default")
+        kubectl("create", "role", "agent", "--verb=get,list,watch,patch", "--resource=configmaps", "-n", "default")
+        kubectl("create", "rolebinding", "agent", "--role=agent", "--serviceaccount=default:agent", "-n", "default")
+        kubectl("create", "configmap", "a", "--from-literal=v=0", "-n", "default")
+        kubectl("label", "configmap", "a", "watched=x", "-n", "default")
+        token = StaticCredentials(kubectl("create", "token", "agent", "-n", "default").strip())
+        config = dataclasses.replace(from_kubeconfig(str(plane.kubeconfig)), credentials=token)
+        agent = stack.enter_context(contextlib.closing(Client(config)))
+        followers = [Follower(Watch(agent, MAPS, "default", **scope)) for scope in SCOPES]
+        for follower in followers:
+            stack.callback(follower.thread.join, SECONDS)
+            stack.callback(follower.watch.close)
+            follower.shows({"a": "0"})
+        for turn in ("1", "2"):
+            state = json.loads((tmp_path / "c/state.json").read_text())
+            os.kill(state["processes"]["kube-apiserver"]["pid"], signal.SIGKILL)
+            with ThreadPoolExecutor(1) as pool:
+                retry, change = Retry.within(120), {"data": {"v": turn}}
+                written = pool.submit(
+                    agent.settle,
+                    partial(agent.merge_patch, MAPS, "default", "a", change, retry=retry),
+                    MAPS,
+                    "default",
+                    "a",
+                    mine=partial(has, change["data"]),
+                    retry=retry,
+                )
+                local(*start)
+                assert written.result(60)
+            for follower in followers:
+                follower.shows({"a": turn})
 
 
 @pytest.mark.parametrize("seed", range(4))
