@@ -1,13 +1,13 @@
 """What a `RendezvousStore` object holds, and how its log of operations becomes keys and values. Pure: no I/O, no torch.
 
-A store is `SHARDS` objects; a key lives in one of them. Clients only ever append to `spec.log`, by a JSON patch that the
-API server applies to the newest state, so appends never conflict, and the order of the log is the order in which the
-operations took effect. Whoever reads the object replays the log: the same result for everybody. Once in a while a
-client folds the log into the rest.
+A store is `SHARDS` objects; a key lives in one of them. A client appends entries to `spec.log`, by a JSON patch that
+holds for the very version it read; the order of the log is the order in which the operations took effect. Whoever reads
+the object replays the log: the same result for everybody. When the log is long, an append folds it into the rest.
 
 An entry names its writer and the writer's running number. Replaying skips an entry whose number is not above the last
-one of that writer, so repeating an append whose reply was lost is harmless; and the results of a writer's last entry are
-kept, so a lost reply loses nothing. That is all there is to exactly-once.
+one of that writer, so appending one twice is harmless, whoever does it; and the results of a writer's last entry are
+kept, so a lost reply loses nothing. That is all there is to exactly-once. It also lets clients that get in each other's
+way post their entries as letters, objects of their own that cannot conflict, and append those of all in one go.
 """
 
 from __future__ import annotations
@@ -26,13 +26,17 @@ MAX_VALUE = 100_000
 MAX_DATA = 512 * 1024
 """Characters of JSON that one shard's keys, queues and results may take. etcd refuses objects of 1.5 MiB."""
 FOLD_ENTRIES = 16
-"""The client whose entry is the 16th, 32nd, … of the log folds it."""
+"""Entries in a log before an append folds it."""
 FOLD_SIZE = 256 * 1024
-"""Characters of log from which a client folds before it appends, so that log and data fit in one object."""
+"""Characters in a log before an append folds it; with `MAX_DATA`, well below what etcd takes."""
 MAX_WRITERS = 1000
 """Clients remembered per shard. An operation could take effect twice only if this many others wrote while it was retried."""
 LABEL = "rdzv.dev/store"
 """On every shard: the store's name."""
+LETTER = "rdzv.dev/store-letter"
+"""On every letter: the name of the store. Not `LABEL`, so that neither the watch nor a list of the shards has them."""
+SHARD = "rdzv.dev/store-shard"
+"""On every letter: the name of the shard that its entry is for."""
 
 Object = dict[str, Any]
 
@@ -150,7 +154,18 @@ def _text(value: bytes) -> str:
 
 def new_shard(store: str, index: int, entry: Object, owners: Sequence[Object] = ()) -> Object:
     """The object to create when a shard gets its first entry."""
-    meta: Object = {"name": shard_name(store, index), "labels": {LABEL: store}}
+    return _object(shard_name(store, index), {LABEL: store}, entry, owners)
+
+
+def letter(store: str, index: int, entry: Object, owners: Sequence[Object] = ()) -> Object:
+    """The object that carries an entry of a client that could not append it, for whoever can."""
+    shard = shard_name(store, index)
+    labels = {LETTER: store, SHARD: shard}
+    return _object(f"{shard}-{entry['writer']}-{entry['seq']}", labels, entry, owners)
+
+
+def _object(name: str, labels: Mapping[str, str], entry: Object, owners: Sequence[Object]) -> Object:
+    meta: Object = {"name": name, "labels": dict(labels)}
     if owners:
         meta["ownerReferences"] = list(owners)
     spec = {"epoch": 0, "data": {}, "queues": {}, "writers": {}, "log": [entry]}
@@ -165,11 +180,6 @@ def shard_name(store: str, index: int) -> str:
 def entry_of(writer: str, number: int, ops: Iterable[Op]) -> Object:
     """A log entry: operations that take effect together."""
     return {"writer": writer, "seq": number, "ops": [op.record() for op in ops]}
-
-
-def append_patch(uid: str, entry: Object) -> list[Object]:
-    """JSON patch that appends an entry. The test keeps one that was stuck somewhere out of a later store of this name."""
-    return [{"op": "test", "path": "/metadata/uid", "value": uid}, {"op": "add", "path": "/spec/log/-", "value": entry}]
 
 
 def replay(shard: Object) -> State:
@@ -197,40 +207,44 @@ def results_of(state: State, writer: str, number: int) -> list[str] | None:
     return last.results if last is not None and last.seq == number else None
 
 
-def folds(shard: Object, entry: Object) -> bool:
-    """Whether the client that appended this entry is to fold the log: one in `FOLD_ENTRIES`, so that not all try."""
-    for place, other in enumerate(shard["spec"]["log"], start=1):
-        if other["writer"] == entry["writer"] and other["seq"] == entry["seq"]:
-            return place % FOLD_ENTRIES == 0
-    return False
+def pending(state: State, letters: Iterable[Object]) -> list[Object]:
+    """Entries of letters that are not in the log yet, as many as fit into one append."""
+    entries: list[Object] = []
+    room = FOLD_SIZE
+    for each in letters:
+        for entry in each["spec"]["log"]:
+            last = state.writers.get(entry["writer"])
+            if last is not None and entry["seq"] <= last.seq:
+                continue
+            room -= _size_of(entry)
+            if room > 0 or not entries:
+                entries.append(entry)
+    return entries
 
 
-def log_size(shard: Object) -> int:
-    """Characters that the log takes as JSON, nearly."""
-    return sum(
-        60 + sum(40 + len(op["key"]) + len(op.get("value", "")) + len(op.get("expected", "")) for op in entry["ops"])
-        for entry in shard["spec"]["log"]
-    )
+def append_patch(shard: Object, entries: Sequence[Object]) -> list[Object]:
+    """JSON patch that appends entries to this version of a shard, and folds its log if that is long.
 
-
-def fold_patch(shard: Object) -> list[Object]:
-    """JSON patch that folds the log, as far as it is known, into the rest.
-
-    Until the epoch changes nobody changes anything but the end of the log, so the patch needs no resourceVersion: what
-    was appended meanwhile stays, and of two folds the second is refused.
+    Not a blind append, although that would be right as well: the API server would try again and again by itself, and
+    with many clients at once that is the square of their number in writes to etcd.
     """
-    state, spec = replay(shard), shard["spec"]
+    spec = shard["spec"]
+    patch: list[Object] = [
+        {"op": "test", "path": "/metadata/resourceVersion", "value": shard["metadata"]["resourceVersion"]}
+    ]
+    size = sum(_size_of(entry) for entry in (*spec["log"], *entries))
+    if len(spec["log"]) < FOLD_ENTRIES and size <= FOLD_SIZE:
+        return patch + [{"op": "add", "path": "/spec/log/-", "value": entry} for entry in entries]
+    state = replay(shard)
     newest = sorted(state.writers.items(), key=lambda item: item[1].epoch)[-MAX_WRITERS:]
     writers = {w: {"seq": last.seq, "epoch": last.epoch, "results": _kept(last.results)} for w, last in newest}
-    return [
-        {"op": "test", "path": "/metadata/uid", "value": shard["metadata"]["uid"]},
-        {"op": "test", "path": "/spec/epoch", "value": spec["epoch"]},
-        {"op": "replace", "path": "/spec/epoch", "value": spec["epoch"] + 1},
-        {"op": "replace", "path": "/spec/data", "value": state.data},
-        {"op": "replace", "path": "/spec/queues", "value": state.queues},
-        {"op": "replace", "path": "/spec/writers", "value": writers},
-        *({"op": "remove", "path": "/spec/log/0"} for _ in spec["log"]),
-    ]
+    folded = {"epoch": spec["epoch"] + 1, "data": state.data, "queues": state.queues, "writers": writers}
+    return [*patch, {"op": "replace", "path": "/spec", "value": {**folded, "log": list(entries)}}]
+
+
+def _size_of(entry: Object) -> int:
+    # Characters as JSON, nearly.
+    return 60 + sum(40 + sum(len(op.get(name, "")) for name in ("key", "value", "expected")) for op in entry["ops"])
 
 
 def _kept(results: list[str]) -> list[str]:

@@ -5,8 +5,10 @@ Behind `rdzv.k8s.store`; what the objects hold is in `rdzv.k8s.store_records`.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
+import random
 import secrets
 import threading
 import time
@@ -17,7 +19,17 @@ from typing import TYPE_CHECKING
 from torch.distributed import DistStoreError
 
 from . import store_records as records
-from .api import AlreadyExists, ApiError, Conflict, Invalid, NotFound, Object, Resource, ServerError, Unreachable
+from .api import (
+    AlreadyExists,
+    ApiError,
+    Conflict,
+    Invalid,
+    NotFound,
+    Object,
+    Resource,
+    ServerError,
+    Unreachable,
+)
 from .retry import Backoff, Retry
 from .store_records import Op, State
 from .watch import DELETED, SYNCED, Watch
@@ -33,6 +45,8 @@ log.addHandler(logging.NullHandler())
 STORES = Resource("rdzv.dev/v1alpha1", "rendezvousstores")
 
 _BATCH = 200_000  # Bytes of values that one append may carry for several threads.
+_CROWDED_SECONDS = 1.0
+_PATIENCE = (0.5, 10.0)  # Times what posting a letter took, until one's own attempt to append those of all.
 _LAST_LOOK = 1.0  # Seconds for the read before a timeout is declared.
 
 
@@ -59,6 +73,8 @@ class Shard:
         self.object: Object | None = None
         self.version = 0
         self.deleted = False
+        self.crowded_until = 0.0
+        """Appending to the object itself has just been in vain several times: don't try until then."""
         self._state: State | None = None
 
     @property
@@ -171,63 +187,116 @@ class Shards:
             ticket.results = [next(results) for _ in ticket.ops]
 
     def _append(self, shard: Shard, entry: Object, retry: Retry) -> list[str]:
-        backoff = Backoff()
+        backoff, look, looked = Backoff(), shard.object is None, False
+        while time.monotonic() > shard.crowded_until:
+            try:
+                if look:
+                    self._get(shard, retry)
+                    look, looked = False, True
+                results = self._results(shard, entry)
+                if results is not None:
+                    return results
+                self._write(shard, [entry], retry)
+            except (Conflict, Invalid, NotFound) as error:
+                # What is known of the shard was old; or this very append had happened, and its reply was lost.
+                log.debug("conflict: %s", error)
+                if looked:
+                    break
+                look = True
+            except (ServerError, Unreachable) as error:
+                log.debug("appending again after: %s", error)
+                retry.sleep(backoff.next(error.retry_after), error)
+                look, looked = True, False
+        return self._post(shard, entry, retry)
+
+    def _write(self, shard: Shard, entries: Sequence[Object], retry: Retry) -> None:
+        if shard.object is None:
+            fresh = records.new_shard(self.name, shard.index, entries[0], self._owners)
+            self._see(shard, self.client.create(STORES, self.namespace, fresh, retry=retry))
+        else:
+            patch = records.append_patch(shard.object, entries)
+            self._see(shard, self.client.json_patch(STORES, self.namespace, shard.name, patch, retry=retry))
+
+    def _results(self, shard: Shard, entry: Object) -> list[str] | None:
+        with self._changed:
+            return records.results_of(shard.state(), entry["writer"], entry["seq"])
+
+    def _post(self, shard: Shard, entry: Object, retry: Retry) -> list[str]:
+        """Append together with others who are at it: each posts a letter, and whoever comes first appends all of them."""
+        posted = records.letter(self.name, shard.index, entry, self._owners)
+        shard.crowded_until = time.monotonic() + _CROWDED_SECONDS
+        try:
+            started = time.monotonic()
+            sent = self._send_letter(posted, retry)
+            pause = time.monotonic() - started
+            look = False
+            while time.monotonic() < retry.deadline:
+                patience = pause * random.uniform(*_PATIENCE)  # noqa: S311 - jitter
+                if (results := self._watch_for(shard, entry, patience)) is not None:
+                    return results
+                try:
+                    if look:
+                        self._get(shard, retry)
+                    look = True
+                    if self._results(shard, entry) is None:
+                        self._collect(shard, sent, retry)
+                except (ServerError, Unreachable, Conflict, Invalid, NotFound) as error:
+                    log.debug("collecting again after: %s", error)
+            raise Conflict(None, f"timeout: too many others write to {shard.name}")
+        finally:
+            self._discard(posted["metadata"]["name"])
+
+    def _watch_for(self, shard: Shard, entry: Object, seconds: float) -> list[str] | None:
+        until = time.monotonic() + seconds
+        with self._changed:
+            self._start_watch()
+            while (results := records.results_of(shard.state(), entry["writer"], entry["seq"])) is None:
+                left = until - time.monotonic()
+                if left <= 0 or not self._changed.wait(left):
+                    break
+                self._raise_if_hopeless([shard.index])
+        return results
+
+    def _send_letter(self, posted: Object, retry: Retry) -> str:
+        name, backoff = posted["metadata"]["name"], Backoff()
         while True:
             try:
-                self._append_once(shard, entry, retry)
-            except AlreadyExists as error:
-                log.debug("somebody else made it first: %s", error)
-                self._get(shard, retry)
-            except (Conflict, ServerError, Unreachable) as error:
-                # It may have happened. Saying it again is harmless: replaying skips the second one.
-                log.debug("appending again after: %s", error)
-                if "too large" in error.message:
-                    self._get(shard, retry)
-                    self._fold(shard)
+                found = self.client.create(STORES, self.namespace, posted, retry=retry)
+            except AlreadyExists:  # The reply to the first attempt was lost.
+                found = self.client.get(STORES, self.namespace, name, retry=retry)
+            except (ServerError, Unreachable) as error:
                 retry.sleep(backoff.next(error.retry_after), error)
                 continue
-            with self._changed:
-                results = records.results_of(shard.state(), entry["writer"], entry["seq"])
-            if results is not None:
-                return results
+            return str(found["metadata"]["resourceVersion"])
 
-    def _append_once(self, shard: Shard, entry: Object, retry: Retry) -> None:
-        if shard.object is None:
-            self._get(shard, retry)
-        if shard.object is None:
-            fresh = records.new_shard(self.name, shard.index, entry, self._owners)
-            self._see(shard, self.client.create(STORES, self.namespace, fresh, retry=retry))
-            return
-        if records.log_size(shard.object) > records.FOLD_SIZE:
-            self._fold(shard)
-        patch = records.append_patch(str(shard.uid), entry)
-        try:
-            self._see(shard, self.client.json_patch(STORES, self.namespace, shard.name, patch, retry=retry))
-        except (Invalid, NotFound):
-            self._get(shard, retry)  # Raises when the store is not the one it was.
-            raise
-        if records.folds(shard.object, entry):
-            self._fold(shard)
+    def _collect(self, shard: Shard, sent: str, retry: Retry) -> None:
+        selector = f"{records.SHARD}={shard.name}"
+        letters = self.client.list(STORES, self.namespace, label_selector=selector, resource_version=sent, retry=retry)[
+            "items"
+        ]
+        with self._changed:
+            entries = records.pending(shard.state(), letters)
+        if len(entries) == 1:
+            shard.crowded_until = 0.0
+        if entries:
+            self._write(shard, entries, retry)
 
-    def _fold(self, shard: Shard) -> None:
-        if shard.object is None:
-            return
-        patch = records.fold_patch(shard.object)
+    def _discard(self, name: str) -> None:
         try:
-            self._see(shard, self.client.json_patch(STORES, self.namespace, shard.name, patch))
+            self.client.delete(STORES, self.namespace, name)
         except ApiError as error:
-            # Nothing depends on it: somebody else was faster, or the next one will do it.
-            log.debug("not folded: %s", error)
+            log.debug("a letter stays behind, to no effect: %s", error)
 
     def delete(self, retry: Retry) -> None:
-        """Delete all shards."""
-        for shard in self._shards:
-            try:
-                self.client.delete(STORES, self.namespace, shard.name, retry=retry)
-            except NotFound:
-                pass
-            except ApiError as error:
-                raise self._error("delete", error) from error
+        """Delete all shards, and letters that were left behind."""
+        try:
+            selector = f"{records.LETTER}={self.name}"
+            letters = self.client.list(STORES, self.namespace, label_selector=selector, retry=retry)["items"]
+            for name in [shard.name for shard in self._shards] + [item["metadata"]["name"] for item in letters]:
+                with contextlib.suppress(NotFound):
+                    self.client.delete(STORES, self.namespace, name, retry=retry)
+        except ApiError as error:
+            raise self._error("delete", error) from error
 
     # Reads.
 
