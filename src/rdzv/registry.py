@@ -108,9 +108,9 @@ def _add(table: dict[str, _Half], name: str, half: _Half) -> None:
 
 
 def _register_default_backends(registry: BackendRegistry) -> None:
-    from rdzv.backends import c10d, etcd, static
+    from rdzv.backends import c10d, etcd, kubernetes, static
 
-    for backend in (c10d.BACKEND, etcd.ETCD, etcd.ETCD_V2, static.BACKEND):
+    for backend in (c10d.BACKEND, etcd.ETCD, etcd.ETCD_V2, static.BACKEND, kubernetes.BACKEND):
         registry.register_backend(backend)
 
 

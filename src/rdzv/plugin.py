@@ -1,0 +1,19 @@
+"""Entry points of group `torchrun.handlers`: how torch finds the backends that it does not have.
+
+torch calls these when `torch.distributed.elastic.rendezvous` is imported, and answers any error here with a mere warning.
+So nothing is imported before a handler is asked for.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rdzv.backends import HandlerCreator
+
+
+def kubernetes() -> HandlerCreator:
+    """The creator of backend `kubernetes`."""
+    from rdzv.backends.kubernetes import BACKEND
+
+    return BACKEND.create_handler
