@@ -76,8 +76,8 @@ def local(*arguments: str | Path) -> None:
         raise DemoError(f"`{' '.join(command)}` failed with status {status}, see above")
 
 
-def local_images() -> Images:
-    """Builds the images from their Dockerfiles on the local base, and loads them into the nodes.
+def local_images(directory: Path) -> Images:
+    """Builds the images from their Dockerfiles on the local base, and loads them into the nodes of the cluster in `directory`.
 
     The tag is made of what goes into them: after a change of code, Helm sees another reference and replaces the pods.
     """
@@ -92,13 +92,13 @@ def local_images() -> Images:
     local("torch")
     archives = []
     for name, arguments in (("operator", []), ("library", ["--build-arg", f"OPERATOR={names['operator']}"])):
-        archives.append(DIRECTORY / "images" / f"{name}.tar")
+        archives.append(directory / "images" / f"{name}.tar")
         dockerfile = ROOT / "deploy" / "images" / f"{name}.Dockerfile"
         local(
             "build-image", "--tag", names[name], "--file", dockerfile, "--context", ROOT, *arguments, "-o", archives[-1]
         )
     pytorch = Path(run(sys.executable, LOCAL, "torch", "--image").strip())
-    local("load-image", "--dir", DIRECTORY, *archives, pytorch)
+    local("load-image", "--dir", directory, *archives, pytorch)
     return Images(names["operator"], names["library"], "localhost/pytorch:2.15.0", torch)
 
 
@@ -130,6 +130,17 @@ def install(cluster: Cluster, images: Images) -> None:
         repository, tag = sample.split_reference(image)
         values += ["--set-string", f"{prefix}.repository={repository},{prefix}.tag={tag}"]
     cluster.helm("upgrade", "--install", RELEASE, CHART, "-n", SYSTEM, *values, "--wait", "--timeout", "3m")
+
+
+def images_for(cluster: Cluster) -> Images:
+    """The images to run on this cluster: made here for one of deploy/local, given by the environment for any other."""
+    return given_images() if cluster.local is None else local_images(cluster.local)
+
+
+def uninstall(cluster: Cluster) -> None:
+    """Removes the release; the custom resources stay, with their definitions."""
+    cluster.helm("uninstall", RELEASE, "-n", SYSTEM, "--wait", "--timeout", "3m")
+    cluster.kubectl("delete", "namespace", SYSTEM, "--wait")
 
 
 def remove_previous(cluster: Cluster) -> None:
@@ -220,10 +231,8 @@ def demo(clock: Clock, kubeconfig: str, backend: str) -> int:
     if cluster.local:
         with clock.stage("cluster"):
             local("up", "--dir", DIRECTORY)
-        with clock.stage("images"):
-            images = local_images()
-    else:
-        images = given_images()
+    with clock.stage("images"):
+        images = images_for(cluster)
     try:
         with clock.stage("chart"):
             install(cluster, images)

@@ -31,7 +31,7 @@ def mean_over_world(loss: torch.Tensor) -> float:
     """The loss averaged over all processes."""
     total = loss.detach().clone()
     dist.all_reduce(total)
-    return float(total) / dist.get_world_size()
+    return float(total / dist.get_world_size())
 
 
 def main() -> None:
