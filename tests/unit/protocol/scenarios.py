@@ -9,11 +9,10 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 
-from rdzv.k8s import coordinator
-from rdzv.k8s import events as ev
-from rdzv.k8s.records import CLOSED, RUNNING, Member, Round
-
 from unit.protocol.sim import NAME, Pod, Process, Scenario, Sim, Violation, show_round
+
+from rdzv.k8s import events as ev
+from rdzv.k8s.records import RUNNING, Round
 
 #: Simulated seconds from the last fault within which a round must have formed.
 BOUND = 90.0

@@ -32,7 +32,7 @@ for module in (member, coordinator):
     setattr(module, "replace", quick_replace)  # noqa: B010 - the name is imported there, not declared
 
 
-class Violation(AssertionError):
+class Violation(AssertionError):  # noqa: N818 - what it is called in the literature
     """The protocol did what it must not do, or did not do what it must."""
 
 
@@ -690,4 +690,5 @@ class Scenario:
 
 def show_round(record: Round) -> str:
     who = f"{record.coordinator.incarnation} t{record.coordinator.term}" if record.coordinator else "nobody"
-    return f"{record.run_id} {record.phase} {record.round} want {record.want} slots {record.slots} mrv {record.members_rv} by {who} {record.want_reason}"
+    world = f"{record.phase} {record.round} want {record.want} slots {record.slots} mrv {record.members_rv}"
+    return f"{record.run_id} {world} by {who} {record.want_reason}"

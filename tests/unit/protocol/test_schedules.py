@@ -10,7 +10,6 @@ import time
 from concurrent.futures import ProcessPoolExecutor
 
 import pytest
-
 from unit.protocol.scenarios import play_many
 
 CHUNK = 500

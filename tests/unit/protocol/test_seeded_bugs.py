@@ -10,12 +10,12 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from unit.protocol.scenarios import play
+from unit.protocol.sim import Sim
+
 from rdzv.k8s import coordinator, member
 from rdzv.k8s import events as ev
 from rdzv.k8s.records import CLOSED, RUNNING, Closure, Member, Round
-
-from unit.protocol.scenarios import play
-from unit.protocol.sim import Sim
 
 #: Schedules that a bug may survive before the simulator counts as blind to it.
 LIMIT = 4000
@@ -77,25 +77,12 @@ def blind_retry(patch: pytest.MonkeyPatch) -> None:
 
 @bug
 def no_incarnation_check(patch: pytest.MonkeyPatch) -> None:
-    """Takes the bit of the own slot for the own membership."""
-
-    def rank_of(self: Round, incarnation: str) -> int | None:
-        uid = incarnation.partition("/")[0]
-        for boot in range(10):
-            rank = real(self, f"{uid}/{boot}")
-            if rank is not None:
-                return rank
-        return None
-
-    real = Round.rank_of
-    patch.setattr(Round, "rank_of", rank_of)
-
-
-@bug
-def bit_of_the_slot_only(patch: pytest.MonkeyPatch) -> None:
     """Accepts when the bit of the own slot is set, whoever was counted on it."""
+    real = member._accept
 
     def accept(state: member.MemberState, seen: Round) -> ev.Accept | None:
+        if state.me.slot is None or state.slot is None:
+            return real(state, seen)
         if seen.phase != RUNNING or seen.want > seen.round or seen.leader is None or state.slot not in seen.slots:
             return None
         if seen.round < state.want or state.acked_rv is None or state.acked_rv > seen.members_rv:
@@ -125,10 +112,10 @@ def ignores_whether_the_join_is_acknowledged(patch: pytest.MonkeyPatch) -> None:
 
 @bug
 def takes_old_events(patch: pytest.MonkeyPatch) -> None:
-    """Takes whatever a watch delivers for the present."""
+    """Takes whatever a watch delivers for the present, and forgets what was later."""
 
     def make(real: Any) -> Any:
-        return lambda state, event: real(replace(state, seen_rv=0), event)
+        return lambda state, event: real(replace(state, seen_rv=0, top=0), event)
 
     wrap(patch, member, "_see", make)
 
@@ -140,20 +127,6 @@ def asks_for_the_same_store_again(patch: pytest.MonkeyPatch) -> None:
     def make(real: Any) -> Any:
         def ask(state: member.MemberState, actions: list[ev.Action]) -> Any:
             return real(replace(state, want=0) if state.want and state.port else state, actions)
-
-        return ask
-
-    wrap(patch, member, "_ask", make)
-
-
-@bug
-def forgets_the_highest_round(patch: pytest.MonkeyPatch) -> None:
-    """Asks for the round after the one it sees, also when numbers went back."""
-
-    def make(real: Any) -> Any:
-        def ask(state: member.MemberState, actions: list[ev.Action]) -> Any:
-            seen = state.seen
-            return replace(real(replace(state, top=seen.round if seen else 0), actions), top=state.top)
 
         return ask
 
