@@ -319,11 +319,11 @@ class Shards:
         return [records.replay(item) for item in found["items"]]
 
     def _get(self, shard: Shard, retry: Retry) -> None:
+        known = shard.object is not None  # Before asking: it may be made, and be seen by the watch, meanwhile.
         try:
             self._see(shard, self.client.get(STORES, self.namespace, shard.name, retry=retry))
         except NotFound:
-            if shard.object is not None:
-                shard.deleted = True
+            shard.deleted = shard.deleted or known
         if shard.deleted:
             raise DistStoreError(f"store {self.namespace}/{self.name} was deleted: {shard.name} is gone")
 
