@@ -175,8 +175,8 @@ class Watch:
         # the server's history reaches back to, which would be 410 for ever. So: watch from anything first, then read.
         # What changed after the stream's start comes in the stream; what changed before it, the read has seen.
         read_after = self._resume is None and (self._fresh or self.contact > float("-inf"))
-        # After a start from anything the first bookmark marks the end of what existed, and the next comes at 120 s only
-        # (measured, 1.37): the usual limit would take each such stream for dead once.
+        # After a start from anything the first bookmark marks the end of what existed; the next was seen after 60 s, or
+        # only after 120 s (Kubernetes 1.37): the usual limit would take such a healthy stream for dead once.
         patience = random.uniform(*READ_SECONDS) * (1 if self._resume else 2)  # noqa: S311 - jitter
         connection = self._take()
         reusable = False
