@@ -255,10 +255,11 @@ def _target(state: CoordinatorState, facts: _Facts, own: Round, now: float) -> _
         return state, _blank(own, facts.floor, "round numbers had gone back"), "", None
     if own.phase == RUNNING and facts.succeeded and len(facts.succeeded) == own.size:
         return state, replace(own, phase=CLOSED, closed=Closure("Succeeded", state.me.name)), "", None
-    failed = facts.lost | facts.rejoining
+    forming = own.phase == FORMING or own.want > own.round
+    # Once a round forms, joining again is what is asked for; only further losses begin the settling anew.
+    failed = facts.lost if forming else facts.lost | facts.rejoining
     if failed != state.failed:
         state = replace(_note(state, "failed", bool(failed - state.failed), now, renew=True), failed=failed)
-    forming = own.phase == FORMING or own.want > own.round
     state = _note(state, "forming", forming or bool(failed), now)
     if forming or facts.rejoining:
         state, at, text = _completion(state, facts, own, now)
@@ -390,7 +391,7 @@ def _reasons(state: CoordinatorState, facts: _Facts, own: Round, now: float) -> 
     state = _note(state, "late", room, now)
     times: list[tuple[float, str]] = []
     if facts.lost or facts.rejoining:
-        times.append((state.since["failed"] + state.policy.settle, _failure_text(facts, own)))
+        times.append((state.since.get("failed", now) + state.policy.settle, _failure_text(facts, own)))
     if len(here) > facts.most:
         times.append((now, f"{len(here)} members, at most {facts.most} are wanted"))
     if room:
