@@ -313,7 +313,9 @@ class Schedule:
             return
         seen = process.state.seen
         if process.coordinates is not None and process.coordinates.connected:
-            process.coordinates.dead.add(self.random.choice(sorted(process.coordinates.connected)))
+            victim = self.random.choice(sorted(process.coordinates.connected))
+            process.coordinates.dead.add(victim)
+            process.coordinates.connected.discard(victim)
             self.sim.coordinate(process)
         elif seen is not None and seen.coordinator is not None:
             self.sim.send(process, ev.CoordinatorLost(seen.coordinator))

@@ -15,7 +15,7 @@ from typing import Any
 
 from rdzv.k8s import coordinator, member
 from rdzv.k8s import events as ev
-from rdzv.k8s.records import CLOSED, LIVE, RUNNING, Member, Roster, Round
+from rdzv.k8s.records import CLOSED, RUNNING, Member, Roster, Round
 
 NAME = "job"
 
@@ -66,7 +66,6 @@ class CoordinatorSide:
     connected: set[str] = field(default_factory=set)
     due: float = 0.0
     wake: int = 0
-    started: float = 0.0
 
 
 class Process:
@@ -510,6 +509,7 @@ class Sim:
         if side is not None and not wrong:
             side.connected.add(process.me.incarnation)
             side.dead.discard(process.me.incarnation)
+            self.at(0.0, self.coordinate, next(p for p in self.processes() if p.coordinates is side))
             if told is not True:
                 self.send(process, ev.CoordinatorFound(named))
         elif told is not False:
@@ -550,26 +550,11 @@ class Sim:
             else:
                 members[name] = (record, rv)
         members_rv = self.member_log[position - 1][0] if position else 1
-        side = CoordinatorSide(state, members, members_rv, position, started=self.now)
+        side = CoordinatorSide(state, members, members_rv, position)
         process.coordinates = side
         for _ in range(position, len(self.member_log)):
             self.push_member(process, side)
         self.at(self.delay(), self.coordinate, process)
-        self.at(self.scenario.silence, self._silent, process, side)
-
-    def _silent(self, process: Process, side: CoordinatorSide) -> None:
-        """A member that never connected to this coordinator, for long, is taken for dead."""
-        if not process.alive or process.coordinates is not side:
-            return
-        for record, _ in list(side.members.values()):
-            if (
-                record.state == LIVE
-                and record.incarnation not in side.connected
-                and record.incarnation != process.me.incarnation
-            ):
-                side.dead.add(record.incarnation)
-        self.at(self.scenario.silence, self._silent, process, side)
-        self.coordinate(process)
 
     def see_round(self, process: Process, record: Round | None, rv: int) -> None:
         if rv > process.round[1]:
@@ -589,6 +574,7 @@ class Sim:
             round=record,
             round_rv=rv if record is not None else None,
             dead=frozenset(side.dead),
+            connected=frozenset(side.connected),
         )
         side.state, decision = coordinator.step(side.state, view, self.local(process))
         side.wake += 1
@@ -680,10 +666,11 @@ class Scenario:
     slow: float = 0.1
     lost: float = 0.1
     unreachable: float = 0.05
-    silence: float = 3.0
     ending: bool = False
     policy: coordinator.Policy = field(
-        default_factory=lambda: coordinator.Policy(2, 3, last_call=5.0, settle=0.3, grace=1.0, scale_up_window=4.0)
+        default_factory=lambda: coordinator.Policy(
+            2, 3, last_call=5.0, settle=0.3, grace=1.0, scale_up_window=4.0, silence=3.0
+        )
     )
     timing: ev.Timing = field(default_factory=lambda: ev.Timing(join_timeout=1000.0, check_interval=3.0))
 

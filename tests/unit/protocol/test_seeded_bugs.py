@@ -142,7 +142,7 @@ def starts_again_at_zero(patch: pytest.MonkeyPatch) -> None:
 @bug
 def leaves_announced_members_in(patch: pytest.MonkeyPatch) -> None:
     """Counts members that are leaving."""
-    patch.setattr(coordinator, "_alive", lambda state, view, record, roster: record.incarnation not in view.dead)
+    patch.setattr(coordinator, "_alive", lambda state, dead, record, roster: record.incarnation not in dead)
 
 
 @bug
@@ -152,7 +152,7 @@ def counts_the_dead(patch: pytest.MonkeyPatch) -> None:
         patch,
         coordinator,
         "_alive",
-        lambda real: lambda state, view, record, roster: real(state, replace(view, dead=frozenset()), record, None),
+        lambda real: lambda state, dead, record, roster: real(state, frozenset(), record, None),
     )
 
 
