@@ -189,7 +189,8 @@ def _read(state: MemberState, member: Member | None, rv: int) -> MemberState:
         return replace(state, acked=None, acked_rv=None)
     if member.incarnation == state.me.incarnation:
         state = replace(state, written=True)
-    elif state.written:
+    elif state.written and member.pod_uid != state.me.incarnation.partition("/")[0]:
+        # Of one pod this is the latest start: anything else is a late write of an earlier one.
         return replace(state, replaced=True)
     if member.run_id == state.me.run_id:
         # An earlier start of this pod knew of rounds, and had a slot, which the new one has to respect.

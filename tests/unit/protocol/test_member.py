@@ -172,6 +172,28 @@ def test_the_member_of_an_earlier_start_is_replaced() -> None:
     assert agent.state.slot == 3
 
 
+def test_gives_way_to_a_later_pod_of_its_name() -> None:
+    agent = Agent().joined()
+    agent.gets(ev.Join(5001))
+    agent.gets(ev.WriteUnknown())
+    acked = agent.state.acked
+    assert acked is not None
+    agent.gets(ev.OwnRead(replace(acked, incarnation="uid-9/0"), 40))
+    assert "another agent has taken the place of pod-1" in agent.one(ev.Raise).message
+    assert not any(isinstance(action, ev.Write) for action in agent.actions)
+
+
+def test_undoes_a_late_write_of_an_earlier_start() -> None:
+    agent = Agent().joined()
+    agent.gets(ev.Join(5001))
+    agent.gets(ev.WriteUnknown())
+    acked = agent.state.acked
+    assert acked is not None
+    [again] = agent.gets(ev.OwnRead(replace(acked, incarnation="uid-1/earlier"), 40))
+    assert isinstance(again, ev.Write)
+    assert again.rv == 40
+
+
 def test_refused_writes_back_off() -> None:
     agent = Agent()
     agent.gets(ev.Join(5000))
