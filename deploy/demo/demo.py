@@ -227,6 +227,7 @@ def diagnose(cluster: Cluster) -> None:
 
 def demo(clock: Clock, kubeconfig: str, backend: str) -> int:
     """All stages; returns the exit status."""
+    sample.source(backend)  # a wrong name is refused before anything is built
     cluster = Cluster(Path(kubeconfig)) if kubeconfig else Cluster(DIRECTORY / "kubeconfig", DIRECTORY)
     if cluster.local:
         with clock.stage("cluster"):
@@ -250,7 +251,7 @@ def demo(clock: Clock, kubeconfig: str, backend: str) -> int:
     print(f"{view.results_table(results)}\n")
     parts = [(f"  {name}", seconds) for name, seconds in view.phases(applied, pods, results)]
     print(view.table(("PHASE", "SECONDS"), [(name, f"{seconds:.1f}") for name, seconds in [*clock.stages, *parts]]))
-    first = sum(seconds for _, seconds in parts[:-1])
+    first = max(result["first_step"] for result in results) - applied
     print(f"\nFrom `kubectl apply` to the first training step: {first:.1f} s (pods' timestamps are whole seconds).")
     print(f"\nLook around:\n  export KUBECONFIG={cluster.kubeconfig}")
     print(f"  kubectl get rdzv,pods -n {sample.NAMESPACE}\n  kubectl describe rdzv -n {sample.NAMESPACE}")

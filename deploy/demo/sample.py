@@ -63,16 +63,21 @@ def kustomization(backend: str, image: str, torch: Path | None) -> dict[str, Any
     }
 
 
-def write(directory: Path, backend: str, image: str, torch: Path | None) -> None:
-    """Writes the sample and its kustomization, for `kubectl apply -k`.
+def source(backend: str) -> Path:
+    """The sample Rendezvous of a backend.
 
     Raises:
-        DemoError: there is no sample of this backend.
+        DemoError: there is none.
     """
-    source = SAMPLES / f"rendezvous-{backend}.yaml"
-    if not source.is_file():
-        known = ", ".join(sorted(path.stem.removeprefix("rendezvous-") for path in SAMPLES.glob("rendezvous-*.yaml")))
-        raise DemoError(f"there is no sample {source.relative_to(ROOT)}: BACKEND can be one of {known}")
-    for path in (source, SAMPLES / "job.yaml", SAMPLES / "train.py"):
+    path = SAMPLES / f"rendezvous-{backend}.yaml"
+    if not path.is_file():
+        known = ", ".join(sorted(known.stem.removeprefix("rendezvous-") for known in SAMPLES.glob("rendezvous-*.yaml")))
+        raise DemoError(f"there is no sample {path.relative_to(ROOT)}: BACKEND can be one of {known}")
+    return path
+
+
+def write(directory: Path, backend: str, image: str, torch: Path | None) -> None:
+    """Writes the sample and its kustomization, for `kubectl apply -k`."""
+    for path in (source(backend), SAMPLES / "job.yaml", SAMPLES / "train.py"):
         shutil.copy(path, directory)
     (directory / "kustomization.yaml").write_text(json.dumps(kustomization(backend, image, torch), indent=2))

@@ -67,6 +67,12 @@ def started_at(pod: Object) -> float:
     return max(timestamp((state.get("running") or state.get("terminated"))["startedAt"]) for state in states)
 
 
+def ended_at(pod: Object) -> float:
+    """When the last container of a pod ended, to the second."""
+    statuses = pod["status"]["containerStatuses"]
+    return max(timestamp(container["state"]["terminated"]["finishedAt"]) for container in statuses)
+
+
 def phases(applied: float, pods: Sequence[Object], results: Sequence[Object]) -> list[tuple[str, float]]:
     """How long each part took from `kubectl apply` on, always for the slowest pod; seconds.
 
@@ -77,7 +83,8 @@ def phases(applied: float, pods: Sequence[Object], results: Sequence[Object]) ->
         ("containers started", max(map(started_at, pods))),
         ("world formed, workers started", max(result["started"] for result in results)),
         ("first training step", max(result["first_step"] for result in results)),
-        ("done", max(result["ended"] for result in results)),
+        ("trained", max(result["ended"] for result in results)),
+        ("pods ended", max(map(ended_at, pods))),
     ]
     durations, last = [], applied
     for name, end in ends:
