@@ -45,7 +45,6 @@ class Policy:
     settle: float = 0.3
     grace: float = 2.0
     scale_up_window: float = 30.0
-    silence: float = 10.0
 
 
 @dataclass(frozen=True)
@@ -60,8 +59,7 @@ class View:
         dead: incarnations that certainly ended (connection broken and refused, container terminated …) and have not
             connected since. A write says nothing: it may be a late one of a process that is gone.
         suspected: incarnations that are silent; they are not waited for, but not evicted either.
-        connected: incarnations that hold a connection to this coordinator. Who holds none for `Policy.silence` is taken
-            for dead, the coordinator that was replaced at once. None: there are no such connections.
+        connected: incarnations that hold a connection to this coordinator: the one it replaced is dead until it is here.
     """
 
     members: Mapping[str, tuple[Member, int]]
@@ -71,7 +69,7 @@ class View:
     round_rv: int | None
     dead: frozenset[str] = frozenset()
     suspected: frozenset[str] = frozenset()
-    connected: frozenset[str] | None = None
+    connected: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -114,7 +112,6 @@ class CoordinatorState:
     since: Mapping[str, float] = field(default_factory=dict)
     failed: frozenset[str] = frozenset()
     succeeded: frozenset[str] = frozenset()
-    apart: Mapping[str, float] = field(default_factory=dict)
     basis: int = -1
     heartbeat: tuple[int, float] = (-1, 0.0)
 
@@ -158,8 +155,6 @@ def step(state: CoordinatorState, view: View, now: float) -> tuple[CoordinatorSt
         fresh = Round(me.rendezvous, me.run_id, round=facts.floor, want=facts.floor + 1, want_reason="created")
         return state, Decision(_claimed(fresh, state, term), view.round_rv, waiting_for="the Round to be created")
     state, target, waiting_for, look_again = _target(state, facts, own, now)
-    silent = [since + state.policy.silence for since in state.apart.values() if since + state.policy.silence > now]
-    look_again = min([*silent, *([] if look_again is None else [look_again])], default=None)
     if not _mine(own, me):
         if own.phase == CLOSED and target.phase == CLOSED:
             return state, Decision()
@@ -182,18 +177,11 @@ def _claimed(record: Round, state: CoordinatorState, term: int) -> Round:
 def _remember(state: CoordinatorState, view: View, own: Round | None, now: float) -> CoordinatorState:
     """Keeps what the next view may no longer show."""
     done = {member.incarnation for member, _ in view.members.values() if member.state == SUCCEEDED}
-    apart: dict[str, float] = {}
-    if view.connected is not None:
-        live = {member.incarnation for member, _ in view.members.values() if member.state == LIVE}
-        for who in live - view.connected - {state.me.incarnation}:
-            gone = state.lost is not None and who == state.lost.incarnation
-            apart[who] = state.apart.get(who, now - state.policy.silence if gone else now)
     beat = view.roster.heartbeat if view.roster else -1
     mine = view.members.get(state.me.name)
     state = replace(
         state,
         succeeded=state.succeeded | done,
-        apart=apart,
         heartbeat=state.heartbeat if beat == state.heartbeat[0] else (beat, now),
         slot=mine[0].slot if mine is not None and mine[0].slot is not None else state.slot,
     )
@@ -208,7 +196,8 @@ def _facts(state: CoordinatorState, view: View, own: Round | None, now: float) -
     roster = view.roster if view.roster is not None and view.roster.run_id == state.me.run_id else None
     policy, number = state.policy, own.round if own is not None else 0
     everyone = [member for member, _ in view.members.values() if member.run_id == state.me.run_id]
-    dead = view.dead | {who for who, since in state.apart.items() if now >= since + policy.silence}
+    replaced = frozenset() if state.lost is None else frozenset({state.lost.incarnation})
+    dead = view.dead | (replaced - view.connected)
     alive = _one_per_slot([member for member in everyone if _alive(state, dead, member, roster)])
     salt = own.salt if own is not None else 0
     by_check = {fingerprint(salt, member.incarnation): member for member in alive}

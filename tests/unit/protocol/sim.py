@@ -15,9 +15,10 @@ from typing import Any
 
 from rdzv.k8s import coordinator, member
 from rdzv.k8s import events as ev
-from rdzv.k8s.records import CLOSED, RUNNING, Member, Roster, Round
+from rdzv.k8s.records import CLOSED, LIVE, RUNNING, Member, Roster, Round
 
 NAME = "job"
+SILENCE = 3.0
 
 
 def quick_replace(record: Any, **changes: Any) -> Any:
@@ -555,6 +556,16 @@ class Sim:
         for _ in range(position, len(self.member_log)):
             self.push_member(process, side)
         self.at(self.delay(), self.coordinate, process)
+        self.at(SILENCE, self._silent, process, side)
+
+    def _silent(self, process: Process, side: CoordinatorSide) -> None:
+        """Who holds no connection to this coordinator, for long, is taken for dead."""
+        if not process.alive or process.coordinates is not side:
+            return
+        live = {record.incarnation for record, _ in side.members.values() if record.state == LIVE}
+        side.dead |= live - side.connected - {process.me.incarnation}
+        self.at(SILENCE, self._silent, process, side)
+        self.coordinate(process)
 
     def see_round(self, process: Process, record: Round | None, rv: int) -> None:
         if rv > process.round[1]:
@@ -668,9 +679,7 @@ class Scenario:
     unreachable: float = 0.05
     ending: bool = False
     policy: coordinator.Policy = field(
-        default_factory=lambda: coordinator.Policy(
-            2, 3, last_call=5.0, settle=0.3, grace=1.0, scale_up_window=4.0, silence=3.0
-        )
+        default_factory=lambda: coordinator.Policy(2, 3, last_call=5.0, settle=0.3, grace=1.0, scale_up_window=4.0)
     )
     timing: ev.Timing = field(default_factory=lambda: ev.Timing(join_timeout=1000.0, check_interval=3.0))
 
