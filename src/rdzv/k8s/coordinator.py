@@ -59,6 +59,7 @@ class View:
         dead: incarnations that certainly ended (connection broken and refused, container terminated …) and have not
             connected since. A write says nothing: it may be a late one of a process that is gone.
         suspected: incarnations that are silent; they are not waited for, but not evicted either.
+        top: `MemberState.top` of this agent.
         connected: incarnations that hold a connection to this coordinator: the one it replaced is dead until it is here.
     """
 
@@ -70,6 +71,7 @@ class View:
     dead: frozenset[str] = frozenset()
     suspected: frozenset[str] = frozenset()
     connected: frozenset[str] = frozenset()
+    top: int = 0
 
 
 @dataclass(frozen=True)
@@ -93,20 +95,19 @@ class Decision:
 
 @dataclass(frozen=True)
 class CoordinatorState:
-    """What the coordinator remembers between steps; start with the first five.
+    """What the coordinator remembers between steps; start with the first four.
 
     Attributes:
         lost: the coordinator that `Candidate` named: it is gone, and may be replaced.
-        top: highest round that this agent has seen (`MemberState.top`).
         ended: `MemberState.ended`: the closed round that may be opened again.
     """
 
     me: Identity
     policy: Policy
     lost: Coordinator | None = None
-    top: int = 0
     ended: int = -1
 
+    top: int = 0
     slot: int | None = None
     term: int = 0
     since: Mapping[str, float] = field(default_factory=dict)
@@ -188,8 +189,8 @@ def _remember(state: CoordinatorState, view: View, own: Round | None, now: float
     number, term = (own.round, own.term) if own is not None else (-1, 0)
     state = replace(state, term=max(state.term, term, state.lost.term if state.lost else 0))
     if number != state.basis:
-        state = replace(state, basis=number, since={}, failed=frozenset(), top=max(state.top, number))
-    return state
+        state = replace(state, basis=number, since={}, failed=frozenset())
+    return replace(state, top=max(state.top, number, view.top))
 
 
 def _facts(state: CoordinatorState, view: View, own: Round | None, now: float) -> _Facts:
@@ -230,12 +231,12 @@ def _alive(state: CoordinatorState, dead: frozenset[str], member: Member, roster
 
 
 def _one_per_slot(members: Sequence[Member]) -> list[Member]:
-    """Of several live pods on one slot only the newest (by creation of its Member) counts. Ascending by slot, then name."""
+    """Of several live pods with one index only the newest (by creation of its Member) counts. The rest follows by name."""
     newest: dict[int, Member] = {}
     for member in sorted(members, key=lambda m: (m.created, m.name)):
-        if member.slot is not None:
-            newest[member.slot] = member
-    without = sorted((member for member in members if member.slot is None), key=lambda m: m.name)
+        if member.index is not None:
+            newest[member.index] = member
+    without = sorted((member for member in members if member.index is None), key=lambda m: m.name)
     return [newest[slot] for slot in sorted(newest)] + without
 
 
@@ -331,7 +332,7 @@ def _absent(facts: _Facts) -> tuple[list[str], bool]:
     roster = facts.roster
     if roster is None:
         return ["more nodes, which nobody can name without the operator"], False
-    slots = {member.slot for member in facts.joined}
+    slots = {member.index for member in facts.joined}
     names = {member.name for member in facts.joined}
     hopeless = {absent.pod: absent for absent in roster.hopeless if absent.pod not in names}
     stuck = {absent.slot for absent in hopeless.values() if absent.slot is not None}
@@ -358,17 +359,17 @@ def _commit(facts: _Facts, own: Round) -> Round:
     """The next round. Who was in the last one comes before who was not; slots are kept, and allotted where there is none."""
     previous = dict(zip(own.checks, own.slots, strict=True))
     had = {member.name: previous.get(fingerprint(own.salt, member.incarnation)) for member in facts.joined}
-    order = sorted(facts.joined, key=lambda m: (had[m.name] is None, m.slot is None, m.slot or 0, m.name))
+    order = sorted(facts.joined, key=lambda m: (had[m.name] is None, m.index is None, m.index or 0, m.name))
     chosen = order[: min(facts.most, MAX_SLOTS)]
-    slots: dict[int, Member] = {member.slot: member for member in chosen if member.slot is not None}
+    slots: dict[int, Member] = {member.index: member for member in chosen if member.index is not None}
+    others = [member for member in chosen if member.index is None]
+    for wishes in (had, {member.name: member.slot for member in others}):
+        for member in others:
+            wish = wishes[member.name]
+            if wish is not None and member not in slots.values():
+                slots.setdefault(wish, member)
     free = (slot for slot in range(MAX_SLOTS) if slot not in slots)
-    homeless = []
-    for member in (m for m in chosen if m.slot is None):
-        kept = had[member.name]
-        if kept is None or slots.setdefault(kept, member) is not member:
-            homeless.append(member)
-    for member in homeless:
-        slots[next(slot for slot in free if slot not in slots)] = member
+    slots |= {next(free): member for member in others if member not in slots.values()}
     ranked = sorted(slots)
     salt, checks = fingerprints([slots[slot].incarnation for slot in ranked])
     first = slots[ranked[0]]
@@ -413,7 +414,7 @@ def _reasons(state: CoordinatorState, facts: _Facts, own: Round, now: float) -> 
 def _nobody_else(facts: _Facts, own: Round) -> bool:
     """Every pod that the operator expects is in the world or asks to be."""
     roster = facts.roster
-    slots = {member.slot for member in facts.joined} | {
+    slots = {member.index for member in facts.joined} | {
         slot for check, slot in zip(own.checks, own.slots, strict=True) if check in facts.present
     }
     joined = len(facts.present) + len(facts.joined)

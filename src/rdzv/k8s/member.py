@@ -67,8 +67,8 @@ class MemberState:
     ended: int = -1
     """Round that was already closed at the first look: what a new run of the same Rendezvous starts from."""
     foreign: str = ""
-    """Run ID of the Round when it is not ours."""
-    superseded: bool = False
+    """Run ID of the Round when it is not ours. If it stays so, the Rendezvous was made again."""
+    foreign_since: float = 0.0
     replaced: bool = False
     """A later agent writes the Member of this name: this one's pod was deleted and made again under its name."""
 
@@ -112,7 +112,7 @@ def num_nodes_waiting(state: MemberState) -> int:
 
 def step(state: MemberState, event: Event, now: float) -> tuple[MemberState, list[Action]]:
     """The next state and what to do about it."""
-    state = _take_reply(_take_seen(_take_call(state, event, now), event), event, now)
+    state = _take_reply(_take_seen(_take_call(state, event, now), event, now), event, now)
     actions: list[Action] = []
     state = _join(state, actions, now)
     state = _write(state, actions, now)
@@ -146,11 +146,11 @@ def _take_call(state: MemberState, event: Event, now: float) -> MemberState:
     return state
 
 
-def _take_seen(state: MemberState, event: Event) -> MemberState:
+def _take_seen(state: MemberState, event: Event, now: float) -> MemberState:
     """What was learned about the others."""
     match event:
         case RoundSeen():
-            state = _see(state, event)
+            state = _see(state, event, now)
         case RosterSeen(roster):
             state = replace(state, roster=roster)
         case CoordinatorLost(coordinator):
@@ -195,7 +195,7 @@ def _read(state: MemberState, member: Member | None, rv: int) -> MemberState:
     if member.run_id == state.me.run_id:
         # An earlier start of this pod knew of rounds, and had a slot, which the new one has to respect.
         state = replace(state, top=max(state.top, member.seen_round))
-        if state.slot is None:
+        if state.slot is None and member.allotted:
             state = replace(state, slot=member.slot)
     return replace(state, acked=replace(member, created=""), acked_rv=rv)
 
@@ -210,7 +210,7 @@ def _with_state(state: MemberState, word: str) -> Member | None:
     return None if last is None else replace(last, state=word)
 
 
-def _see(state: MemberState, event: RoundSeen) -> MemberState:
+def _see(state: MemberState, event: RoundSeen, now: float) -> MemberState:
     """Takes the Round unless it is older than what was seen. RVs of one kind are ordered, also across deletion."""
     first, record = not state.met, event.round
     if record is None:
@@ -221,8 +221,8 @@ def _see(state: MemberState, event: RoundSeen) -> MemberState:
         return state
     state = replace(state, observed=True, seen=None, seen_rv=event.rv)
     if record.run_id != state.me.run_id:
-        return replace(state, foreign=record.run_id, superseded=state.met)
-    state = replace(state, seen=record, top=max(state.top, record.round), met=True, foreign="", superseded=False)
+        return replace(state, foreign=record.run_id, foreign_since=state.foreign_since if state.foreign else now)
+    state = replace(state, seen=record, top=max(state.top, record.round), met=True, foreign="")
     if first and record.phase == CLOSED:
         state = replace(state, ended=record.round)
     if record.round < state.top and state.desired is not None and not state.joining:
@@ -237,7 +237,7 @@ def _join(state: MemberState, actions: list[Action], now: float) -> MemberState:
     if not state.joining:
         return state
     state = _park(state, now)
-    ending = _ending(state) or _overdue(state, now)
+    ending = _ending(state, now) or _overdue(state, now)
     if ending is not None:
         actions.append(ending)
         leave = not state.finished
@@ -259,7 +259,12 @@ def _decided(state: MemberState, seen: Round) -> bool:
     return seen.phase != RUNNING or _acknowledged(state)
 
 
-def _ending(state: MemberState) -> Raise | None:
+def _superseded(state: MemberState, now: float) -> bool:
+    """The Round has been another run's for long. (For a moment, it may be a late write of a run that is over.)"""
+    return state.met and bool(state.foreign) and now >= state.foreign_since + state.timing.check_interval
+
+
+def _ending(state: MemberState, now: float) -> Raise | None:
     """Why there will be no world for this agent, if so."""
     seen, name = state.seen, state.me.rendezvous
     kind, text = CLOSED_ERROR, ""
@@ -267,7 +272,7 @@ def _ending(state: MemberState) -> Raise | None:
         text = f"{state.me.name} is being stopped and does not join {name} again"
     elif state.replaced:
         text = f"another agent has taken the place of {state.me.name} in Rendezvous {name}"
-    elif state.superseded:
+    elif _superseded(state, now):
         text = f"Rendezvous {name} was deleted and made again; this pod belongs to the old one (run {state.me.run_id})"
     elif seen is not None and seen.phase == CLOSED and seen.round != state.ended:
         reason, by = (seen.closed.reason, seen.closed.by) if seen.closed else ("unknown", "unknown")
@@ -316,6 +321,8 @@ def _accept(state: MemberState, seen: Round) -> Accept | None:
     slot = seen.slots[rank]
     if state.me.slot is not None and slot != state.me.slot:
         return None
+    if rank == 0 and (seen.leader.address, seen.leader.port) != (state.me.address, state.port):
+        return None  # what was counted is an earlier request of this very agent, whose store is gone
     return Accept(seen.round, rank, seen.size, slot, seen.leader)
 
 
@@ -324,8 +331,7 @@ def _ask(state: MemberState, actions: list[Action]) -> MemberState:
     if state.want or not state.port:
         # A round that this agent has not seen may have used the port of its last request.
         actions.append(Rebind())
-        taken = state.seen is not None and state.slot in state.seen.slots and state.me.slot is None
-        return replace(state, port=0, want=0, rebinding=True, slot=None if taken else state.slot)
+        return replace(state, port=0, want=0, rebinding=True)
     me = state.me
     desired = Member(
         name=me.name,
@@ -337,6 +343,7 @@ def _ask(state: MemberState, actions: list[Action]) -> MemberState:
         want_round=state.top + 1,
         seen_round=state.top,
         slot=state.slot,
+        allotted=state.slot is not None and me.slot is None,
         state=LIVE,
         node=me.node,
     )
@@ -389,7 +396,7 @@ def _candidacy(state: MemberState, actions: list[Action], now: float) -> MemberS
 
 
 def _vacant(state: MemberState) -> bool:
-    if state.candidate or state.leaving or state.finished or state.superseded or state.replaced:
+    if state.candidate or state.leaving or state.finished or state.replaced:
         return False
     if not state.observed or state.seen_rv < state.stepped_rv or not (state.joining or state.mine):
         return False
@@ -423,6 +430,8 @@ def _wake(state: MemberState) -> float | None:
     times = []
     if state.joining and not state.parked:
         times.append(state.deadline)
+    if state.joining and state.foreign and state.met:
+        times.append(state.foreign_since + state.timing.check_interval)
     if state.vacant_since is not None:
         times.append(state.vacant_since + takeover_delay(state))
     if state.pending is None and not state.reading and not state.replaced:

@@ -14,6 +14,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from rdzv.k8s.fields import Fields
+
 GROUP_VERSION = "rdzv.dev/v1alpha1"
 LABEL = "rdzv.dev/rendezvous"
 """Label of pods and Members; its value is the name of the Rendezvous."""
@@ -126,14 +128,14 @@ class Round:
     @staticmethod
     def from_object(obj: Mapping[str, Any]) -> Round:
         """Reads a RendezvousRound. Raises ValueError, naming the field."""
-        spec = _Fields(obj, "spec")
+        spec = Fields(obj, "spec")
         slots, checks = decode_slots(spec.text("slots")), _decode_checks(spec.text("checks"))
         if len(checks) != len(slots) or spec.integer("size", default=len(slots)) != len(slots):
             raise ValueError(
                 f"spec.size: slots has {len(slots)} members, checks {len(checks)}, size says {spec.integer('size')}"
             )
         record = Round(
-            name=_Fields(obj, "metadata").text("name", required=True),
+            name=Fields(obj, "metadata").text("name", required=True),
             run_id=spec.text("runID", required=True),
             round=spec.integer("round"),
             phase=spec.choice("phase", PHASES),
@@ -170,10 +172,17 @@ class Member:
     want_round: int
     seen_round: int = 0
     slot: int | None = None
+    allotted: bool = False
+    """The slot is not the pod's index: a Round allotted it, and may allot another one."""
     state: str = LIVE
     node: str = ""
     created: str = ""
     """creationTimestamp, as the API server set it; decides which of two pods on one slot is the newer. Not written."""
+
+    @property
+    def index(self) -> int | None:
+        """The slot if it is the pod's own, which nobody else may have."""
+        return None if self.allotted else self.slot
 
     @property
     def pod_uid(self) -> str:
@@ -194,6 +203,8 @@ class Member:
         }
         if self.slot is not None:
             spec["slot"] = self.slot
+        if self.allotted:
+            spec["allotted"] = True
         owner = {"apiVersion": "v1", "kind": "Pod", "name": self.name, "uid": self.pod_uid}
         metadata = _metadata(self.name, namespace, self.rendezvous, resource_version, owner)
         return {"apiVersion": GROUP_VERSION, "kind": "RendezvousMember", "metadata": metadata, "spec": spec}
@@ -201,7 +212,7 @@ class Member:
     @staticmethod
     def from_object(obj: Mapping[str, Any]) -> Member:
         """Reads a RendezvousMember. Raises ValueError, naming the field."""
-        spec, metadata = _Fields(obj, "spec"), _Fields(obj, "metadata")
+        spec, metadata = Fields(obj, "spec"), Fields(obj, "metadata")
         slot = None if spec.data.get("slot") is None else spec.integer("slot", below=MAX_SLOTS)
         labels = metadata.data.get("labels")
         if not isinstance(labels, Mapping) or not isinstance(labels.get(LABEL), str):
@@ -216,6 +227,7 @@ class Member:
             want_round=spec.integer("wantRound"),
             seen_round=spec.integer("seenRound"),
             slot=slot,
+            allotted=spec.flag("allotted"),
             state=spec.choice("state", STATES),
             node=spec.text("node"),
             created=metadata.text("creationTimestamp"),
@@ -271,13 +283,13 @@ class Roster:
     @staticmethod
     def from_object(obj: Mapping[str, Any]) -> Roster:
         """Reads a Rendezvous: bounds from spec.nodes, the rest from status.roster if it is there. Raises ValueError."""
-        nodes = _Fields(obj, "spec").child("nodes") or _Fields({}, "spec.nodes")
+        nodes = Fields(obj, "spec").child("nodes") or Fields({}, "spec.nodes")
         minimum = nodes.integer("min", default=1)
         maximum = nodes.integer("max", default=minimum)
         if not 1 <= minimum <= maximum:
             raise ValueError(f"spec.nodes.max: {maximum} is below min {minimum}, or min is below 1")
-        run_id = _Fields(obj, "metadata").text("uid", required=True)
-        status = _Fields(obj, "status")
+        run_id = Fields(obj, "metadata").text("uid", required=True)
+        status = Fields(obj, "status")
         roster = status.child("roster")
         # A status that an operator wrote for another incarnation of this name says nothing about this one.
         if roster is None or status.text("runID") not in ("", run_id):
@@ -332,7 +344,7 @@ def decode_slots(text: str, field: str = "spec.slots") -> tuple[int, ...]:
 
 def resource_version(obj: Mapping[str, Any]) -> int:
     """`metadata.resourceVersion` as a number: comparable within one kind (Kubernetes 1.35 says so; etcd always did)."""
-    return _Fields(obj, "metadata").version("resourceVersion")
+    return Fields(obj, "metadata").version("resourceVersion")
 
 
 def _decode(text: str, field: str) -> bytes:
@@ -360,14 +372,14 @@ def _metadata(name: str, namespace: str, rendezvous: str, resource_version: int 
     return metadata
 
 
-def _leader(fields: _Fields | None) -> Leader | None:
+def _leader(fields: Fields | None) -> Leader | None:
     if fields is None:
         return None
     port = fields.integer("port", below=65536)
     return Leader(fields.integer("slot", below=MAX_SLOTS), fields.text("address", required=True), port)
 
 
-def _coordinator(fields: _Fields | None) -> Coordinator | None:
+def _coordinator(fields: Fields | None) -> Coordinator | None:
     if fields is None:
         return None
     return Coordinator(
@@ -379,69 +391,10 @@ def _coordinator(fields: _Fields | None) -> Coordinator | None:
     )
 
 
-def _closure(fields: _Fields | None) -> Closure | None:
+def _closure(fields: Fields | None) -> Closure | None:
     return None if fields is None else Closure(fields.text("reason", required=True), fields.text("by"))
 
 
-def _absent(fields: _Fields) -> Absent:
+def _absent(fields: Fields) -> Absent:
     slot = None if fields.data.get("slot") is None else fields.integer("slot", below=MAX_SLOTS)
     return Absent(fields.text("pod", required=True), slot, fields.text("reason"))
-
-
-class _Fields:
-    """Typed access to one JSON object, with the path of the field in every error."""
-
-    def __init__(self, parent: Mapping[str, Any], name: str) -> None:
-        data = parent.get(name.rpartition(".")[2])
-        self.name = name
-        if data is None:
-            data = {}
-        if not isinstance(data, Mapping):
-            raise ValueError(f"{name}: not an object: {data!r:.80}")
-        self.data: Mapping[str, Any] = data
-
-    def text(self, name: str, required: bool = False) -> str:
-        value = self.data.get(name, "")
-        if not isinstance(value, str) or (required and not value):
-            raise ValueError(f"{self.name}.{name}: {'missing' if value == '' else f'not a string: {value!r:.80}'}")
-        return value
-
-    def choice(self, name: str, choices: Sequence[str]) -> str:
-        value = self.text(name, required=True)
-        if value not in choices:
-            raise ValueError(f"{self.name}.{name}: {value!r:.80} is not one of {', '.join(choices)}")
-        return value
-
-    def integer(self, name: str, default: int = 0, below: int = 1 << 53) -> int:
-        value = self.data.get(name, default)
-        if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < below:
-            raise ValueError(f"{self.name}.{name}: not a number in 0 .. {below - 1}: {value!r:.80}")
-        return value
-
-    def number(self, name: str) -> float:
-        value = self.data.get(name, 0)
-        if not isinstance(value, (int, float)) or isinstance(value, bool) or value < 0:
-            raise ValueError(f"{self.name}.{name}: not a number from 0 up: {value!r:.80}")
-        return float(value)
-
-    def version(self, name: str) -> int:
-        value = self.text(name) or "0"
-        # isdigit() alone also admits digits that int() refuses, such as superscripts.
-        if not (value.isascii() and value.isdigit()):
-            raise ValueError(f"{self.name}.{name}: not a resourceVersion: {value!r:.80}")
-        return int(value)
-
-    def names(self, name: str) -> frozenset[str]:
-        value = self.data.get(name, [])
-        if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
-            raise ValueError(f"{self.name}.{name}: not a list of strings")
-        return frozenset(value)
-
-    def child(self, name: str) -> _Fields | None:
-        return None if self.data.get(name) is None else _Fields(self.data, f"{self.name}.{name}")
-
-    def children(self, name: str) -> list[_Fields]:
-        value = self.data.get(name, [])
-        if not isinstance(value, list):
-            raise ValueError(f"{self.name}.{name}: not a list")
-        return [_Fields({name: item}, f"{self.name}.{name}") for item in value]

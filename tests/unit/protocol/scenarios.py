@@ -109,6 +109,12 @@ class Schedule:
             sim.step()
             events += 1
 
+    def advance(self, seconds: float) -> None:
+        """Plays on for this long."""
+        end = self.sim.now + seconds
+        while self.sim.queue and self.sim.queue[0][0] < end:
+            self.sim.step()
+
     def expected(self) -> list[str]:
         """Incarnations that can be in a world: of several pods on one slot the newest counts."""
         sim = self.sim
@@ -157,8 +163,8 @@ class Schedule:
         sim = self.sim
         if any(process.pod.name not in sim.members for process in sim.processes()):
             return  # deleted by hand; its agent will notice and write
-        while sim.queue and sim.queue[0][0] < sim.now + 0.001:
-            sim.step()
+        self.advance(4.0)  # late writes arrive
+        self.until_formed()
         end = sim.now + 15.0
         settled = sim.now + 8.0
         writes = None
@@ -174,9 +180,7 @@ class Schedule:
     def end(self) -> None:
         """The job ends, well or not; then another job may use the same Rendezvous."""
         sim, rnd = self.sim, self.random
-        settled = sim.now + 3.0
-        while sim.queue and sim.queue[0][0] < settled:
-            sim.step()
+        self.advance(3.0)
         self.until_formed()
         assert sim.round is not None
         sim.scenario.ending = True
@@ -187,9 +191,7 @@ class Schedule:
         for process in world:
             sim.at(rnd.uniform(0, 1), sim.send, process, ev.Finished(process is not failing))
             sim.at(6.0 + rnd.uniform(0, 1), self.complete, process)
-        limit = sim.now + 12.0
-        while sim.queue and sim.queue[0][0] < limit:
-            sim.step()
+        self.advance(12.0)
         assert sim.round is not None
         if failing is None and (record.run_id, record.round) not in sim.closed and sim.round[0].round == record.round:
             raise Violation(f"all have succeeded, but the Round is {show_round(sim.round[0])}")
@@ -254,7 +256,8 @@ class Schedule:
         self.sim.at(self.random.uniform(0.1, 2), self.drained, process)
 
     def drained(self, process: Process) -> None:
-        self.sim.kill(process)
+        if process.pod.process is not None:
+            self.sim.kill(process.pod.process)
         self.replace(process.pod)
 
     def worker_fails(self) -> None:

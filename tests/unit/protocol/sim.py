@@ -333,7 +333,12 @@ class Sim:
         mine = self.counted[key].get(me)
         if mine is None:
             raise Violation(f"{me} accepts round {world.round}, which did not count it")
-        if replace(mine, created="") != process.state.acked:
+        if world.rank == 0 and world.leader.port != process.store:
+            raise Violation(f"{me} is to lead round {world.round} with a store that it has closed")
+        if (
+            process.state.acked is None
+            or replace(mine, created="", port=process.state.acked.port) != process.state.acked
+        ):
             raise Violation(f"{me} accepts round {world.round}, which counted {mine}, not {process.state.acked}")
         others = self.accepted[key]
         others[me] = world
@@ -541,7 +546,7 @@ class Sim:
 
     def become(self, process: Process, lost: Any) -> None:
         policy = self.scenario.policy
-        state = coordinator.CoordinatorState(process.me, policy, lost, process.state.top, process.state.ended)
+        state = coordinator.CoordinatorState(process.me, policy, lost, process.state.ended)
         self.log(f"{process.me.incarnation} is a candidate, lost {lost and (lost.incarnation, lost.term)}")
         position = max(0, len(self.member_log) - (self.random.randrange(3) if self.faults else 0))
         members: dict[str, tuple[Member, int]] = {}
@@ -586,6 +591,7 @@ class Sim:
             round_rv=rv if record is not None else None,
             dead=frozenset(side.dead),
             connected=frozenset(side.connected),
+            top=process.state.top,
         )
         side.state, decision = coordinator.step(side.state, view, self.local(process))
         side.wake += 1

@@ -165,7 +165,7 @@ def test_the_member_of_an_earlier_start_is_replaced() -> None:
     agent.sees(replace(EMPTY, round=4))
     write = agent.one(ev.Write)
     agent.gets(ev.WriteUnknown())
-    earlier = replace(write.member, incarnation="uid-1/earlier", slot=3, seen_round=2)
+    earlier = replace(write.member, incarnation="uid-1/earlier", slot=3, allotted=True, seen_round=2)
     [again] = agent.gets(ev.OwnRead(earlier, 33))
     assert isinstance(again, ev.Write)
     assert again.rv == 33
@@ -303,6 +303,9 @@ def test_a_rendezvous_made_again_refuses_old_members() -> None:
     agent.sees(None)
     agent.sees(Round("job", "another run"))
     agent.gets(ev.Join(5001))
+    agent.gets(ev.Tick(), later=5.0)
+    assert agent.state.joining
+    agent.gets(ev.Tick(), later=5.0)
     assert "deleted and made again" in agent.one(ev.Raise).message
 
 
@@ -350,7 +353,16 @@ def test_a_pod_without_a_slot_learns_it_from_the_round() -> None:
     accept = agent.one(ev.Accept)
     assert (accept.rank, accept.slot) == (1, 4)
     agent.gets(ev.Join(5001))
-    assert agent.one(ev.Write).member.slot == 4
+    write = agent.one(ev.Write)
+    assert (write.member.slot, write.member.allotted) == (4, True)
+
+
+def test_does_not_lead_with_a_store_of_an_earlier_request() -> None:
+    agent = Agent(replace(ME, slot=0, incarnation="uid-0/0", address="10.0.0.0"))
+    agent.gets(ev.Join(5000))
+    agent.sees(EMPTY)
+    agent.gets(ev.Written(10))
+    assert agent.sees(world(1, 10)) == [ev.Rebind()]
 
 
 def test_an_unreachable_leader_is_left() -> None:

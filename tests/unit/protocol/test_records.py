@@ -75,6 +75,7 @@ members = st.builds(
     want_round=counts,
     seen_round=counts,
     slot=st.none() | slots,
+    allotted=st.booleans(),
     state=st.sampled_from(STATES),
     node=st.text(max_size=5),
 )
@@ -184,6 +185,7 @@ GOOD_RENDEZVOUS = {"metadata": {"uid": "u"}, "spec": {"nodes": {"min": 1, "max":
         (Member, GOOD_MEMBER, "spec.slot", MAX_SLOTS),
         (Member, GOOD_MEMBER, "spec.state", "asleep"),
         (Member, GOOD_MEMBER, "spec.address", ""),
+        (Member, GOOD_MEMBER, "spec.allotted", "yes"),
         (Member, GOOD_MEMBER, "spec.wantRound", 1.5),
         (Member, GOOD_MEMBER, "metadata.labels", {}),
         (Roster, GOOD_RENDEZVOUS, "spec.nodes", {"min": 3, "max": 2}),

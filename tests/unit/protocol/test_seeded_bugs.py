@@ -115,7 +115,7 @@ def takes_old_events(patch: pytest.MonkeyPatch) -> None:
     """Takes whatever a watch delivers for the present, and forgets what was later."""
 
     def make(real: Any) -> Any:
-        return lambda state, event: real(replace(state, seen_rv=0, top=0), event)
+        return lambda state, event, now: real(replace(state, seen_rv=0, top=0), event, now)
 
     wrap(patch, member, "_see", make)
 
@@ -243,7 +243,7 @@ def forgets_the_time(patch: pytest.MonkeyPatch) -> None:
 @bug
 def joins_after_leaving(patch: pytest.MonkeyPatch) -> None:
     """Does not give up its place when its pod is being stopped."""
-    wrap(patch, member, "_ending", lambda real: lambda state: real(replace(state, leaving=False)))
+    wrap(patch, member, "_ending", lambda real: lambda state, now: real(replace(state, leaving=False), now))
 
 
 @bug
@@ -251,9 +251,9 @@ def mixes_runs(patch: pytest.MonkeyPatch) -> None:
     """Takes the Round of another run of the same name for its own."""
 
     def make(real: Any) -> Any:
-        def see(state: member.MemberState, event: ev.RoundSeen) -> Any:
+        def see(state: member.MemberState, event: ev.RoundSeen, now: float) -> Any:
             mine = state.me.run_id
-            return real(state, replace(event, round=replace(event.round, run_id=mine)) if event.round else event)
+            return real(state, replace(event, round=replace(event.round, run_id=mine)) if event.round else event, now)
 
         return see
 

@@ -1,0 +1,80 @@
+"""Typed access to JSON objects that others wrote."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+
+class Fields:
+    """One JSON object. Every error is a ValueError that begins with the path of the field."""
+
+    def __init__(self, parent: Mapping[str, Any], name: str) -> None:
+        data = parent.get(name.rpartition(".")[2])
+        self.name = name
+        if data is None:
+            data = {}
+        if not isinstance(data, Mapping):
+            raise ValueError(f"{name}: not an object: {data!r:.80}")
+        self.data: Mapping[str, Any] = data
+
+    def text(self, name: str, required: bool = False) -> str:
+        """A string, "" when absent and not required."""
+        value = self.data.get(name, "")
+        if not isinstance(value, str) or (required and not value):
+            raise ValueError(f"{self.name}.{name}: {'missing' if value == '' else f'not a string: {value!r:.80}'}")
+        return value
+
+    def choice(self, name: str, choices: Sequence[str]) -> str:
+        """One of these strings."""
+        value = self.text(name, required=True)
+        if value not in choices:
+            raise ValueError(f"{self.name}.{name}: {value!r:.80} is not one of {', '.join(choices)}")
+        return value
+
+    def integer(self, name: str, default: int = 0, below: int = 1 << 53) -> int:
+        """A whole number in 0 .. below - 1."""
+        value = self.data.get(name, default)
+        if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < below:
+            raise ValueError(f"{self.name}.{name}: not a number in 0 .. {below - 1}: {value!r:.80}")
+        return value
+
+    def flag(self, name: str) -> bool:
+        """true or false; false when absent."""
+        value = self.data.get(name, False)
+        if not isinstance(value, bool):
+            raise ValueError(f"{self.name}.{name}: not true or false: {value!r:.80}")
+        return value
+
+    def number(self, name: str) -> float:
+        """A number from 0 up."""
+        value = self.data.get(name, 0)
+        if not isinstance(value, (int, float)) or isinstance(value, bool) or value < 0:
+            raise ValueError(f"{self.name}.{name}: not a number from 0 up: {value!r:.80}")
+        return float(value)
+
+    def version(self, name: str) -> int:
+        """A resourceVersion as a number; 0 when absent."""
+        value = self.text(name) or "0"
+        # isdigit() alone also admits digits that int() refuses, such as superscripts.
+        if not (value.isascii() and value.isdigit()):
+            raise ValueError(f"{self.name}.{name}: not a resourceVersion: {value!r:.80}")
+        return int(value)
+
+    def names(self, name: str) -> frozenset[str]:
+        """A list of strings, as a set."""
+        value = self.data.get(name, [])
+        if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
+            raise ValueError(f"{self.name}.{name}: not a list of strings")
+        return frozenset(value)
+
+    def child(self, name: str) -> Fields | None:
+        """An object in this one, None when absent."""
+        return None if self.data.get(name) is None else Fields(self.data, f"{self.name}.{name}")
+
+    def children(self, name: str) -> list[Fields]:
+        """A list of objects."""
+        value = self.data.get(name, [])
+        if not isinstance(value, list):
+            raise ValueError(f"{self.name}.{name}: not a list")
+        return [Fields({name: item}, f"{self.name}.{name}") for item in value]
