@@ -67,7 +67,7 @@ from rdzv.k8s.events import (
 from rdzv.k8s.liveness import Callbacks, Liveness
 from rdzv.k8s.loop import Loop, SignalPipe
 from rdzv.k8s.member import MemberState
-from rdzv.k8s.records import CLOSED, Member, Round, resource_version
+from rdzv.k8s.records import CLOSED, Coordinator, Member, Round, resource_version
 from rdzv.k8s.retry import Backoff, Retry
 from rdzv.k8s.watch import DELETED, SYNCED, Watch
 
@@ -327,13 +327,13 @@ class Agent:
             case Candidate(lost):
                 self._coordinate(lost)
 
-    def _coordinate(self, lost: object) -> None:
+    def _coordinate(self, lost: Coordinator | None) -> None:
         state = self._state
         if state is None or self._stop.is_set():
             return
         if self._coordination is None:
             self._coordination = self._new_coordination()
-        start = CoordinatorState(self._identity, self._settings.policy, top=state.top, ended=state.ended)
+        start = CoordinatorState(self._identity, self._settings.policy, ended=state.ended)
         self._coordination.start(replace(start, lost=lost))
 
     def _new_coordination(self) -> Coordination:
@@ -341,6 +341,7 @@ class Agent:
             client=self._client,
             namespace=self._settings.namespace,
             latest=lambda: self._latest,
+            top=lambda: self._state.top if self._state is not None else 0,
             seen=self._seen,
             stepped_down=self._stepped_down,
             failed=self._failed,

@@ -44,11 +44,15 @@ class Latest:
 
 @dataclass(frozen=True)
 class Surroundings:
-    """What the function shares with its agent. `seen` takes a Round that was read or written, None for none."""
+    """What the function shares with its agent.
+
+    `top` is `MemberState.top`; `seen` takes a Round that was read or written, None for none.
+    """
 
     client: Client
     namespace: str
     latest: Callable[[], Latest]
+    top: Callable[[], int]
     seen: Callable[[Object | None], None]
     stepped_down: Callable[[int], None]
     failed: Callable[[ApiError], None]
@@ -196,7 +200,7 @@ class Coordination:
                 self._commit(decision, backoff)
 
     def _view(self) -> View:
-        latest = self.around.latest()
+        latest, top = self.around.latest(), self.around.top()
         with self._changed:
             self._dirty = False
             return View(
@@ -207,6 +211,8 @@ class Coordination:
                 round_rv=latest.rv,
                 dead=self._liveness.dead,
                 suspected=self._liveness.suspected,
+                connected=self._liveness.connected,
+                top=top,
             )
 
     def _commit(self, decision: Decision, backoff: Backoff) -> None:

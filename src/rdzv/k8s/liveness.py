@@ -102,6 +102,8 @@ class Liveness:
     """Expected incarnations that certainly ended, or were silent for so long that it makes no difference."""
     suspected: frozenset[str] = frozenset()
     """Expected incarnations that are silent."""
+    connected: frozenset[str] = frozenset()
+    """Incarnations that hold a connection."""
     _expected: dict[str, _Peer] = field(default_factory=dict)
     _connected: dict[str, socket.socket] = field(default_factory=dict)
     _up: _Upstream | None = None
@@ -319,8 +321,9 @@ class Liveness:
                 dead.add(incarnation)
             elif peer.sock is not None and silence >= SUSPECT_SECONDS:
                 suspected.add(incarnation)
-        if dead != self.dead or suspected != self.suspected:
-            self.dead, self.suspected = frozenset(dead), frozenset(suspected)
+        known = frozenset(dead), frozenset(suspected), frozenset(self._connected)
+        if known != (self.dead, self.suspected, self.connected):
+            self.dead, self.suspected, self.connected = known
             self.callbacks.peers()
 
     # Both.
