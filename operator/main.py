@@ -37,8 +37,8 @@ async def start(settings: kopf.OperatorSettings, memo: kopf.Memo, **_: Any) -> N
     for name, reason in registry.failed.items():
         _log.warning("plug-in %r could not be loaded: %s", name, reason)
 
-    async def work(key: Key) -> None:
-        await asyncio.to_thread(reconcile, api, registry, key)
+    async def work(key: Key) -> float | None:
+        return await asyncio.to_thread(reconcile, api, registry, key)
 
     memo.queue = WorkQueue(work, expected=(APIError,))
     memo.resync = asyncio.create_task(_resync(api, memo.queue))
@@ -56,6 +56,7 @@ async def stop(memo: kopf.Memo, **_: Any) -> None:
 def configure(settings: kopf.OperatorSettings) -> None:
     """kopf's settings, each with what goes wrong without it (docs/adr/0002-kopf.md)."""
     logging.getLogger("kopf.objects").setLevel(logging.WARNING)  # else a line for each event of each pod
+    logging.getLogger("aiohttp.access").setLevel(logging.WARNING)  # and one for each probe
     settings.posting.enabled = False  # our Events say what users need; kopf's say what handlers do
     settings.scanning.disabled = True  # else it needs to watch all CRDs and namespaces
     settings.admission.managed = None  # the chart owns the admission configuration
@@ -67,7 +68,7 @@ def configure(settings: kopf.OperatorSettings) -> None:
     settings.networking.request_timeout = 15
     settings.networking.connect_timeout = 5
     settings.watching.label_selectors["pods"] = LABEL  # server side: pods that did not opt in are never sent
-    for children in ("configmaps", "services"):
+    for children in ("configmaps", "services", "roles", "rolebindings"):
         settings.watching.label_selectors[children] = f"{LABEL},{MANAGED_BY_LABEL}={MANAGER}"
 
 
@@ -92,8 +93,17 @@ async def pod_changed(namespace: str | None, labels: kopf.Labels, memo: kopf.Mem
     memo.queue.add((namespace, labels[LABEL]))
 
 
+@kopf.on.event(GROUP, VERSION, "rendezvousrounds", labels={LABEL: kopf.PRESENT})
+@kopf.on.event(GROUP, VERSION, "rendezvousmembers", labels={LABEL: kopf.PRESENT})
+async def world_changed(namespace: str | None, labels: kopf.Labels, memo: kopf.Memo, **_: Any) -> None:
+    """An agent of the `kubernetes` backend wrote what it wants, or a coordinator a world."""
+    memo.queue.add((namespace, labels[LABEL]))
+
+
 @kopf.on.event("", "v1", "configmaps", labels={MANAGED_BY_LABEL: MANAGER})
 @kopf.on.event("", "v1", "services", labels={MANAGED_BY_LABEL: MANAGER})
+@kopf.on.event("rbac.authorization.k8s.io", "v1", "roles", labels={MANAGED_BY_LABEL: MANAGER})
+@kopf.on.event("rbac.authorization.k8s.io", "v1", "rolebindings", labels={MANAGED_BY_LABEL: MANAGER})
 async def child_changed(namespace: str | None, meta: kopf.Meta, memo: kopf.Memo, **_: Any) -> None:
     """A child was changed or deleted by hand, or by our own pass."""
     for owner in meta.get("ownerReferences", []):

@@ -219,7 +219,7 @@ def status_of(obj: Object) -> Object:
     subject = Rendezvous.from_object(obj)
     pods = [pod_object(f"mnist-{index}", index=index, phase="Pending" if index else "Running") for index in range(4)]
     observed = Observed(pods=[Pod.from_object(pod) for pod in pods])
-    return compute_status(subject, observed, plan(subject, observed, backend_registry()), {}, "2026-11-23T10:00:00Z")
+    return compute_status(subject, observed, plan(subject, observed, backend_registry()), {}, 1795428000.0)
 
 
 def test_operators_status_is_kept_and_shown(api: LocalCluster, light_namespace: str) -> None:

@@ -316,7 +316,9 @@ def test_pythonpath_is_the_users_business_where_no_library_is() -> None:
 
 @pytest.mark.parametrize("backend", backend_registry().names())
 def test_whatever_the_operator_renders_into_the_environment_can_be_reported(backend: str) -> None:
-    spec = {"backend": backend, "nodes": {"min": 2, "max": 2}, "nprocPerNode": "2", "endpoint": "server:2379"}
+    spec = {"backend": backend, "nodes": {"min": 2, "max": 2}, "nprocPerNode": "2"}
+    if backend != "kubernetes":
+        spec["endpoint"] = "server:2379"
     rendezvous = Rendezvous.from_object({"metadata": {"name": "mnist", "namespace": "team", "uid": "u"}, "spec": spec})
     names = render(rendezvous, backend_registry().provision(rendezvous))
     own = [{"name": name, "value": "mine"} for name in names]

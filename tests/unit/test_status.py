@@ -13,7 +13,8 @@ from rdzv.control.status import compute_status, node_counts
 from rdzv.registry import backend_registry
 from rdzv.spec import Rendezvous
 
-NOW = "2026-11-23T10:00:00Z"
+NOW = 1795428000.0
+NOW_TEXT = "2026-11-23T10:00:00Z"
 
 
 def status_of(
@@ -56,7 +57,7 @@ def test_nodes_names_who_is_missing_and_why() -> None:
 )
 def test_an_elastic_world_expects_the_pods_that_exist(pods: int, low: int, high: int, summary: str) -> None:
     seen = [Pod.from_object(pod_object(f"p{i}", phase="Running")) for i in range(pods)]
-    assert node_counts(rendezvous(nodes={"min": low, "max": high}), seen)["summary"] == summary
+    assert node_counts(rendezvous(nodes={"min": low, "max": high}), Observed(seen))["summary"] == summary
 
 
 def test_a_finished_job_keeps_its_count() -> None:
@@ -79,7 +80,7 @@ def test_a_condition_keeps_its_time_until_its_status_changes() -> None:
     again = status_of(rendezvous(), [pod_object("a", phase="Running")], previous=first)
     assert condition(again, "Ready")["lastTransitionTime"] == "2020-01-01T00:00:00Z"
     failed = status_of(rendezvous(), [], previous=first, error="500 Internal Server Error: etcd is away")
-    assert condition(failed, "Ready")["lastTransitionTime"] == NOW
+    assert condition(failed, "Ready")["lastTransitionTime"] == NOW_TEXT
     assert condition(failed, "Ready")["message"] == "500 Internal Server Error: etcd is away"
 
 
@@ -109,7 +110,7 @@ def test_events_name_the_object_the_cause_and_the_fix_and_do_not_repeat() -> Non
     waiting, running = Pod.from_object(pod_object("a")), Pod.from_object(pod_object("b", phase="Running"))
     (event,) = events_without_rendezvous("team", "mnsit", [waiting, running])
     assert "Rendezvous mnsit, which does not exist in namespace team" in event.message
-    assert event.to_object(NOW)["metadata"] == event.to_object("2027-01-01T00:00:00Z")["metadata"]
+    assert event.to_object(NOW_TEXT)["metadata"] == event.to_object("2027-01-01T00:00:00Z")["metadata"]
 
     refusal = Plan(refused=BackendError("EndpointRequired", "backend etcd needs spec.endpoint"))
     (event,) = events_for(rendezvous("etcd"), refusal, [], {})

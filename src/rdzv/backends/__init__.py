@@ -42,7 +42,8 @@ class Provision:
     """What a backend needs to be there, and what its pods have to know.
 
     `objects`: children to apply (owner and namespace are added by the plan); `endpoint`: `PET_RDZV_ENDPOINT`; `env`: further
-    variables; `config`: `PET_RDZV_CONF` for every pod, the user's `spec.config` included.
+    variables; `config`: `PET_RDZV_CONF` for every pod, the user's `spec.config` included; `host`: a pod that the endpoint leads to;
+    `rules`: what the pods' service accounts may do in the Kubernetes API, as rules of a Role.
     """
 
     endpoint: str
@@ -50,6 +51,7 @@ class Provision:
     env: Mapping[str, str] = field(default_factory=dict)
     config: Mapping[str, str] = field(default_factory=dict)
     host: Host | None = None
+    rules: Sequence[Mapping[str, Any]] = ()
 
 
 Provisioner = Callable[["Rendezvous"], Provision]

@@ -15,7 +15,7 @@ from kubernetes import client, config
 from urllib3.exceptions import HTTPError
 
 from rdzv.control.events import Event
-from rdzv.control.plan import MANAGED_BY_LABEL, MANAGER, Plan, PodPatch
+from rdzv.control.plan import MANAGED_BY_LABEL, MANAGER, RBAC, Plan, PodPatch
 from rdzv.spec import API_VERSION, LABEL, PLURAL
 
 Object = dict[str, Any]
@@ -28,10 +28,20 @@ TIMEOUT = (3.0, 10.0)
 APPLY = "application/apply-patch+yaml"
 MERGE = "application/merge-patch+json"
 
-_PLURALS = {"ConfigMap": "configmaps", "Service": "services", "Pod": "pods", "Event": "events", "Rendezvous": PLURAL}
+_PLURALS = {
+    "ConfigMap": "configmaps",
+    "Event": "events",
+    "Pod": "pods",
+    "Rendezvous": PLURAL,
+    "RendezvousMember": "rendezvousmembers",
+    "RendezvousRound": "rendezvousrounds",
+    "Role": "roles",
+    "RoleBinding": "rolebindings",
+    "Service": "services",
+}
 
 #: The kinds of children that a backend may ask for.
-CHILD_KINDS = (("v1", "ConfigMap"), ("v1", "Service"))
+CHILD_KINDS = (("v1", "ConfigMap"), ("v1", "Service"), (RBAC, "Role"), (RBAC, "RoleBinding"))
 
 
 class APIError(Exception):
@@ -70,16 +80,22 @@ class KubernetesAPI:
 
     def children(self, namespace: str, name: str, child_name: str) -> list[Object]:
         """Objects that the operator made for Rendezvous `name`, and whatever has the name that its children have."""
-        found: dict[str, Object] = {}
+        found: list[Object] = []
         for api_version, kind in CHILD_KINDS:
-            for child in self._list(
-                _path(api_version, kind, namespace), f"{LABEL}={name},{MANAGED_BY_LABEL}={MANAGER}"
-            ):
-                found[child["metadata"]["uid"]] = {"apiVersion": api_version, "kind": kind, **child}
-            named = self._get(_path(api_version, kind, namespace, child_name))
-            if named is not None:
-                found[named["metadata"]["uid"]] = {"apiVersion": api_version, "kind": kind, **named}
-        return list(found.values())
+            here = self._list(_path(api_version, kind, namespace), f"{LABEL}={name},{MANAGED_BY_LABEL}={MANAGER}")
+            if not any(child["metadata"]["name"] == child_name for child in here):
+                named = self._get(_path(api_version, kind, namespace, child_name))
+                here += [named] if named is not None else []
+            found += [{"apiVersion": api_version, "kind": kind, **child} for child in here]
+        return found
+
+    def round(self, namespace: str, name: str) -> Object | None:
+        """The `kubernetes` backend's world record, or None."""
+        return self._get(_path(API_VERSION, "RendezvousRound", namespace, name))
+
+    def members(self, namespace: str, name: str) -> list[Object]:
+        """The `kubernetes` backend's members."""
+        return self._list(_path(API_VERSION, "RendezvousMember", namespace), f"{LABEL}={name}")
 
     def keys(self) -> set[tuple[str, str]]:
         """(namespace, name) of every Rendezvous, and of every one that a pod asks for."""

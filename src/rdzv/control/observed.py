@@ -8,6 +8,7 @@ from typing import Any
 
 from rdzv.backends import HOST_LABEL
 from rdzv.control.inject import INDEX_LABELS, is_injected
+from rdzv.k8s.records import Member, Round
 
 Object = Mapping[str, Any]
 
@@ -36,6 +37,7 @@ class Pod:
     reason: str = ""
     injected: bool = True
     host: bool = False
+    service_account: str = "default"
 
     @property
     def live(self) -> bool:
@@ -66,15 +68,21 @@ class Pod:
             reason=reason,
             injected=is_injected(obj),
             host=labels.get(HOST_LABEL) == "true",
+            service_account=obj["spec"].get("serviceAccountName") or "default",
         )
 
 
 @dataclass(frozen=True)
 class Observed:
-    """Everything that a decision about one Rendezvous rests on, read at the start of a pass."""
+    """Everything that a decision about one Rendezvous rests on, read at the start of a pass.
+
+    `round` and `members`: the `kubernetes` backend's records; None and empty for any other.
+    """
 
     pods: Sequence[Pod] = ()
     children: Sequence[Object] = field(default_factory=tuple)
+    round: Round | None = None
+    members: Sequence[Member] = ()
 
 
 def _slot(labels: Mapping[str, str]) -> int | None:

@@ -21,6 +21,7 @@ from rdzv.spec import API_VERSION, KIND, LABEL, Rendezvous
 MANAGED_BY_LABEL = "app.kubernetes.io/managed-by"
 MANAGER = "rendezvous-operator"
 APPLIED_ANNOTATION = "rdzv.dev/applied"
+RBAC = "rbac.authorization.k8s.io/v1"
 
 Object = Mapping[str, Any]
 
@@ -62,7 +63,9 @@ def plan(rendezvous: Rendezvous, observed: Observed, registry: BackendRegistry) 
         return Plan(refused=error, delete=stale)
 
     host = _elect(observed.pods, provision.host) if provision.host else None
-    wanted = [_child(obj, rendezvous) for obj in (*provision.objects, _config_map(rendezvous, provision))]
+    access = _access(rendezvous, provision, observed.pods) if provision.rules else []
+    objects = [*access, *provision.objects, _config_map(rendezvous, provision)]
+    wanted = [_child(obj, rendezvous) for obj in objects]
     kept = {_key(obj) for obj in wanted}
     current = {_key(child): child for child in ours}
     return Plan(
@@ -81,6 +84,29 @@ def _config_map(rendezvous: Rendezvous, provision: Provision) -> dict[str, Any]:
         "metadata": {"name": rendezvous.child_name},
         "data": render(rendezvous, provision),
     }
+
+
+def _access(rendezvous: Rendezvous, provision: Provision, pods: Sequence[Pod]) -> list[dict[str, Any]]:
+    """A Role with what the backend's agents may do, bound to the service accounts that the pods run as."""
+    name = rendezvous.child_name
+    accounts = sorted({pod.service_account for pod in pods if pod.live})
+    return [
+        {
+            "apiVersion": RBAC,
+            "kind": "Role",
+            "metadata": {"name": name},
+            "rules": [dict(rule) for rule in provision.rules],
+        },
+        {
+            "apiVersion": RBAC,
+            "kind": "RoleBinding",
+            "metadata": {"name": name},
+            "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": name},
+            "subjects": [
+                {"kind": "ServiceAccount", "name": account, "namespace": rendezvous.namespace} for account in accounts
+            ],
+        },
+    ]
 
 
 def _child(obj: Object, rendezvous: Rendezvous) -> dict[str, Any]:

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
-from datetime import datetime, timezone
-from typing import Any
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
 
+from rdzv.control import world
 from rdzv.control.apply import APIError, KubernetesAPI
 from rdzv.control.events import events_for, events_without_rendezvous
 from rdzv.control.inject import shadowed
 from rdzv.control.observed import Observed, Pod
 from rdzv.control.plan import plan
-from rdzv.control.status import compute_status
+from rdzv.control.status import compute_status, rfc3339
+from rdzv.k8s.records import Member, Round
 from rdzv.registry import BackendRegistry
 from rdzv.spec import Rendezvous
 
@@ -20,9 +22,13 @@ _log = logging.getLogger(__name__)
 
 Key = tuple[str, str]
 
+Record = TypeVar("Record")
 
-def reconcile(api: KubernetesAPI, registry: BackendRegistry, key: Key) -> None:
+
+def reconcile(api: KubernetesAPI, registry: BackendRegistry, key: Key) -> float | None:
     """Brings one Rendezvous (namespace, name) to what its spec says. Level-triggered: what led here does not matter.
+
+    Returns after how many seconds it wants another pass (None: when something changes).
 
     Raises:
         APIError: the API server refused something or could not be reached. The reason is in the status, if that could be written;
@@ -30,29 +36,59 @@ def reconcile(api: KubernetesAPI, registry: BackendRegistry, key: Key) -> None:
     """
     namespace, name = key
     obj = api.rendezvous(namespace, name)
-    pod_objects = api.pods(namespace, name)
-    pods = [Pod.from_object(pod) for pod in pod_objects]
-    now = datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
     if obj is None or "deletionTimestamp" in obj["metadata"]:
-        api.post_events(events_without_rendezvous(namespace, name, pods), now)
-        return
+        waiting = [Pod.from_object(pod) for pod in api.pods(namespace, name)]
+        api.post_events(events_without_rendezvous(namespace, name, waiting), rfc3339(time.time()))
+        return None
 
     rendezvous = Rendezvous.from_object(obj)
-    observed = Observed(pods=pods, children=api.children(namespace, name, rendezvous.child_name))
+    # Members before pods: whose pod is not there then was deleted, not created in between.
+    record, members = _read_world(api, rendezvous) if rendezvous.backend == world.BACKEND else (None, [])
+    pod_objects = api.pods(namespace, name)
+    observed = Observed(
+        pods=[Pod.from_object(pod) for pod in pod_objects],
+        children=api.children(namespace, name, rendezvous.child_name),
+        round=record,
+        members=members,
+    )
     decided = plan(rendezvous, observed, registry)
     previous = obj.get("status") or {}
+
+    def report(error: str = "") -> None:
+        status = compute_status(rendezvous, observed, decided, previous, time.time(), error)
+        _write_status_if_changed(api, rendezvous, previous, status)
+
     try:
         api.execute(decided, namespace)
     except APIError as error:
-        _write_status_if_changed(
-            api, rendezvous, previous, compute_status(rendezvous, observed, decided, previous, now, str(error))
-        )
+        report(str(error))
         raise
-    _write_status_if_changed(api, rendezvous, previous, compute_status(rendezvous, observed, decided, previous, now))
+    report()
     overridden = {
-        pod["metadata"]["name"]: [f"{name} in container {c}" for c, name in shadowed(pod)] for pod in pod_objects
+        pod["metadata"]["name"]: [f"{variable} in container {c}" for c, variable in shadowed(pod)]
+        for pod in pod_objects
     }
-    api.post_events(events_for(rendezvous, decided, pods, overridden), now)
+    api.post_events(events_for(rendezvous, decided, observed.pods, overridden), rfc3339(time.time()))
+    return world.HEARTBEAT if rendezvous.backend == world.BACKEND and world.is_forming(rendezvous, observed) else None
+
+
+def _read_world(api: KubernetesAPI, rendezvous: Rendezvous) -> tuple[Round | None, list[Member]]:
+    """The records that agents wrote. One that is not as it should be is as good as none, for us and for them."""
+    record = api.round(rendezvous.namespace, rendezvous.name)
+    found = [record] if record is not None else []
+    rounds = _readable(Round.from_object, found)
+    members = _readable(Member.from_object, api.members(rendezvous.namespace, rendezvous.name))
+    return (rounds[0] if rounds else None), members
+
+
+def _readable(read: Callable[[Mapping[str, Any]], Record], objects: Sequence[Mapping[str, Any]]) -> list[Record]:
+    records = []
+    for obj in objects:
+        try:
+            records.append(read(obj))
+        except ValueError as error:
+            _log.warning("%s %s: %s", obj.get("kind", "record"), obj["metadata"]["name"], error)
+    return records
 
 
 def _write_status_if_changed(

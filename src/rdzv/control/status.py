@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime, timezone
 from typing import Any
 
+from rdzv.control import world
 from rdzv.control.observed import Observed, Pod
 from rdzv.control.plan import Plan
 from rdzv.spec import Rendezvous
 
 #: How many absent pods the status names; the rest are counted in its message.
 MAX_MISSING = 20
+
+NOT_JOINED = "NotJoined: its container runs, and its agent has not asked to join"
 
 
 @dataclass(frozen=True)
@@ -29,7 +33,7 @@ def compute_status(
     observed: Observed,
     plan: Plan,
     previous: Mapping[str, Any],
-    now: str,
+    now: float,
     error: str = "",
 ) -> dict[str, Any]:
     """The whole status.
@@ -39,37 +43,57 @@ def compute_status(
         observed: what the pass read.
         plan: what the pass decided.
         previous: the status that the object has.
-        now: RFC 3339 time, for conditions that change.
+        now: seconds since the epoch.
         error: what kept the pass from writing its plan ("" if nothing did).
     """
-    nodes = node_counts(rendezvous, observed.pods)
+    nodes = node_counts(rendezvous, observed)
     conditions = [
         *_provisioned_and_ready(rendezvous, plan, nodes, error),
-        _formed(rendezvous),
+        _formed(rendezvous, observed, nodes),
         _degraded(rendezvous, observed),
     ]
     status: dict[str, Any] = {
         "observedGeneration": rendezvous.generation,
         "runID": rendezvous.uid,
         "nodes": nodes,
-        "conditions": _merge_conditions(conditions, previous.get("conditions") or [], rendezvous.generation, now),
+        "conditions": _merge_conditions(
+            conditions, previous.get("conditions") or [], rendezvous.generation, rfc3339(now)
+        ),
     }
     if plan.provision is not None:
         status["endpoint"] = plan.provision.endpoint
         status["binding"] = {"name": rendezvous.child_name}
+    if rendezvous.backend == world.BACKEND:
+        status["round"] = world.highest_round(rendezvous, observed, previous)
+        status["roster"] = world.roster(rendezvous, observed, previous, now)
     return status
 
 
-def node_counts(rendezvous: Rendezvous, pods: Sequence[Pod]) -> dict[str, Any]:
+def rfc3339(seconds: float) -> str:
+    """Seconds since the epoch as Kubernetes writes times."""
+    return datetime.fromtimestamp(seconds, timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def node_counts(rendezvous: Rendezvous, observed: Observed) -> dict[str, Any]:
     """Who of the expected nodes is there: `{expected, joined, summary, missing}`.
 
-    A fixed world expects `max`; an elastic one as many as there are pods, within its bounds. The operator does not see into the
-    store of c10d, etcd or static, so a node counts as joined when its pod runs, or ran to completion.
+    A fixed world expects `max`; an elastic one as many as there are pods, within its bounds. With the `kubernetes` backend a node has
+    joined when its agent has; the operator does not see into the store of any other, where a pod that runs counts. One that ran to
+    completion counts as well.
     """
+    pods = observed.pods
+    joined_names = {pod.name for pod in pods if pod.there}
+    if rendezvous.backend == world.BACKEND:
+        completed = {pod.name for pod in pods if pod.phase == "Succeeded"}
+        joined_names &= world.present(rendezvous, observed) | completed
     candidates = [pod for pod in pods if pod.live or pod.phase == "Succeeded"]
-    joined = sum(pod.there for pod in candidates)
+    joined = sum(pod.name in joined_names for pod in candidates)
     expected = min(max(len(candidates), rendezvous.nodes.min), rendezvous.nodes.max)
-    missing = [{"pod": pod.name, "reason": pod.reason} for pod in _by_slot(candidates) if not pod.there]
+    missing = [
+        {"pod": pod.name, "reason": pod.reason or NOT_JOINED}
+        for pod in _by_slot(candidates)
+        if pod.name not in joined_names
+    ]
     missing += [
         {"pod": pod.name, "reason": "Terminating"}
         for pod in _by_slot(pods)
@@ -108,10 +132,11 @@ def _provisioned_and_ready(rendezvous: Rendezvous, plan: Plan, nodes: Mapping[st
     return [Condition("Provisioned", "True", "Provisioned", text), ready]
 
 
-def _formed(rendezvous: Rendezvous) -> Condition:
-    return Condition(
-        "Formed", "Unknown", "NotObservable", f"backend {rendezvous.backend} keeps its world in a store of its own"
-    )
+def _formed(rendezvous: Rendezvous, observed: Observed, nodes: Mapping[str, Any]) -> Condition:
+    if rendezvous.backend == world.BACKEND:
+        return Condition("Formed", *world.describe(rendezvous, observed, nodes["joined"], nodes["expected"]))
+    text = f"backend {rendezvous.backend} keeps its world in a store of its own"
+    return Condition("Formed", "Unknown", "NotObservable", text)
 
 
 def _degraded(rendezvous: Rendezvous, observed: Observed) -> Condition:
