@@ -306,7 +306,8 @@ class Coordination:
             return ""
         latest = around.latest()
         lost = latest.record.coordinator if latest.record else None
-        view = View(members, 1, roster, latest.record, latest.rv)
+        there = frozenset({lost.incarnation}) if lost else frozenset()
+        view = View(members, 1, roster, latest.record, latest.rv, connected=there)
         return coordinator.step(replace(state, lost=lost), view, time.monotonic())[1].waiting_for
 
     def _read_roster(self, retry: Retry) -> Roster | None:
