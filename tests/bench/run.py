@@ -1,0 +1,59 @@
+"""The benchmark: every backend side by side in one run, on one machine. See docs/benchmarks.md."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "src")]
+
+from bench import forming, servers  # noqa: E402 - they are found by the lines above
+from bench.lab import Lab  # noqa: E402
+from bench.records import Results  # noqa: E402
+
+OUTPUT = ROOT / ".local/bench.json"
+SCENARIOS = ["form-fixed", "form-elastic"]
+
+
+def options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--only", default=os.environ.get("BENCH_ONLY", ""), help=f"of {', '.join(SCENARIOS)}")
+    parser.add_argument("--sizes", default=os.environ.get("BENCH_N", ""), help="agents for form-fixed (2,8,…,256)")
+    parser.add_argument("--backends", default=os.environ.get("BENCH_BACKENDS", ""), help="rows (all)")
+    parser.add_argument("--runs", type=int, default=3, help="of each, from which the median is taken (default: 3)")
+    parser.add_argument("--output", type=Path, default=OUTPUT)
+    return parser.parse_args()
+
+
+def main() -> int:
+    given = options()
+    only = [part for part in given.only.split(",") if part] or SCENARIOS
+    backends = [part for part in given.backends.split(",") if part]
+    sizes = [int(part) for part in given.sizes.split(",") if part]
+
+    def wanted(name: str) -> bool:
+        return not backends or name in backends
+
+    results = Results(given.output, forming.machine())
+    with tempfile.TemporaryDirectory(prefix="rdzv-bench-") as place:
+        directory = Path(place)
+        with servers.running(directory) as found:
+            lab = Lab(found, directory)
+            for scenario in only:
+                print(f"\n{scenario}  (load {os.getloadavg()[0]:.1f})", flush=True)
+                began = time.monotonic()
+                if scenario == "form-fixed":
+                    forming.form_fixed(lab, results, sizes or forming.default_sizes(), given.runs, wanted)
+                elif scenario == "form-elastic":
+                    forming.form_elastic(lab, results, [4, 32], given.runs, wanted)
+                print(f"  {time.monotonic() - began:.0f} s", flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,88 @@
+"""The servers that are measured: Kubernetes' light control plane with the CRDs, and an etcd that still has the v2 API."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+LOCAL = ROOT / "deploy/local/main.py"
+CRDS = ROOT / "charts/rendezvous-operator/files/crds"
+ETCD_V2 = "/usr/bin/etcd"
+
+
+@dataclass(frozen=True)
+class Servers:
+    kubeconfig: Path
+    audit_log: Path
+    etcd: str
+    """host:port"""
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@contextlib.contextmanager
+def running(directory: Path) -> Iterator[Servers]:
+    """Both, fresh, in `directory`; taken down at the end."""
+    cluster = directory / "c"
+    try:
+        _local("up", "--dir", cluster, "--name", "bench", "--light")
+        state = json.loads((cluster / "state.json").read_text())
+        kubeconfig = Path(state["kubeconfig"])
+        kubectl = [state["tools"]["kubectl"], "--kubeconfig", str(kubeconfig)]
+        _run([*kubectl, "apply", "-f", str(CRDS)])
+        _run([*kubectl, "wait", "--for=condition=Established", "crd", "--all", "--timeout=60s"])
+        with _etcd_v2(directory) as endpoint:
+            yield Servers(kubeconfig, cluster / "logs/audit.log", endpoint)
+    finally:
+        _local("down", "--dir", cluster)
+
+
+def _local(*words: str | Path) -> None:
+    _run([sys.executable, str(LOCAL), *map(str, words)])
+
+
+def _run(command: list[str]) -> None:
+    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
+    if done.returncode != 0:
+        raise RuntimeError(f"{' '.join(command)}:\n{done.stdout}")
+
+
+@contextlib.contextmanager
+def _etcd_v2(directory: Path) -> Iterator[str]:
+    """Debian's etcd 3.4: later ones have no v2 API, which torch's backends need. No waiting for the disk, as the other one."""
+    client, peer = (f"http://127.0.0.1:{free_port()}" for _ in range(2))
+    command = [ETCD_V2, "--enable-v2", "--unsafe-no-fsync", "--data-dir", str(directory / "etcd-v2")]
+    command += ["--listen-client-urls", client, "--advertise-client-urls", client, "--listen-peer-urls", peer]
+    command += ["--initial-advertise-peer-urls", peer, "--initial-cluster", f"default={peer}"]
+    log = (directory / "etcd-v2.log").open("wb")
+    # A signal to the group of a terminal, Ctrl-C, is for the benchmark, which then ends it.
+    process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
+    try:
+        deadline = time.monotonic() + 30
+        while True:
+            with contextlib.suppress(OSError):
+                urllib.request.urlopen(f"{client}/v2/keys", timeout=1).close()
+                break
+            if process.poll() is not None or time.monotonic() > deadline:
+                raise RuntimeError(f"etcd did not start, see {directory / 'etcd-v2.log'}")
+            time.sleep(0.1)
+        yield client.removeprefix("http://")
+    finally:
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+        log.close()
