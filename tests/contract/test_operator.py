@@ -153,10 +153,13 @@ def test_marks_set_or_taken_by_hand_are_put_right(
         set_up(kube, light_namespace, "rendezvous first")
         eventually(lambda: is_provisioned(kube, light_namespace))
         before = outcome(kube, light_namespace)
-        kube.patch("Pod", light_namespace, "a", {"metadata": {"labels": {"rdzv.dev/host": None}}})
-        kube.patch("Pod", light_namespace, "b", {"metadata": {"labels": {"rdzv.dev/host": "true"}}})
-        kube.patch("ConfigMap", light_namespace, "rdzv-mnist", {"data": {"PET_NNODES": "99"}})
-        eventually(lambda: outcome(kube, light_namespace) == before)
+        for kind, name, change in (
+            ("Pod", "a", {"metadata": {"labels": {"rdzv.dev/host": None}}}),
+            ("Pod", "b", {"metadata": {"labels": {"rdzv.dev/host": "true"}}}),
+            ("ConfigMap", "rdzv-mnist", {"data": {"PET_NNODES": "99"}}),
+        ):
+            kube.patch(kind, light_namespace, name, change)
+            eventually(lambda: outcome(kube, light_namespace) == before)
 
 
 def test_after_convergence_nothing_is_written(
@@ -287,10 +290,9 @@ def test_the_spec_can_be_changed_and_an_object_of_somebody_else_is_left_alone(
         kube.delete("ConfigMap", light_namespace, "rdzv-mnist")
         # Nothing tells the operator that the name is free; any change of the object does.
         kube.patch("Rendezvous", light_namespace, "mnist", {"spec": {"nodes": {"max": 4}, "nprocPerNode": 2}})
-        eventually(lambda: is_provisioned(kube, light_namespace))
-        data = (kube.get("ConfigMap", light_namespace, "rdzv-mnist") or {})["data"]
-        assert (data["PET_NNODES"], data["PET_NPROC_PER_NODE"], data["TORCH_ELASTIC_WORKER_IDENTICAL"]) == (
-            "2:4",
-            "2",
-            "1",
-        )
+
+        def environment() -> tuple[str | None, ...]:
+            data = (kube.get("ConfigMap", light_namespace, "rdzv-mnist") or {}).get("data", {})
+            return tuple(map(data.get, ("PET_NNODES", "PET_NPROC_PER_NODE", "TORCH_ELASTIC_WORKER_IDENTICAL")))
+
+        eventually(lambda: environment() == ("2:4", "2", "1"))
