@@ -17,7 +17,6 @@ from dataclasses import dataclass, replace
 
 from rdzv.k8s import coordinator, member
 from rdzv.k8s.api import (
-    AlreadyExists,
     ApiError,
     Conflict,
     Forbidden,
@@ -32,7 +31,7 @@ from rdzv.k8s.api import (
 )
 from rdzv.k8s.client import Client
 from rdzv.k8s.config import ConfigError
-from rdzv.k8s.coordination import MEMBERS, RENDEZVOUS, ROUNDS, Coordination, Latest, Surroundings
+from rdzv.k8s.coordination import RENDEZVOUS, ROUNDS, Coordination, Latest, Surroundings
 from rdzv.k8s.coordinator import CoordinatorState, Policy
 from rdzv.k8s.events import (
     CONNECTION,
@@ -48,10 +47,8 @@ from rdzv.k8s.events import (
     Identity,
     Join,
     LeaderUnreachable,
-    OwnRead,
     Raise,
     Read,
-    ReadFailed,
     Rebind,
     RoundSeen,
     Sigterm,
@@ -60,14 +57,12 @@ from rdzv.k8s.events import (
     Timing,
     Wake,
     Write,
-    WriteFailed,
-    WriteUnknown,
-    Written,
 )
 from rdzv.k8s.liveness import Callbacks, Liveness
 from rdzv.k8s.loop import Loop, SignalPipe
 from rdzv.k8s.member import MemberState
-from rdzv.k8s.records import CLOSED, Coordinator, Member, Round, resource_version
+from rdzv.k8s.own_member import OwnMember
+from rdzv.k8s.records import CLOSED, Coordinator, Round, resource_version
 from rdzv.k8s.retry import Backoff, Retry
 from rdzv.k8s.watch import DELETED, SYNCED, Watch
 
@@ -127,6 +122,7 @@ class Agent:
         self._stop = threading.Event()
         self._requests: queue.SimpleQueue[Write | Read | None] = queue.SimpleQueue()
         name = settings.identity.name
+        self._record = OwnMember(client, settings.namespace, name, settings.owned, self._failed)
         self._loop = Loop(f"rdzv-loop-{name}")
         callbacks = Callbacks(
             lost=lambda target: self._feed(CoordinatorLost(target)),
@@ -485,44 +481,6 @@ class Agent:
     def _requesting(self) -> None:
         while (action := self._requests.get()) is not None:
             try:
-                self._feed(self._write(action) if isinstance(action, Write) else self._read())
+                self._feed(self._record.write(action) if isinstance(action, Write) else self._record.read())
             except Stopped:
                 return
-
-    def _write(self, action: Write) -> Event:
-        namespace, obj = self._settings.namespace, action.member.to_object(self._settings.namespace, action.rv)
-        if not self._settings.owned:
-            del obj["metadata"]["ownerReferences"]  # Without such a pod the object would be collected at once.
-        try:
-            if action.rv is None:
-                return Written(resource_version(self._client.create(MEMBERS, namespace, obj)))
-            return Written(resource_version(self._client.replace(MEMBERS, namespace, obj)))
-        except Stopped:
-            raise
-        except (AlreadyExists, Conflict):
-            return WriteUnknown()
-        except NotFound as error:
-            if action.rv is not None:
-                return WriteUnknown()
-            self._failed(error)  # The namespace does not exist.
-            return WriteFailed()
-        except ApiError as error:
-            self._failed(error)
-            return WriteUnknown() if error.maybe_applied else WriteFailed()
-        except ConfigError as error:
-            self._failed(error)
-            return WriteFailed()
-
-    def _read(self) -> Event:
-        try:
-            obj = self._client.get(MEMBERS, self._settings.namespace, self._identity.name)
-            return OwnRead(Member.from_object(obj), resource_version(obj))
-        except Stopped:
-            raise
-        except NotFound:
-            return OwnRead(None, 0)
-        except (ApiError, ConfigError) as error:
-            self._failed(error)
-        except ValueError as error:
-            log.error("RendezvousMember %s is not one: %s", self._identity.name, error)
-        return ReadFailed()

@@ -13,7 +13,7 @@ import re
 import secrets
 import socket
 import sys
-import time
+import threading
 from collections.abc import Mapping
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from torch.distributed import Store
 
     from rdzv.k8s.events import Accept
+    from rdzv.k8s.records import Leader
 
 __all__ = ["KubernetesRendezvousHandler", "create_handler"]
 
@@ -55,8 +56,9 @@ LAST_CALL_TIMEOUT = 30.0
 LAUNCH_TIMEOUT = 900.0
 """What torchrun passes as `timeout` when the user said nothing (`launcher/api.py`)."""
 STORE_TIMEOUT = timedelta(seconds=300)
-_CONNECT_SECONDS = 5.0
-_LEADER_SECONDS = 20.0
+_CONNECT_SECONDS = 20.0
+"""torch's client and its server each look up the name of the other's address: two DNS timeouts must fit."""
+_LOOK_SECONDS = 0.1
 _NAME = re.compile(r"[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?")
 
 
@@ -188,16 +190,26 @@ class KubernetesRendezvousHandler(RendezvousHandler):  # type: ignore[misc]  # t
             fd, self._listener = self._listener.detach(), None
             return _tcp_store(leader.address, leader.port, is_master=True, master_listen_fd=fd)
         self._drop_listener()
-        deadline = time.monotonic() + _LEADER_SECONDS
-        while time.monotonic() < deadline and not self._agent.num_nodes_waiting():
+        return self._connect(leader)
+
+    def _connect(self, leader: Leader) -> Store | None:
+        """torch's client, made in a thread: it does not look whether the round is still wanted while it tries."""
+        made: list[Store] = []
+        done = threading.Event()
+
+        def make() -> None:
             try:
-                # torch would write a page of traces for each attempt, and not look whether the round is still wanted.
-                socket.create_connection((leader.address, leader.port), _CONNECT_SECONDS).close()
-                return _tcp_store(leader.address, leader.port, is_master=False)
-            except (OSError, RuntimeError) as error:
-                log.info("store of round %d at %s port %d: %s", accept.round, leader.address, leader.port, error)
-                time.sleep(0.1)
-        return None
+                made.append(_tcp_store(leader.address, leader.port, is_master=False))
+            except RuntimeError as error:
+                log.info("the store at %s port %d: %s", leader.address, leader.port, error)
+            finally:
+                done.set()
+
+        threading.Thread(target=make, name="rdzv-connect", daemon=True).start()
+        while not done.wait(_LOOK_SECONDS):
+            if self._agent.num_nodes_waiting():
+                return None
+        return made[0] if made else None
 
     def _kubernetes_store(self, accept: Accept) -> Store:
         from rdzv.k8s.store import KubernetesStore

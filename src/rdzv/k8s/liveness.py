@@ -306,6 +306,7 @@ class Liveness:
             if peer is not None:
                 peer.sock, peer.gone = None, now
                 self.loop.at(f"liveness.gone.{incarnation}", now + RECONNECT_SECONDS, self._judge)
+            self._judge()
 
     def _judge(self) -> None:
         now = time.monotonic()
