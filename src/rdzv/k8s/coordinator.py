@@ -18,6 +18,7 @@ from rdzv.k8s.records import (
     MAX_SLOTS,
     RUNNING,
     SUCCEEDED,
+    SUCCESS,
     Closure,
     Coordinator,
     Leader,
@@ -121,6 +122,7 @@ class CoordinatorState:
 class _Facts:
     """The view, sorted out. `joined` ask for the next round; the sets are of checks in the running one.
 
+    `own_rv` is the resourceVersion of this agent's own request to join, 0 without one; `success_rv` that of the last success.
     `seen` is the highest round that anybody knows of, `floor` the highest one that anybody may be in.
     """
 
@@ -134,6 +136,8 @@ class _Facts:
     succeeded: frozenset[str]
     suspected: frozenset[str]
     members_rv: int
+    own_rv: int
+    success_rv: int
     seen: int
     floor: int
     names: Mapping[str, str]
@@ -200,6 +204,7 @@ def _facts(state: CoordinatorState, view: View, own: Round | None, now: float) -
     replaced = frozenset() if state.lost is None else frozenset({state.lost.incarnation})
     dead = view.dead | (replaced - view.connected)
     alive = _one_per_slot([member for member in everyone if _alive(state, dead, member, roster)])
+    mine = [entry for entry in view.members.values() if entry[0].incarnation == state.me.incarnation]
     salt = own.salt if own is not None else 0
     by_check = {fingerprint(salt, member.incarnation): member for member in alive}
     done = {fingerprint(salt, incarnation) for incarnation in state.succeeded}
@@ -218,6 +223,8 @@ def _facts(state: CoordinatorState, view: View, own: Round | None, now: float) -
         succeeded=world & done,
         suspected=frozenset(check for check, m in living.items() if m.incarnation in view.suspected),
         members_rv=view.members_rv,
+        own_rv=max((rv for m, rv in mine if m in alive and m.want_round > number), default=0),
+        success_rv=max((rv for m, rv in view.members.values() if m.state == SUCCEEDED), default=0),
         seen=seen,
         floor=max([seen, *(member.want_round for member in everyone)]),
         names={check: member.name for check, member in living.items()},
@@ -252,14 +259,17 @@ _Step = tuple[CoordinatorState, Round, str, "float | None"]
 def _target(state: CoordinatorState, facts: _Facts, own: Round, now: float) -> _Step:
     """The Round as it should be, who is waited for, and when that may change by time alone."""
     if own.phase == CLOSED:
-        mine = any(member.incarnation == state.me.incarnation for member in facts.joined)
-        reopen = own.round == state.ended and mine
-        return state, _blank(own, own.round, "opened again") if reopen else own, "", None
+        later = bool(facts.own_rv) and own.round == state.ended
+        if own.closed is not None and own.closed.reason == SUCCESS:
+            # Who joined after the last success of the run that ended belongs to another run of the same Rendezvous.
+            later = later or facts.own_rv > own.members_rv
+        return state, _blank(own, own.round, "opened again") if later else own, "", None
     if facts.seen > own.round:
         # Somebody knows of later rounds: this Round was made after a deletion. Numbers are not used twice.
         return state, _blank(own, facts.floor, "round numbers had gone back"), "", None
     if own.phase == RUNNING and facts.succeeded and len(facts.succeeded) == own.size:
-        return state, replace(own, phase=CLOSED, closed=Closure("Succeeded", state.me.name)), "", None
+        closed = Closure(SUCCESS, state.me.name)
+        return state, replace(own, phase=CLOSED, closed=closed, members_rv=facts.success_rv), "", None
     forming = own.phase == FORMING or own.want > own.round
     # Once a round forms, joining again is what is asked for; only further losses begin the settling anew.
     failed = facts.lost if forming else facts.lost | facts.rejoining

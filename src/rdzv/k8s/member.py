@@ -10,39 +10,20 @@ from __future__ import annotations
 import zlib
 from dataclasses import dataclass, field, replace
 
-from rdzv.k8s.events import (
-    CLOSED_ERROR,
-    CONNECTION,
-    GRACEFUL,
-    TIMEOUT,
-    Accept,
-    Action,
-    Bound,
-    Candidate,
-    CoordinatorFound,
-    CoordinatorLost,
-    Event,
-    Finished,
-    Identity,
-    Join,
-    LeaderUnreachable,
-    OwnRead,
-    Raise,
-    Read,
-    ReadFailed,
-    Rebind,
-    RosterSeen,
-    RoundSeen,
-    Sigterm,
-    SteppedDown,
-    Timing,
-    Wake,
-    Write,
-    WriteFailed,
-    WriteUnknown,
-    Written,
+from rdzv.k8s import events as ev
+from rdzv.k8s.records import (
+    CLOSED,
+    FAILED,
+    LEAVING,
+    LIVE,
+    RUNNING,
+    SUCCEEDED,
+    SUCCESS,
+    Coordinator,
+    Member,
+    Roster,
+    Round,
 )
-from rdzv.k8s.records import CLOSED, FAILED, LEAVING, LIVE, RUNNING, SUCCEEDED, Coordinator, Member, Roster, Round
 
 #: How many times less often a parked spare looks after its Member.
 _PARKED_CHECKS = 6
@@ -52,8 +33,8 @@ _PARKED_CHECKS = 6
 class MemberState:
     """What one agent knows. Start with `MemberState(identity, timing)`; read `mine`, `slot` and `seen`, write nothing."""
 
-    me: Identity
-    timing: Timing = field(default_factory=Timing)
+    me: ev.Identity
+    timing: ev.Timing = field(default_factory=ev.Timing)
     slot: int | None = None
     """The own slot, once it is known; `me.slot` when the pod has an index."""
 
@@ -110,34 +91,34 @@ def num_nodes_waiting(state: MemberState) -> int:
     return int(max(seen.round, seen.want) > state.mine)
 
 
-def step(state: MemberState, event: Event, now: float) -> tuple[MemberState, list[Action]]:
+def step(state: MemberState, event: ev.Event, now: float) -> tuple[MemberState, list[ev.Action]]:
     """The next state and what to do about it."""
     state = _take_reply(_take_seen(_take_call(state, event, now), event, now), event, now)
-    actions: list[Action] = []
+    actions: list[ev.Action] = []
     state = _join(state, actions, now)
     state = _write(state, actions, now)
     state = _candidacy(state, actions, now)
     wake = _wake(state)
     if wake is not None:
-        actions.append(Wake(wake))
+        actions.append(ev.Wake(wake))
     return state, actions
 
 
-def _take_call(state: MemberState, event: Event, now: float) -> MemberState:
+def _take_call(state: MemberState, event: ev.Event, now: float) -> MemberState:
     """What the agent asks for, or is told."""
     deadline = now + state.timing.join_timeout
     match event:
-        case Join(port):
+        case ev.Join(port):
             slot = state.slot if state.me.slot is None else state.me.slot
             state = replace(state, joining=True, port=port, want=0, slot=slot, rebinding=False)
             state = replace(state, deadline=deadline, parked=False)
-        case Bound(port):
+        case ev.Bound(port):
             state = replace(state, port=port, rebinding=False)
-        case LeaderUnreachable(round_) if state.mine == round_ and not state.joining:
+        case ev.LeaderUnreachable(round_) if state.mine == round_ and not state.joining:
             state = replace(state, joining=True, port=0, deadline=deadline)
-        case Sigterm():
+        case ev.Sigterm():
             state = replace(state, leaving=True, desired=_with_state(state, LEAVING))
-        case Finished(success):
+        case ev.Finished(success):
             # A node that was told to leave, and then fails, left: nobody is to blame.
             word = SUCCEEDED if success else LEAVING if state.leaving else FAILED
             state = replace(state, finished=True, desired=_with_state(state, word))
@@ -146,37 +127,37 @@ def _take_call(state: MemberState, event: Event, now: float) -> MemberState:
     return state
 
 
-def _take_seen(state: MemberState, event: Event, now: float) -> MemberState:
+def _take_seen(state: MemberState, event: ev.Event, now: float) -> MemberState:
     """What was learned about the others."""
     match event:
-        case RoundSeen():
+        case ev.RoundSeen():
             state = _see(state, event, now)
-        case RosterSeen(roster):
+        case ev.RosterSeen(roster):
             state = replace(state, roster=roster)
-        case CoordinatorLost(coordinator):
+        case ev.CoordinatorLost(coordinator):
             state = replace(state, lost=coordinator)
-        case CoordinatorFound(coordinator) if state.lost == coordinator:
+        case ev.CoordinatorFound(coordinator) if state.lost == coordinator:
             state = replace(state, lost=None)
-        case SteppedDown(rv):
+        case ev.SteppedDown(rv):
             state = replace(state, candidate=False, stepped_rv=rv)
         case _:
             pass
     return state
 
 
-def _take_reply(state: MemberState, event: Event, now: float) -> MemberState:
+def _take_reply(state: MemberState, event: ev.Event, now: float) -> MemberState:
     """What became of the own requests."""
     match event:
-        case Written(rv):
+        case ev.Written(rv):
             state = replace(state, acked=state.pending, acked_rv=rv, pending=None, written=True)
             state = replace(state, failures=0, confirmed_at=now)
-        case WriteFailed():
+        case ev.WriteFailed():
             state = _later(replace(state, pending=None), now)
-        case WriteUnknown():
+        case ev.WriteUnknown():
             state = replace(state, pending=None, unknown=True)
-        case ReadFailed():
+        case ev.ReadFailed():
             state = _later(replace(state, reading=False), now)
-        case OwnRead(member, rv):
+        case ev.OwnRead(member, rv):
             state = replace(state, unknown=False, reading=False, failures=0, confirmed_at=now)
             state = _read(state, member, rv)
         case _:
@@ -210,7 +191,7 @@ def _with_state(state: MemberState, word: str) -> Member | None:
     return None if last is None else replace(last, state=word)
 
 
-def _see(state: MemberState, event: RoundSeen, now: float) -> MemberState:
+def _see(state: MemberState, event: ev.RoundSeen, now: float) -> MemberState:
     """Takes the Round unless it is older than what was seen. RVs of one kind are ordered, also across deletion."""
     first, record = not state.met, event.round
     if record is None:
@@ -231,7 +212,7 @@ def _see(state: MemberState, event: RoundSeen, now: float) -> MemberState:
     return state
 
 
-def _join(state: MemberState, actions: list[Action], now: float) -> MemberState:
+def _join(state: MemberState, actions: list[ev.Action], now: float) -> MemberState:
     """Ends `next_rendezvous` with a world or an error, or asks (again) to be counted."""
     seen = state.seen
     if not state.joining:
@@ -264,35 +245,49 @@ def _superseded(state: MemberState, now: float) -> bool:
     return state.met and bool(state.foreign) and now >= state.foreign_since + state.timing.check_interval
 
 
-def _ending(state: MemberState, now: float) -> Raise | None:
+def _ending(state: MemberState, now: float) -> ev.Raise | None:
     """Why there will be no world for this agent, if so."""
     seen, name = state.seen, state.me.rendezvous
-    kind, text = CLOSED_ERROR, ""
+    kind, text = ev.CLOSED_ERROR, ""
     if state.leaving or state.finished:
         text = f"{state.me.name} is being stopped and does not join {name} again"
     elif state.replaced:
         text = f"another agent has taken the place of {state.me.name} in Rendezvous {name}"
     elif _superseded(state, now):
         text = f"Rendezvous {name} was deleted and made again; this pod belongs to the old one (run {state.me.run_id})"
-    elif seen is not None and seen.phase == CLOSED and seen.round != state.ended:
+    elif seen is not None and seen.phase == CLOSED and not _later_run(state, seen):
         reason, by = (seen.closed.reason, seen.closed.by) if seen.closed else ("unknown", "unknown")
-        kind = GRACEFUL if reason == "Succeeded" else CLOSED_ERROR
+        kind = ev.GRACEFUL if reason == SUCCESS else ev.CLOSED_ERROR
         text = f"Rendezvous {name} was closed by {by}: {reason}"
     elif seen is not None and _usurped(state, seen):
         text = f"slot {state.me.slot} of Rendezvous {name} is held by another, newer pod"
-    return Raise(kind, text) if text else None
+    return ev.Raise(kind, text) if text else None
 
 
-def _overdue(state: MemberState, now: float) -> Raise | None:
+def _later_run(state: MemberState, seen: Round) -> bool:
+    """The Round was closed before this agent came, which therefore waits for it to be opened again.
+
+    That is known at the first look, and from the own join being younger than the last success of the run that ended.
+    """
+    if seen.round == state.ended:
+        return True
+    if seen.closed is None or seen.closed.reason != SUCCESS or state.mine == seen.round:
+        return False
+    return not _acknowledged(state) or state.acked_rv is None or state.acked_rv > seen.members_rv
+
+
+def _overdue(state: MemberState, now: float) -> ev.Raise | None:
     if now < state.deadline or state.parked:
         return None
     waited = f"Rendezvous {state.me.rendezvous} did not form a round within {state.timing.join_timeout:g} s"
     if state.foreign:
-        return Raise(TIMEOUT, f"{waited}: its Round belongs to run {state.foreign}, this pod to run {state.me.run_id}")
+        return ev.Raise(
+            ev.TIMEOUT, f"{waited}: its Round belongs to run {state.foreign}, this pod to run {state.me.run_id}"
+        )
     if not state.observed or (state.want and not _acknowledged(state)):
-        return Raise(CONNECTION, f"{waited}: the API server was not reached or did not take the request to join")
+        return ev.Raise(ev.CONNECTION, f"{waited}: the API server was not reached or did not take the request to join")
     missing = "; ".join(f"{a.pod} is {a.reason}" for a in state.roster.hopeless[:5]) if state.roster else ""
-    return Raise(TIMEOUT, f"{waited}{': ' if missing else ''}{missing}")
+    return ev.Raise(ev.TIMEOUT, f"{waited}{': ' if missing else ''}{missing}")
 
 
 def _usurped(state: MemberState, seen: Round) -> bool:
@@ -308,7 +303,7 @@ def _acknowledged(state: MemberState) -> bool:
     return state.desired is not None and state.acked == state.desired and state.pending is None and not state.unknown
 
 
-def _accept(state: MemberState, seen: Round) -> Accept | None:
+def _accept(state: MemberState, seen: Round) -> ev.Accept | None:
     """The world, if it counted this very join: own fingerprint and bit, and the join no younger than what was counted.
 
     A world whose end is already wanted is not accepted: it would be left at once.
@@ -323,14 +318,14 @@ def _accept(state: MemberState, seen: Round) -> Accept | None:
         return None
     if rank == 0 and (seen.leader.address, seen.leader.port) != (state.me.address, state.port):
         return None  # what was counted is an earlier request of this very agent, whose store is gone
-    return Accept(seen.round, rank, seen.size, slot, seen.leader)
+    return ev.Accept(seen.round, rank, seen.size, slot, seen.leader)
 
 
-def _ask(state: MemberState, actions: list[Action]) -> MemberState:
+def _ask(state: MemberState, actions: list[ev.Action]) -> MemberState:
     """Asks for the round after the highest one known, with a store that no earlier request has named."""
     if state.want or not state.port:
         # A round that this agent has not seen may have used the port of its last request.
-        actions.append(Rebind())
+        actions.append(ev.Rebind())
         return replace(state, port=0, want=0, rebinding=True)
     me = state.me
     desired = Member(
@@ -360,16 +355,16 @@ def _park(state: MemberState, now: float) -> MemberState:
     return replace(state, parked=parked, deadline=now + state.timing.join_timeout)
 
 
-def _write(state: MemberState, actions: list[Action], now: float) -> MemberState:
+def _write(state: MemberState, actions: list[ev.Action], now: float) -> MemberState:
     """Brings the Member in the API to what is desired; one request at a time, nothing repeated blindly."""
     if state.pending is not None or state.reading or state.replaced or now < state.retry_at:
         return state
     if state.unknown or (_checking(state) and now >= _check_at(state)):
-        actions.append(Read())
+        actions.append(ev.Read())
         return replace(state, reading=True)
     if state.desired is None or state.desired == state.acked:
         return state
-    actions.append(Write(state.desired, state.acked_rv))
+    actions.append(ev.Write(state.desired, state.acked_rv))
     return replace(state, pending=state.desired)
 
 
@@ -382,7 +377,7 @@ def _check_at(state: MemberState) -> float:
     return state.confirmed_at + state.timing.check_interval * (_PARKED_CHECKS if state.parked else 1)
 
 
-def _candidacy(state: MemberState, actions: list[Action], now: float) -> MemberState:
+def _candidacy(state: MemberState, actions: list[ev.Action], now: float) -> MemberState:
     """Starts the coordinator function when nobody coordinates, earlier the lower the own slot."""
     if not _vacant(state):
         return state if state.vacant_since is None else replace(state, vacant_since=None)
@@ -391,7 +386,7 @@ def _candidacy(state: MemberState, actions: list[Action], now: float) -> MemberS
         state = replace(state, vacant_since=since)
     if now < since + takeover_delay(state):
         return state
-    actions.append(Candidate(state.seen.coordinator if state.seen else None))
+    actions.append(ev.Candidate(state.seen.coordinator if state.seen else None))
     return replace(state, candidate=True, vacant_since=None)
 
 
@@ -407,7 +402,7 @@ def _vacant(state: MemberState) -> bool:
 def _uncoordinated(state: MemberState) -> bool:
     """There is no coordinator to lose: none yet, one that ended with an earlier run, or this agent without the function."""
     seen = state.seen
-    if seen is None or seen.coordinator is None or (seen.phase == CLOSED and seen.round == state.ended):
+    if seen is None or seen.coordinator is None or (seen.phase == CLOSED and _later_run(state, seen)):
         return True
     return seen.coordinator.incarnation == state.me.incarnation
 

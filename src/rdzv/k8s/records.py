@@ -26,6 +26,8 @@ MAX_SLOTS = 4096
 FORMING, RUNNING, CLOSED = "Forming", "Running", "Closed"
 PHASES = (FORMING, RUNNING, CLOSED)
 LIVE, LEAVING, SUCCEEDED, FAILED = "live", "leaving", "succeeded", "failed"
+SUCCESS = "Succeeded"
+"""Reason of the one closure that is not an error."""
 STATES = (LIVE, LEAVING, SUCCEEDED, FAILED)
 
 _CHECK_BYTES = 3
@@ -54,7 +56,7 @@ class Coordinator:
 
 @dataclass(frozen=True)
 class Closure:
-    """Why and by whom a Rendezvous was closed; reason `Succeeded` is the only one that is not an error."""
+    """Why and by whom a Rendezvous was closed; every reason but `SUCCESS` is an error."""
 
     reason: str
     by: str

@@ -12,7 +12,7 @@ from dataclasses import replace
 from unit.protocol.sim import NAME, Pod, Process, Scenario, Sim, Violation, show_round
 
 from rdzv.k8s import events as ev
-from rdzv.k8s.records import RUNNING, Round
+from rdzv.k8s.records import RUNNING, SUCCEEDED, Round
 
 #: Simulated seconds from the last fault within which a round must have formed.
 BOUND = 90.0
@@ -161,10 +161,10 @@ class Schedule:
     def quiet(self) -> None:
         """A world that runs costs no writes."""
         sim = self.sim
-        if any(process.pod.name not in sim.members for process in sim.processes()):
-            return  # deleted by hand; its agent will notice and write
         self.advance(4.0)  # late writes arrive
         self.until_formed()
+        if any(self.differs(process) for process in sim.processes()):
+            return  # deleted by hand, or undone by a late write; its agent will notice and write
         end = sim.now + 15.0
         settled = sim.now + 8.0
         writes = None
@@ -176,6 +176,10 @@ class Schedule:
             raise Violation(f"writes in a quiet time: {writes} became {sim.writes}")
         if not self.formed():
             self.until_formed()
+
+    def differs(self, process: Process) -> bool:
+        record, _ = self.sim.members.get(process.pod.name, (None, 0))
+        return record is None or replace(record, created="") != process.state.acked
 
     def end(self) -> None:
         """The job ends, well or not; then another job may use the same Rendezvous."""
@@ -191,9 +195,14 @@ class Schedule:
         for process in world:
             sim.at(rnd.uniform(0, 1), sim.send, process, ev.Finished(process is not failing))
             sim.at(6.0 + rnd.uniform(0, 1), self.complete, process)
+        if rnd.random() < 0.3:
+            sim.at(rnd.uniform(0, 1.5), self.crash_coordinator, False)
         self.advance(12.0)
         assert sim.round is not None
-        if failing is None and (record.run_id, record.round) not in sim.closed and sim.round[0].round == record.round:
+        coordinates = any(p.coordinates is not None for p in sim.processes())
+        closed = (record.run_id, record.round) in sim.closed or sim.round[0].round != record.round
+        done = {m.incarnation for _, _, m in sim.member_log if m is not None and m.state == SUCCEEDED}
+        if coordinates and not closed and all(process.me.incarnation in done for process in world):
             raise Violation(f"all have succeeded, but the Round is {show_round(sim.round[0])}")
         if failing is not None:
             return
@@ -226,11 +235,12 @@ class Schedule:
         else:
             self.replace(process.pod)
 
-    def crash_coordinator(self) -> None:
+    def crash_coordinator(self, restart: bool = True) -> None:
         for process in self.sim.processes():
             if process.coordinates is not None:
                 self.sim.kill(process)
-                self.sim.at(self.random.uniform(0.05, 2), self.sim.start, process.pod)
+                if restart:
+                    self.sim.at(self.random.uniform(0.05, 2), self.sim.start, process.pod)
                 return
 
     def replace(self, pod: Pod) -> None:

@@ -15,7 +15,9 @@ from rdzv.k8s.records import (
     FORMING,
     RUNNING,
     SUCCEEDED,
+    SUCCESS,
     Absent,
+    Closure,
     Coordinator,
     Leader,
     Member,
@@ -454,9 +456,26 @@ def test_a_run_that_the_rendezvous_does_not_know_makes_no_round() -> None:
 
 
 def test_a_closed_round_is_opened_only_by_a_later_run() -> None:
-    old = running(WORLD, phase=CLOSED, closed=None)
+    old = running(WORLD, phase=CLOSED, closed=Closure("Requested", "pod-1"))
     bench = Bench([member(0, 2, incarnation=ME.incarnation)], old)
     assert bench.at(0.0) == Decision()
     bench.state = replace(bench.state, ended=1)
     record = bench.wrote(1.0)
     assert (record.phase, record.round, record.want, record.slots) == (FORMING, 1, 2, ())
+
+
+def test_a_round_closed_with_success_is_opened_by_who_joined_after_it() -> None:
+    for closed_at, opened in ((200, False), (100, True)):
+        old = running(WORLD, phase=CLOSED, closed=Closure(SUCCESS, "pod-1"), members_rv=closed_at)
+        bench = Bench([member(0, 2, incarnation=ME.incarnation)], old)
+        assert (bench.at(0.0).write is not None) is opened
+
+
+def test_a_world_that_ended_without_a_coordinator_is_closed_and_opened_again() -> None:
+    world = [member(i, incarnation=f"old-{i}/0", state=SUCCEEDED) for i in range(3)]
+    bench = Bench(world, running(world))
+    bench.put(member(0, 2, name="new-0", incarnation=ME.incarnation), member(1, 2, name="new-1", incarnation="new-1/0"))
+    assert bench.wrote(0.0).phase == CLOSED
+    assert bench.wrote(0.1).phase == FORMING
+    bench.put(member(2, 2, name="new-2", incarnation="new-2/0"), member(3, 2, name="new-3", incarnation="new-3/0"))
+    assert bench.wrote(0.2).size == 4

@@ -267,8 +267,18 @@ def test_a_spare_is_released_when_the_job_ends(reason: str, kind: str) -> None:
     agent.gets(ev.Join(5000))
     agent.sees(world(1, 5, slots=(0, 2)))
     agent.gets(ev.Written(10))
-    agent.sees(world(1, 5, slots=(0, 2), phase=CLOSED, closed=Closure(reason, "pod-0")))
+    agent.sees(world(1, 15, slots=(0, 2), phase=CLOSED, closed=Closure(reason, "pod-0")))
     assert agent.one(ev.Raise).kind == kind
+
+
+def test_who_joined_after_the_last_success_waits_for_the_next_run() -> None:
+    agent = Agent()
+    agent.gets(ev.Join(5000))
+    agent.sees(world(1, 5, slots=(0, 2)))
+    closed = world(1, 15, slots=(0, 2), phase=CLOSED, closed=Closure("Succeeded", "pod-0"))
+    assert agent.sees(closed) == []
+    assert agent.gets(ev.Written(16)) == []
+    assert agent.state.joining
 
 
 def test_a_later_run_starts_from_a_closed_round() -> None:
