@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -356,7 +357,7 @@ def test_a_result_survives_others_that_fold_the_log(opener: Open, proxy: FaultPr
 @pytest.mark.parametrize(
     "fault",
     [
-        {"kind": "reply", "status": 409, "reason": "Conflict"},
+        {"kind": "reply", "status": 409, "reason": "Conflict", "method": "PATCH"},
         {"kind": "reply", "status": 429, "reason": "TooManyRequests", "retry_after": 1},
         {"kind": "reply", "status": 500, "reason": "InternalError"},
         {"kind": "reply", "status": 503, "reason": "ServiceUnavailable"},
@@ -449,7 +450,7 @@ def test_one_that_stays_away_is_a_timeout(opener: Open, proxy: FaultProxy) -> No
     store.add("n", 1)
     proxy.down()
     for call in (lambda: store.add("n", 1), lambda: store.get("n"), store.num_keys):
-        with pytest.raises(dist.DistStoreError, match="[t -i]imeout"):
+        with pytest.raises(dist.DistStoreError, match=r"[t -i]imeout"):
             call()
     proxy.up()
     assert store.add("n", 1) in (2, 3)  # The one that failed may have been carried out, once.
@@ -532,10 +533,29 @@ FAULTS: list[dict[str, Any]] = [
 ]
 
 
+@contextmanager
+def chaos(proxy: FaultProxy, seed: int) -> Iterator[None]:
+    """One fault after the other, each with a few requests in between that pass."""
+    over, choose = threading.Event(), random.Random(seed)
+
+    def fail() -> None:
+        while not over.wait(choose.uniform(0.02, 0.2)):
+            proxy.inject(**{"path": PATH, **choose.choice(FAULTS)}).hit.wait(0.5)
+
+    failing = threading.Thread(target=fail)
+    failing.start()
+    try:
+        yield
+    finally:
+        over.set()
+        failing.join()
+        proxy.clear()
+
+
 @pytest.mark.parametrize("seed", range(4))
 def test_under_chaos_every_history_has_an_order(seed: int, opener: Open, proxy: FaultProxy) -> None:
     handles, histories = [opener(proxy) for _ in range(4)], {"a": list[Done](), "b": list[Done]()}
-    lock, over = threading.Lock(), threading.Event()
+    lock = threading.Lock()
 
     def run(i: int) -> None:
         choose = random.Random(seed * 100 + i)
@@ -554,39 +574,16 @@ def test_under_chaos_every_history_has_an_order(seed: int, opener: Open, proxy: 
             with lock:
                 histories[key].append(Done(kind, args, called, time.monotonic(), result))
 
-    def fail() -> None:
-        choose = random.Random(seed)
-        while not over.wait(choose.uniform(0, 0.12)):
-            proxy.inject(**{"path": PATH, **choose.choice(FAULTS)})
-
-    failing = threading.Thread(target=fail)
-    failing.start()
-    with ThreadPoolExecutor() as pool:
-        futures = [pool.submit(run, i) for i in range(4)]
-        for future in futures:
+    with chaos(proxy, seed), ThreadPoolExecutor() as pool:
+        for future in [pool.submit(run, i) for i in range(4)]:
             future.result()
-    over.set()
-    failing.join()
-    proxy.clear()
     for key, history in histories.items():
         assert linearizable(history), (key, history)
 
 
 def test_a_crowd_of_adds_under_chaos_counts_each_once(opener: Open, proxy: FaultProxy) -> None:
     handles = [opener(proxy) for _ in range(6)]
-    over = threading.Event()
-
-    def fail() -> None:
-        choose = random.Random(7)
-        while not over.wait(choose.uniform(0, 0.1)):
-            proxy.inject(**{"path": PATH, **choose.choice(FAULTS)})
-
-    failing = threading.Thread(target=fail)
-    failing.start()
-    with ThreadPoolExecutor() as pool:
+    with chaos(proxy, 7), ThreadPoolExecutor() as pool:
         results = list(pool.map(lambda store: [store.add("n", 1) for _ in range(8)], handles))
-    over.set()
-    failing.join()
-    proxy.clear()
     assert sorted(n for mine in results for n in mine) == list(range(1, 49))
     assert all(mine == sorted(mine) for mine in results)

@@ -74,7 +74,7 @@ class Shard:
         self.version = 0
         self.deleted = False
         self.crowded_until = 0.0
-        """Appending to the object itself has just been in vain several times: don't try until then."""
+        """Others were quicker just now: until then, post letters at once."""
         self._state: State | None = None
 
     @property
@@ -264,18 +264,16 @@ class Shards:
                 found = self.client.create(STORES, self.namespace, posted, retry=retry)
             except AlreadyExists:  # The reply to the first attempt was lost.
                 found = self.client.get(STORES, self.namespace, name, retry=retry)
-            except (ServerError, Unreachable) as error:
+            except (Conflict, ServerError, Unreachable) as error:
                 retry.sleep(backoff.next(error.retry_after), error)
                 continue
             return str(found["metadata"]["resourceVersion"])
 
     def _collect(self, shard: Shard, sent: str, retry: Retry) -> None:
         selector = f"{records.SHARD}={shard.name}"
-        letters = self.client.list(STORES, self.namespace, label_selector=selector, resource_version=sent, retry=retry)[
-            "items"
-        ]
+        found = self.client.list(STORES, self.namespace, label_selector=selector, resource_version=sent, retry=retry)
         with self._changed:
-            entries = records.pending(shard.state(), letters)
+            entries = records.pending(shard.state(), found["items"])
         if len(entries) == 1:
             shard.crowded_until = 0.0
         if entries:
