@@ -374,12 +374,12 @@ def _commit(facts: _Facts, own: Round) -> Round:
     slots: dict[int, Member] = {member.index: member for member in chosen if member.index is not None}
     others = [member for member in chosen if member.index is None]
     for wishes in (had, {member.name: member.slot for member in others}):
-        for member in others:
+        for member in list(others):
             wish = wishes[member.name]
-            if wish is not None and member not in slots.values():
-                slots.setdefault(wish, member)
+            if wish is not None and slots.setdefault(wish, member) is member:
+                others.remove(member)
     free = (slot for slot in range(MAX_SLOTS) if slot not in slots)
-    slots |= {next(free): member for member in others if member not in slots.values()}
+    slots |= dict(zip(free, others, strict=False))
     ranked = sorted(slots)
     salt, checks = fingerprints([slots[slot].incarnation for slot in ranked])
     first = slots[ranked[0]]

@@ -12,6 +12,7 @@ import binascii
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 from rdzv.k8s.fields import Fields
@@ -312,6 +313,7 @@ class Roster:
         )
 
 
+@lru_cache(maxsize=4 * MAX_SLOTS)
 def fingerprint(salt: int, incarnation: str) -> str:
     """24 bits of an incarnation as six hexadecimal digits. `salt` is chosen so that no two members of a round share one."""
     key = salt.to_bytes(8, "big")
