@@ -83,6 +83,8 @@ class Bench:
         self.roster = who
         self.dead: set[str] = set()
         self.suspected: set[str] = set()
+        self.connected: set[str] = set()
+        self.top = 0
         self.put(*members)
 
     def put(self, *members: Member) -> None:
@@ -99,6 +101,8 @@ class Bench:
             self.round_rv,
             frozenset(self.dead),
             frozenset(self.suspected),
+            frozenset(self.connected),
+            self.top,
         )
         self.state, decision = step(self.state, view, now)
         return decision
@@ -439,6 +443,34 @@ def test_only_the_lost_coordinator_is_replaced() -> None:
     assert bench.wrote(0.0).coordinator == replace(MINE, term=5)
     bench.round = running(WORLD, coordinator=replace(other, term=6))
     assert bench.at(1.0).step_down
+
+
+def test_the_replaced_coordinator_is_dead_until_it_connects() -> None:
+    other = Coordinator(1, "uid-1/0", "10.0.0.1", 7001, 4)
+    bench = Bench(WORLD, running(WORLD, coordinator=other))
+    bench.state = replace(bench.state, lost=other)
+    assert bench.wrote(0.0).want == 1
+    assert bench.silent_until(0.1) == pytest.approx(0.3)
+    bench.connected.add("uid-1/0")
+    assert bench.at(0.2) == Decision()
+    bench.connected.clear()
+    bench.at(1.0)
+    assert bench.wrote(1.3).want_reason == "gone: slot 1"
+
+
+def test_numbers_go_on_from_what_this_agent_has_seen() -> None:
+    bench = Bench([member(0), member(1)], None)
+    bench.top = 5
+    assert bench.wrote(0.0).round == 5
+    bench.top = 9
+    assert bench.wrote(1.0).round == 9
+
+
+def test_allotted_slots_are_wishes() -> None:
+    asked = [member(i, slot=slot, allotted=True) for i, slot in ((0, 2), (1, 2), (2, 5))]
+    bench = Bench([*asked, member(3, slot=5)], EMPTY)
+    record = bench.wrote(0.0)
+    assert [record.slots[record.rank_of(f"uid-{i}/0") or 0] for i in range(4)] == [2, 0, 1, 5]
 
 
 def test_the_round_of_another_run_is_replaced_only_when_the_rendezvous_says_so() -> None:
