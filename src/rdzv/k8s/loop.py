@@ -22,6 +22,7 @@ log = logging.getLogger("rdzv.k8s.agent")
 _IDLE = 3600.0
 _JOIN_SECONDS = 2.0
 _LOOPS: weakref.WeakSet[Loop] = weakref.WeakSet()
+_PIPES: list[SignalPipe] = []
 
 
 class Loop:
@@ -78,9 +79,13 @@ class Loop:
 
     def forget(self, sock: socket.socket) -> None:
         """Stop watching the socket, and close it."""
+        self.release(sock)
+        sock.close()
+
+    def release(self, sock: socket.socket) -> None:
+        """Stop watching the socket, which stays open."""
         with contextlib.suppress(KeyError, ValueError):
             self._selector.unregister(sock)
-        sock.close()
 
     def close_sockets(self) -> None:
         """Close this process's descriptors, without a word to the selector (which a forked child shares with its parent)."""
@@ -135,25 +140,41 @@ class SignalPipe:
     """
 
     def __init__(self, loop: Loop, numbers: set[int], notice: Callable[[], None]) -> None:
-        self._numbers, self._notice = numbers, notice
+        self._loop, self._numbers, self._notice = loop, numbers, notice
         self._previous = -1
         self._active = threading.current_thread() is threading.main_thread()
         if self._active:
             self._reader, self._writer = _pair()
             loop.watch(self._reader, selectors.EVENT_READ, self._read)
             self._previous = signal.set_wakeup_fd(self._writer.fileno(), warn_on_full_buffer=False)
+            _PIPES.append(self)
 
     def close(self) -> None:
-        """Give the descriptor back, unless somebody else has taken it since (asyncio does), or this is another thread."""
-        if not self._active or threading.current_thread() is not threading.main_thread():
+        """Give the descriptor back to whoever had it before."""
+        if not self._active:
             return
-        current = signal.set_wakeup_fd(-1)
-        if current == self._writer.fileno():
-            signal.set_wakeup_fd(self._previous, warn_on_full_buffer=False)
+        self._active = False
+        _PIPES.remove(self)
+        self._loop.release(self._reader)
+        if self._unlink():
+            self._reader.close()
             self._writer.close()
         else:
-            signal.set_wakeup_fd(current, warn_on_full_buffer=False)
-        self._active = False
+            # Python still writes to it, or somebody else may put it back: a closed descriptor's number is used again.
+            self._reader.detach()
+            self._writer.detach()
+
+    def _unlink(self) -> bool:
+        mine = self._writer.fileno()
+        for pipe in _PIPES:
+            if pipe._previous == mine:
+                pipe._previous = self._previous
+                return True
+        if threading.current_thread() is not threading.main_thread():
+            return False
+        current = signal.set_wakeup_fd(-1)
+        signal.set_wakeup_fd(self._previous if current == mine else current, warn_on_full_buffer=False)
+        return current == mine
 
     def _read(self) -> None:
         data = self._reader.recv(4096)
