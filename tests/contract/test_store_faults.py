@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import gc
+import json
 import multiprocessing
 import os
 import random
 import secrets
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -16,9 +18,10 @@ from contextlib import contextmanager
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
+from cluster_fixtures import LocalCluster, local
 from contract.fault_proxy import FaultProxy
 from torch import distributed as dist
 
@@ -28,9 +31,6 @@ from rdzv.k8s.client import Client
 from rdzv.k8s.config import Config, from_kubeconfig
 from rdzv.k8s.credentials import StaticCredentials
 from rdzv.k8s.store import KubernetesStore
-
-if TYPE_CHECKING:
-    from cluster_fixtures import LocalCluster
 
 CRD = Path(__file__).resolve().parents[2] / "charts/rendezvous-operator/files/crds/rendezvousstore.yaml"
 STORES = Resource("rdzv.dev/v1alpha1", "rendezvousstores")
@@ -443,6 +443,44 @@ def test_an_api_server_that_is_away_is_waited_for(opener: Open, proxy: FaultProx
         proxy.up()
         assert waiting.result(30) == b"value"
         assert added.result(30) == 2
+
+
+def test_an_api_server_that_is_killed_and_started_again(tmp_path: Path) -> None:
+    place = tmp_path / "c"
+    local("up", "--dir", place, "--name", "test-store", "--light")
+    try:
+        cluster = LocalCluster.at(place)
+        cluster.kubectl("apply", "--server-side", "-f", str(CRD))
+        cluster.kubectl("wait", "--for=condition=Established", "-f", str(CRD), "--timeout=30s")
+        clients = [Client(from_kubeconfig(str(cluster.kubeconfig))) for _ in range(4)]
+        stores = [KubernetesStore("restarted", "default", client=client) for client in clients]
+        added = threading.Semaphore(0)
+
+        def add(store: KubernetesStore) -> list[int]:
+            results = []
+            for _ in range(30):
+                results.append(store.add("n", 1))
+                added.release()
+            return results
+
+        with ThreadPoolExecutor() as pool:
+            waiting = pool.submit(stores[3].get, "end")
+            adding = [pool.submit(add, store) for store in stores[:3]]
+            for _ in range(10):
+                added.acquire()
+            os.kill(
+                json.loads((place / "state.json").read_text())["processes"]["kube-apiserver"]["pid"], signal.SIGKILL
+            )
+            time.sleep(1)
+            local("up", "--dir", place, "--name", "test-store", "--light")
+            assert sorted(n for future in adding for n in future.result(90)) == list(range(1, 91))
+            stores[0].set("end", "x")
+            assert waiting.result(90) == b"x"
+        for store, client in zip(stores, clients, strict=True):
+            store.close()
+            client.close()
+    finally:
+        local("down", "--dir", place)
 
 
 def test_one_that_stays_away_is_a_timeout(opener: Open, proxy: FaultProxy) -> None:
