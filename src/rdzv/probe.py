@@ -1,7 +1,7 @@
 """What the Python that runs torchrun finds: this package, torch, and whether torch has registered the plug-in.
 
-Its text is given to that interpreter with `-c` (`interpreter`, `look`): it may be another one than ours, started with other flags, and torch
-may die on import. So what runs there imports nothing of this package at the top.
+The text of this file is given to that interpreter with `-c`: it may be another one than ours, started with other flags, and
+torch may die on import. So nothing of this package is imported at the top.
 """
 
 from __future__ import annotations
