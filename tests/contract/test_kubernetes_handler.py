@@ -1,0 +1,150 @@
+"""Real torchrun agents on the `kubernetes` backend: no operator, a real API server, real deaths."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cluster_fixtures import LocalCluster
+from contract.fault_proxy import FaultProxy
+from torchrun_fleet import Fleet
+
+CRDS = Path(__file__).parents[2] / "charts/rendezvous-operator/files/crds"
+
+
+@pytest.fixture
+def plane(control_plane: LocalCluster) -> LocalCluster:
+    control_plane.kubectl("apply", "-f", str(CRDS))
+    return control_plane
+
+
+@pytest.fixture
+def fleet(plane: LocalCluster, light_namespace: str, tmp_path: Path) -> Iterator[Fleet]:
+    found = Fleet(tmp_path, plane.kubeconfig, f"{light_namespace}/job", "run-1", "2:3")
+    yield found
+    found.stop()
+
+
+def get(plane: LocalCluster, fleet: Fleet, kind: str, name: str) -> dict[str, Any]:
+    namespace = fleet.endpoint.partition("/")[0]
+    found: dict[str, Any] = json.loads(plane.kubectl("get", kind, name, "-n", namespace, "-o", "json"))
+    return found
+
+
+def test_a_job_forms_trains_and_ends(plane: LocalCluster, fleet: Fleet) -> None:
+    nodes = [fleet.start() for _ in range(3)]
+    fleet.await_world(nodes, 3)
+    assert [node.steps()[-1]["rank"] for node in nodes] == [0, 1, 2], "ranks follow slots"
+    fleet.finish()
+    fleet.wait("all agents end", lambda: not any(node.alive() for node in nodes))
+    assert [node.process.returncode for node in nodes] == [0, 0, 0], [node.output() for node in nodes]
+    assert {node.steps()[-1]["restarts"] for node in nodes} == {0}
+    record = get(plane, fleet, "rendezvousround", "job")["spec"]
+    assert (record["phase"], record["closed"]["reason"], record["round"]) == ("Closed", "Succeeded", 1)
+
+
+@pytest.mark.parametrize("victim", [2, 0], ids=["a member", "the coordinator and rank 0"])
+def test_survivors_go_on_when_an_agent_is_killed(fleet: Fleet, victim: int) -> None:
+    nodes = [fleet.start() for _ in range(3)]
+    fleet.await_world(nodes, 3)
+    at = time.time()
+    nodes[victim].kill()
+    survivors = [node for node in nodes if node is not nodes[victim]]
+    fleet.await_world(survivors, 2, since=at)
+    assert all(node.alive() for node in survivors)
+    fleet.finish()
+    fleet.wait("the survivors end", lambda: not any(node.alive() for node in survivors))
+    assert [node.process.returncode for node in survivors] == [0, 0], [node.output() for node in survivors]
+
+
+def test_a_replacement_is_let_in(fleet: Fleet) -> None:
+    nodes = [fleet.start() for _ in range(3)]
+    fleet.await_world(nodes, 3)
+    nodes[1].kill()
+    at = time.time()
+    fleet.await_world([nodes[0], nodes[2]], 2, since=at)
+    again = fleet.start()
+    fleet.await_world([nodes[0], nodes[2], again], 3, since=at)
+    assert nodes[0].alive()
+    assert nodes[2].alive()
+
+
+def test_sigterm_is_announced_before_the_workers_have_stopped(plane: LocalCluster, fleet: Fleet) -> None:
+    nodes = [fleet.start(), fleet.start(), fleet.start(SLOW_EXIT="15")]
+    fleet.await_world(nodes, 3)
+    worker = nodes[2].steps()[-1]["pid"]
+    nodes[2].process.send_signal(signal.SIGTERM)
+
+    def leaving() -> bool:
+        return bool(get(plane, fleet, "rendezvousmember", "node-2")["spec"]["state"] == "leaving")
+
+    fleet.wait("node-2 says that it leaves", leaving, 10)
+    assert nodes[2].alive()
+    assert os.path.exists(f"/proc/{worker}"), "its worker had ended before"
+    at = time.time()
+    fleet.await_world(nodes[:2], 2, since=at)
+    assert [node.alive() for node in nodes[:2]] == [True, True]
+
+
+def test_the_api_server_is_away_while_training(
+    plane: LocalCluster, fleet: Fleet, tmp_path: Path, light_namespace: str
+) -> None:
+    with FaultProxy(plane.kubeconfig, tmp_path) as proxy:
+        fleet.kubeconfig = proxy.kubeconfig
+        nodes = [fleet.start() for _ in range(2)]
+        fleet.await_world(nodes, 2)
+        proxy.down()
+        at = time.time()
+        time.sleep(20)
+        fleet.await_world(nodes, 2, since=at + 19)
+        proxy.up()
+        late = fleet.start()
+        fleet.await_world([*nodes, late], 3, since=at)
+        assert all(node.alive() for node in nodes)
+        before = [[step for step in node.steps() if step["world"] == 2] for node in nodes]
+        assert [{step["pid"] for step in steps} for steps in before] == [{steps[0]["pid"]} for steps in before]
+
+
+def test_the_api_server_is_away_while_forming(plane: LocalCluster, fleet: Fleet, tmp_path: Path) -> None:
+    with FaultProxy(plane.kubeconfig, tmp_path) as proxy:
+        fleet.kubeconfig = proxy.kubeconfig
+        first = fleet.start()
+        fleet.wait("the first waits", lambda: any("rendezvousmembers" in seen.target for seen in proxy.requests))
+        proxy.down()
+        second = fleet.start()
+        time.sleep(20)
+        assert first.alive()
+        assert second.alive()
+        proxy.up()
+        fleet.await_world([first, second], 2)
+
+
+def test_min_and_max_are_read_live(plane: LocalCluster, fleet: Fleet) -> None:
+    namespace = fleet.endpoint.partition("/")[0]
+    spec = {"backend": "kubernetes", "nodes": {"min": 1, "max": 2}}
+    obj = {"apiVersion": "rdzv.dev/v1alpha1", "kind": "Rendezvous", "metadata": {"name": "job"}, "spec": spec}
+    plane.kubectl("apply", "-n", namespace, "-f", "-", input=json.dumps(obj))
+    fleet.run_id = get(plane, fleet, "rendezvous", "job")["metadata"]["uid"]
+    nodes = [fleet.start() for _ in range(3)]
+    fleet.wait("a world of 2", lambda: sum(bool(node.steps()) for node in nodes) == 2)
+
+    def scale(maximum: int) -> float:
+        at = time.time()
+        plane.kubectl(
+            *("patch", "rendezvous", "job", "-n", namespace, "--type=merge"),
+            *("-p", json.dumps({"spec": {"nodes": {"max": maximum}}})),
+        )
+        return at
+
+    fleet.await_world(nodes, 3, since=scale(3))
+    fleet.await_world(nodes[:2], 2, since=scale(2))
+    assert all(node.alive() for node in nodes)
+    fleet.finish()
+    fleet.wait("all end, the spare too", lambda: not any(node.alive() for node in nodes))
+    assert [node.process.returncode for node in nodes] == [0, 0, 0], [node.output() for node in nodes]
