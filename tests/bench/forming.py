@@ -14,9 +14,11 @@ from bench.records import Results, Sample
 from bench.world import AgentFailedError, World
 
 FLOOR = "api-floor"
-PROCESSES_UP_TO = 8
-"""Agents: up to this many are processes, more are threads of one process. Alike for every backend."""
+PROCESSES_UP_TO = 32
+"""Agents: up to this many are processes, more are threads of one process, alike for every backend; the floor's, by its
+definition, are always threads."""
 LIMIT_SECONDS = 75.0
+ELASTIC_SIZES = [4, 16]
 REPEAT_BELOW_SECONDS = 15.0
 _LAST_CALL_SECONDS = 45.0
 
@@ -36,11 +38,10 @@ class Run:
     most: int
     limit: float
     roster: bool = False
-    threads: bool | None = None
 
     def sample(self, lab: Lab) -> Sample:
         """Seconds from the last next_rendezvous call until all have a rank."""
-        threads = self.count > PROCESSES_UP_TO if self.threads is None else self.threads
+        threads = self.backend is None or self.count > PROCESSES_UP_TO
         name = lab.name()
         if self.backend is None:
             plans = floor.plans(lab.kubeconfig, lab.namespace, name, self.count)
@@ -68,7 +69,6 @@ class Run:
         assert {report["rank"] for report in worlds} == set(range(self.count))
         if self.backend is not None:
             assert {report["size"] for report in worlds} == {self.count}
-        # The floor is timed from the common start, which all of its agents, and the one that counts, have from then on.
         return Sample(max(r["at"] for r in worlds) - max(r["began"] for r in worlds))
 
 
@@ -101,7 +101,7 @@ def form_elastic(lab: Lab, results: Results, sizes: list[int], runs: int, wanted
     What waits takes no processor time, so the torch runs of all sizes go side by side.
     """
     torchs = [b for b in BACKENDS if not b.on_kubernetes and wanted(b.name)]
-    waiting = [Run("form-elastic", b, n, n + 1, _LAST_CALL_SECONDS, threads=False) for b in torchs for n in sizes]
+    waiting = [Run("form-elastic", b, n, n + 1, _LAST_CALL_SECONDS) for b in torchs for n in sizes]
     for run, sample in zip(waiting, lab.side_by_side([_sampler(run, lab) for run in waiting]), strict=True):
         assert run.backend is not None
         results.add("form-elastic", run.backend.name, run.count, "seconds", "s", [sample])

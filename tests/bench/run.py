@@ -12,12 +12,12 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "src")]
 
-from bench import forming, servers  # noqa: E402 - they are found by the lines above
+from bench import cost, forming, names, recovery, servers, stores  # noqa: E402 - they are found by the lines above
 from bench.lab import Lab  # noqa: E402
 from bench.records import Results  # noqa: E402
 
 OUTPUT = ROOT / ".local/bench.json"
-SCENARIOS = ["form-fixed", "form-elastic"]
+SCENARIOS = ["library", "form-fixed", "form-elastic", "recover", "requests", "stores"]
 
 
 def options() -> argparse.Namespace:
@@ -42,15 +42,27 @@ def main() -> int:
     results = Results(given.output, forming.machine())
     with tempfile.TemporaryDirectory(prefix="rdzv-bench-") as place:
         directory = Path(place)
+        names.only_from_files(directory)
         with servers.running(directory) as found:
             lab = Lab(found, directory)
             for scenario in only:
                 print(f"\n{scenario}  (load {os.getloadavg()[0]:.1f})", flush=True)
                 began = time.monotonic()
-                if scenario == "form-fixed":
-                    forming.form_fixed(lab, results, sizes or forming.default_sizes(), given.runs, wanted)
-                elif scenario == "form-elastic":
-                    forming.form_elastic(lab, results, [4, 32], given.runs, wanted)
+                match scenario:
+                    case "library":
+                        cost.library(results, given.runs)
+                    case "form-fixed":
+                        forming.form_fixed(lab, results, sizes or forming.default_sizes(), given.runs, wanted)
+                    case "form-elastic":
+                        forming.form_elastic(lab, results, forming.ELASTIC_SIZES, given.runs, wanted)
+                    case "recover":
+                        recovery.recover(lab, results, given.runs, wanted)
+                    case "requests":
+                        cost.requests(lab, results)
+                    case "stores":
+                        stores.stores(lab, results)
+                    case _:
+                        raise SystemExit(f"--only {scenario}: write some of {', '.join(SCENARIOS)}")
                 print(f"  {time.monotonic() - began:.0f} s", flush=True)
     return 0
 
