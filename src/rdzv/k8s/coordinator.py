@@ -211,19 +211,22 @@ def _facts(state: CoordinatorState, view: View, own: Round | None, now: float) -
     world = frozenset(own.checks if own is not None and own.phase == RUNNING else ())
     living = {check: by_check[check] for check in world - done if check in by_check}
     rejoining = frozenset(check for check, member in living.items() if member.want_round > number)
-    seen = max([state.top, roster.round if roster else 0, *(member.seen_round for member in everyone)])
+    uid = own.uid if own is not None else ""
+    # A request to an earlier Round may be a membership in a world of that number.
+    rounds = [m.seen_round if m.round_uid == uid else max(m.seen_round, m.want_round) for m in everyone]
+    seen = max([state.top, roster.round if roster else 0, *rounds])
     return _Facts(
         least=roster.min_nodes if roster else policy.min_nodes,
         most=roster.max_nodes if roster else policy.max_nodes,
         roster=roster if roster is not None and roster.known and _fresh(state, roster, now) else None,
-        joined=tuple(member for member in alive if member.want_round > number),
+        joined=tuple(member for member in alive if member.want_round > number and member.round_uid == uid),
         present=frozenset(living) - rejoining,
         rejoining=rejoining,
         lost=world - done - frozenset(living),
         succeeded=world & done,
         suspected=frozenset(check for check, m in living.items() if m.incarnation in view.suspected),
         members_rv=view.members_rv,
-        own_rv=max((rv for m, rv in mine if m in alive and m.want_round > number), default=0),
+        own_rv=max((rv for m, rv in mine if m.state == LIVE and m.want_round > number), default=0),
         success_rv=max((rv for m, rv in view.members.values() if m.state == SUCCEEDED), default=0),
         seen=seen,
         floor=max([seen, *(member.want_round for member in everyone)]),
@@ -295,6 +298,7 @@ def _blank(own: Round, number: int, reason: str) -> Round:
         want_reason=reason,
         coordinator=own.coordinator,
         members_rv=own.members_rv,
+        uid=own.uid,
     )
 
 
@@ -395,6 +399,7 @@ def _commit(facts: _Facts, own: Round) -> Round:
         coordinator=own.coordinator,
         want=own.round + 1,
         members_rv=facts.members_rv,
+        uid=own.uid,
     )
 
 

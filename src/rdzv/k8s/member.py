@@ -54,7 +54,8 @@ class MemberState:
     """A later agent writes the Member of this name: this one's pod was deleted and made again under its name."""
 
     mine: int = 0
-    """Number of the round accepted last."""
+    """Number of the round accepted last, and the UID of its Round."""
+    mine_uid: str = ""
     joining: bool = False
     port: int = 0
     rebinding: bool = False
@@ -88,7 +89,7 @@ def num_nodes_waiting(state: MemberState) -> int:
     seen = state.seen
     if seen is None or seen.phase == CLOSED or not state.mine or state.leaving or state.finished:
         return 0
-    return int(max(seen.round, seen.want) > state.mine)
+    return int(max(seen.round, seen.want) > state.mine or seen.uid != state.mine_uid)
 
 
 def step(state: MemberState, event: ev.Event, now: float) -> tuple[MemberState, list[ev.Action]]:
@@ -229,11 +230,13 @@ def _join(state: MemberState, actions: list[ev.Action], now: float) -> MemberSta
     if accept is None:
         return _ask(state, actions)
     actions.append(accept)
-    return replace(state, joining=False, mine=seen.round, slot=accept.slot, port=0, want=0)
+    return replace(state, joining=False, mine=seen.round, mine_uid=seen.uid, slot=accept.slot, port=0, want=0)
 
 
 def _decided(state: MemberState, seen: Round) -> bool:
-    """The request is used up: its round was formed, with this join in it or not, or numbers went back below it."""
+    """The request is used up: its round was formed, with this join in it or not, or the Round was made again."""
+    if state.desired is not None and state.desired.round_uid != seen.uid:
+        return True
     if seen.round < state.want:
         return state.want <= state.top
     # Only an acknowledged join can tell whether it was counted.
@@ -311,6 +314,8 @@ def _accept(state: MemberState, seen: Round) -> ev.Accept | None:
     rank = seen.rank_of(state.me.incarnation)
     if seen.phase != RUNNING or seen.want > seen.round or seen.leader is None or rank is None:
         return None
+    if state.desired is None or state.desired.round_uid != seen.uid:
+        return None
     if seen.round < state.want or state.acked_rv is None or state.acked_rv > seen.members_rv:
         return None
     slot = seen.slots[rank]
@@ -337,6 +342,7 @@ def _ask(state: MemberState, actions: list[ev.Action]) -> MemberState:
         port=state.port,
         want_round=state.top + 1,
         seen_round=state.top,
+        round_uid=state.seen.uid if state.seen else "",
         slot=state.slot,
         allotted=state.slot is not None and me.slot is None,
         state=LIVE,

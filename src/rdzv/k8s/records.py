@@ -86,6 +86,8 @@ class Round:
     want_reason: str = ""
     members_rv: int = 0
     closed: Closure | None = None
+    uid: str = ""
+    """Of the object, as the API server set it: another one when the Round was deleted and made again. Not written."""
 
     @property
     def size(self) -> int:
@@ -151,6 +153,7 @@ class Round:
             want_reason=spec.text("wantReason"),
             members_rv=spec.version("membersRV"),
             closed=_closure(spec.child("closed")),
+            uid=Fields(obj, "metadata").text("uid"),
         )
         if record.phase == RUNNING and (record.leader is None or not slots or record.leader.slot != slots[0]):
             raise ValueError("spec.leader: a running round has members, and the lowest slot leads")
@@ -174,6 +177,8 @@ class Member:
     port: int
     want_round: int
     seen_round: int = 0
+    round_uid: str = ""
+    """Of the Round that the request was made for: it counts for no other one of that name."""
     slot: int | None = None
     allotted: bool = False
     """The slot is not the pod's index: a Round allotted it, and may allot another one."""
@@ -201,6 +206,7 @@ class Member:
             "port": self.port,
             "wantRound": self.want_round,
             "seenRound": self.seen_round,
+            "roundUID": self.round_uid,
             "state": self.state,
             "node": self.node,
         }
@@ -229,6 +235,7 @@ class Member:
             port=spec.integer("port", below=65536),
             want_round=spec.integer("wantRound"),
             seen_round=spec.integer("seenRound"),
+            round_uid=spec.text("roundUID"),
             slot=slot,
             allotted=spec.flag("allotted"),
             state=spec.choice("state", STATES),

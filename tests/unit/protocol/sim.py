@@ -18,6 +18,7 @@ from rdzv.k8s import events as ev
 from rdzv.k8s.records import CLOSED, LIVE, RUNNING, Member, Roster, Round
 
 NAME = "job"
+Counted = dict[str, tuple[Member, int]]
 SILENCE = 3.0
 
 
@@ -119,7 +120,7 @@ class Sim:
         self.trace: list[str] | None = None
         # What the properties are checked against.
         self.committed: dict[tuple[str, int], Round] = {}
-        self.counted: dict[tuple[str, int], dict[str, Member]] = {}
+        self.counted: dict[tuple[str, int], Counted] = {}
         self.accepted: dict[tuple[str, int], dict[str, ev.Accept]] = {}
         self.leaders: dict[tuple[str, int], tuple[str, int]] = {}
         self.closed: set[tuple[str, int]] = set()
@@ -181,19 +182,20 @@ class Sim:
 
     # API server.
 
-    def put_round(self, by: str, record: Round, condition: int | None, counted: dict[str, Member]) -> tuple[str, int]:
+    def put_round(self, by: str, record: Round, condition: int | None, counted: Counted) -> tuple[str, int, str]:
         current = self.round
         if (current[1] if current else None) != condition:
             self.conflicts += 1
             self.log(f"{by} conflict on Round")
-            return "conflict", 0
+            return "conflict", 0, ""
         self.writes[by] = self.writes.get(by, 0) + 1
         self.check_round(record, counted)
         self.rv += 1
+        record = replace(record, uid=current[0].uid if current else f"round-{self.rv}")
         self.round = (record, self.rv)
         self.log(f"{by} writes Round rv={self.rv} {show_round(record)}")
         self.publish_round(record)
-        return "ok", self.rv
+        return "ok", self.rv, record.uid
 
     def delete_round(self) -> None:
         if self.round is not None:
@@ -289,7 +291,7 @@ class Sim:
 
     # Properties that hold at every write and every accepted world.
 
-    def check_round(self, record: Round, counted: dict[str, Member]) -> None:
+    def check_round(self, record: Round, counted: Counted) -> None:
         if self.round is not None and self.round[0].run_id == record.run_id and record.round < self.round[0].round:
             raise Violation(f"round number goes back from {self.round[0].round} to {record.round}")
         if record.phase == CLOSED:
@@ -335,11 +337,12 @@ class Sim:
             raise Violation(f"{me} accepts round {world.round}, which did not count it")
         if world.rank == 0 and world.leader.port != process.store:
             raise Violation(f"{me} is to lead round {world.round} with a store that it has closed")
-        if (
-            process.state.acked is None
-            or replace(mine, created="", port=process.state.acked.port) != process.state.acked
-        ):
-            raise Violation(f"{me} accepts round {world.round}, which counted {mine}, not {process.state.acked}")
+        request, rv = mine
+        acked, acked_rv = process.state.acked, process.state.acked_rv or 0
+        # A late write of the same agent may have followed the one that it knows of: then only its port differs.
+        port = request.port if rv <= acked_rv or acked is None else acked.port
+        if rv < acked_rv or replace(request, created="", port=port) != acked:
+            raise Violation(f"{me} accepts round {world.round}, which counted {mine}, not {acked} at {acked_rv}")
         others = self.accepted[key]
         others[me] = world
         ranks = [other.rank for other in others.values()]
@@ -607,15 +610,17 @@ class Sim:
             self.at(wait, self.coordinate, process, side.wake)
 
     def write_round(self, process: Process, side: CoordinatorSide, record: Round, condition: int | None) -> None:
-        counted = {m.incarnation: m for m, _ in side.members.values() if record.rank_of(m.incarnation) is not None}
+        counted = {
+            m.incarnation: (m, rv) for m, rv in side.members.values() if record.rank_of(m.incarnation) is not None
+        }
 
         def again() -> None:
             self.at(0.01 + 0.2 * self.random.random(), self._if_alive, process, self.reread, process, side)
 
-        def answer(result: tuple[str, int]) -> None:
+        def answer(result: tuple[str, int, str]) -> None:
             if result[0] == "ok":
                 side.busy = False
-                self.see_round(process, record, result[1])
+                self.see_round(process, replace(record, uid=result[2]), result[1])
             else:
                 self.reread(process, side)
 

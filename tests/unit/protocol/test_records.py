@@ -74,6 +74,7 @@ members = st.builds(
     port=ports,
     want_round=counts,
     seen_round=counts,
+    round_uid=st.text(max_size=5),
     slot=st.none() | slots,
     allotted=st.booleans(),
     state=st.sampled_from(STATES),
