@@ -4,7 +4,7 @@
 PYTHON ?= /usr/bin/python3
 LOCAL  := $(PYTHON) deploy/local/main.py
 BIN    := .venv/bin
-BACKEND ?= c10d
+BACKEND ?= kubernetes
 export BACKEND
 
 .DEFAULT_GOAL := help
@@ -13,7 +13,7 @@ export BACKEND
 help: ## what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
 
-demo: $(if $(KUBECONFIG),,tools) ## the main job: a real cluster, the chart, a Rendezvous, training pods (BACKEND=c10d|static, KUBECONFIG=… for a cluster you have)
+demo: $(if $(KUBECONFIG),,tools) ## the main job: a real cluster, the chart, a Rendezvous, training pods (BACKEND=kubernetes|c10d|static, KUBECONFIG=… for a cluster you have)
 	$(PYTHON) deploy/demo/demo.py
 
 test: lint test-unit test-contract test-cluster ## everything

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """The main job, shown: a cluster, the operator by its chart, a Rendezvous, and a Job of four pods that run plain `torchrun train.py`.
 
-Environment: BACKEND (c10d); KUBECONFIG, for a cluster that is there already: it then needs IMAGE, LIBRARY_IMAGE and TRAIN_IMAGE,
+Environment: BACKEND (kubernetes); KUBECONFIG, for a cluster that is there already: it then needs IMAGE, LIBRARY_IMAGE and TRAIN_IMAGE,
 references that its nodes can pull (TRAIN_IMAGE has torch). Without KUBECONFIG, everything is made on this machine.
 """
 
@@ -255,7 +255,7 @@ def demo(clock: Clock, kubeconfig: str, backend: str) -> int:
     print(f"\nFrom `kubectl apply` to the first training step: {first:.1f} s (pods' timestamps are whole seconds).")
     print(f"\nLook around:\n  export KUBECONFIG={cluster.kubeconfig}")
     print(f"  kubectl get rdzv,pods -n {sample.NAMESPACE}\n  kubectl describe rdzv -n {sample.NAMESPACE}")
-    print(f"Other backend:  BACKEND={'c10d' if backend == 'static' else 'static'} make demo")
+    print(f"Other backend:  BACKEND={'c10d' if backend == 'kubernetes' else 'kubernetes'} make demo")
     if cluster.local:
         print("Take it down:   make cluster-down")
     return 0
@@ -268,7 +268,7 @@ def main() -> int:
         kubeconfig = ""  # the user looked around, as the demo suggests
     begun = time.time()
     try:
-        return demo(Clock(), kubeconfig, os.environ.get("BACKEND") or "c10d")
+        return demo(Clock(), kubeconfig, os.environ.get("BACKEND") or "kubernetes")
     except DemoError as error:
         print(f"\ndemo failed after {time.time() - begun:.0f} s: {error}", file=sys.stderr)
         return 1

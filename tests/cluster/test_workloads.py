@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 
 import pytest
 from cluster.workloads import Place, rendezvous, workload
-from cluster_fixtures import LocalCluster
 from operator_process import eventually
 
 from deploy.demo import demo
@@ -17,32 +15,14 @@ from deploy.demo.kube import Cluster
 pytestmark = pytest.mark.cluster
 
 
-@pytest.fixture(scope="module")
-def installation(cluster: LocalCluster) -> Iterator[tuple[Cluster, Images]]:
-    """The chart, installed as the demo installs it."""
-    target = Cluster(cluster.kubeconfig, cluster.dir if (cluster.dir / "state.json").exists() else None)
-    images = demo.images_for(target)
-    demo.install(target, images)
-    yield target, images
-    demo.uninstall(target)
-
-
-@pytest.fixture
-def images(installation: tuple[Cluster, Images]) -> Images:
-    return installation[1]
-
-
-@pytest.fixture
-def place(cluster: LocalCluster, namespace: str) -> Place:
-    return Place(cluster, namespace)
-
-
 @pytest.mark.parametrize(
     ("backend", "kind", "order"),
     [
         ("c10d", "Job", "pods first"),
         ("c10d", "StatefulSet", "rendezvous first"),
         ("c10d", "Deployment", "pods first"),
+        ("kubernetes", "Job", "pods first"),
+        ("kubernetes", "Deployment", "rendezvous first"),
         ("static", "Job", "rendezvous first"),
         ("static", "StatefulSet", "pods first"),
     ],
@@ -58,7 +38,7 @@ def test_plain_torchrun_meets(place: Place, images: Images, backend: str, kind: 
         place.apply(objects[0])
         place.apply(objects[1])
     worlds = place.await_world(2)
-    if backend == "static":
+    if backend == "static" or (backend == "kubernetes" and kind == "Job"):
         assert [world["slot"] for world in worlds] == ["0", "1"], "the rank is the index"
     status = place.get("rdzv/world")["status"]
     assert status["nodes"]["summary"] == "2/2"

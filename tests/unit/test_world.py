@@ -115,6 +115,12 @@ def test_the_round_never_goes_back_except_for_a_new_incarnation() -> None:
     assert status(PODS, running(members, 3), members, round=9, runID="uid-0")["round"] == 3
 
 
+def test_nodes_that_are_done_stay_counted_while_the_last_ones_end() -> None:
+    members = [member(pod, state="succeeded") for pod in PODS]
+    closed = Round("mnist", "uid-1", 1, CLOSED, closed=Closure("Succeeded", "mnist-0"))
+    assert status(PODS, closed, members)["nodes"]["summary"] == "3/3"
+
+
 def test_the_pods_accounts_may_take_part_and_no_others() -> None:
     pods = [pod_object("a", index=0), pod_object("b", index=1)]
     pods[1]["spec"]["serviceAccountName"] = "trainer"

@@ -53,7 +53,7 @@ def role_rules(name: str, *, with_store: bool) -> list[dict[str, Any]]:
         rule("rendezvousmembers", ["create", "get", "list", "update", "watch"]),
     ]
     if with_store:
-        rules.append(rule("rendezvousstores", ["create", "delete", "get", "list", "update", "watch"]))
+        rules.append(rule("rendezvousstores", ["create", "delete", "get", "list", "patch", "watch"]))
     return rules
 
 

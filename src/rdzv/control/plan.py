@@ -89,7 +89,7 @@ def _config_map(rendezvous: Rendezvous, provision: Provision) -> dict[str, Any]:
 def _access(rendezvous: Rendezvous, provision: Provision, pods: Sequence[Pod]) -> list[dict[str, Any]]:
     """A Role with what the backend's agents may do, bound to the service accounts that the pods run as."""
     name = rendezvous.child_name
-    accounts = sorted({pod.service_account for pod in pods if pod.live})
+    accounts = sorted({pod.service_account for pod in pods})
     return [
         {
             "apiVersion": RBAC,

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rdzv.control.observed import Observed
-from rdzv.k8s.records import CLOSED, LIVE, RUNNING, Absent, Member, Roster, Round
+from rdzv.k8s.records import CLOSED, LIVE, RUNNING, SUCCEEDED, Absent, Member, Roster, Round
 from rdzv.spec import Rendezvous
 
 BACKEND = "kubernetes"
@@ -64,12 +64,12 @@ def roster(rendezvous: Rendezvous, observed: Observed, previous: Mapping[str, An
 
 
 def present(rendezvous: Rendezvous, observed: Observed) -> frozenset[str]:
-    """Names of the pods whose agents are in the world, or, while there is none, have asked to be."""
+    """Names of the pods whose agents are in the world, or, while there is none, have asked to be, or ended well."""
     record = current_round(rendezvous, observed)
     members = _members(rendezvous, observed)
     if record is not None and record.phase == RUNNING:
         return frozenset(member.name for member in members if record.rank_of(member.incarnation) is not None)
-    return frozenset(member.name for member in members if member.state == LIVE)
+    return frozenset(member.name for member in members if member.state in {LIVE, SUCCEEDED})
 
 
 def describe(rendezvous: Rendezvous, observed: Observed, joined: int, expected: int) -> tuple[str, str, str]:

@@ -1,0 +1,33 @@
+"""Fixtures for tests on real nodes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+from cluster.workloads import Place
+from cluster_fixtures import LocalCluster
+
+from deploy.demo import demo
+from deploy.demo.demo import Images
+from deploy.demo.kube import Cluster
+
+
+@pytest.fixture(scope="session")
+def installation(cluster: LocalCluster) -> Iterator[tuple[Cluster, Images]]:
+    """The chart, installed as the demo installs it."""
+    target = Cluster(cluster.kubeconfig, cluster.dir if (cluster.dir / "state.json").exists() else None)
+    images = demo.images_for(target)
+    demo.install(target, images)
+    yield target, images
+    demo.uninstall(target)
+
+
+@pytest.fixture
+def images(installation: tuple[Cluster, Images]) -> Images:
+    return installation[1]
+
+
+@pytest.fixture
+def place(cluster: LocalCluster, namespace: str) -> Place:
+    return Place(cluster, namespace)
