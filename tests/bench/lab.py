@@ -29,10 +29,11 @@ _NAMESPACES = Resource("v1", "namespaces")
 class Lab:
     """`log` takes what the agents print."""
 
-    def __init__(self, servers: Servers, directory: Path) -> None:
+    def __init__(self, servers: Servers, log: Path) -> None:
         self.servers = servers
         self.kubeconfig = str(servers.kubeconfig)
-        self.log = directory / "agents.log"
+        self.log = log
+        log.unlink(missing_ok=True)
         self.client = Client(from_kubeconfig(self.kubeconfig))
         self.namespace = ""
         self.new_namespace()
@@ -103,7 +104,7 @@ def _fork(job: Callable[[], T]) -> tuple[int, int]:
         os.close(reader)
         try:
             answer: object = job()
-        except Exception as error:  # Raised again by the one who waits for it.
+        except Exception as error:  # noqa: BLE001 - raised again by the one who waits for it
             answer = RuntimeError(f"{type(error).__name__}: {error}")
         with os.fdopen(writer, "wb") as stream:
             stream.write(pickle.dumps(answer))

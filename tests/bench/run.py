@@ -44,7 +44,7 @@ def main() -> int:
         directory = Path(place)
         names.only_from_files(directory)
         with servers.running(directory) as found:
-            lab = Lab(found, directory)
+            lab = Lab(found, given.output.with_name(f"{given.output.stem}-agents.log"))
             for scenario in only:
                 print(f"\n{scenario}  (load {os.getloadavg()[0]:.1f})", flush=True)
                 began = time.monotonic()

@@ -29,14 +29,8 @@ def stores(lab: Lab, results: Results) -> None:
     """Values of 64 bytes; each client has a handle and connections of its own, and a thread of one process."""
     for name, connect in _kinds(lab).items():
         handles = [connect() for _ in range(CLIENTS)]
-        first = handles[0]
-        operations: dict[str, Callable[[int], object]] = {
-            "set": lambda i, store=first: store.set(f"key-{i % 32}", _VALUE),
-            "get": lambda i, store=first: store.get(f"key-{i % 8}"),
-            "add": lambda i, store=first: store.add("counter", 1),
-        }
-        for operation, call in operations.items():
-            taken = _latencies(call)
+        for operation in ("set", "get", "add"):
+            taken = _latencies(handles[0], operation)
             spread = [Sample(value * 1000) for value in (min(taken), statistics.median(taken), max(taken))]
             results.add("store", name, 1, f"{operation}-latency", "ms", spread)
         for operation in ("set", "add"):
@@ -65,11 +59,16 @@ def _kinds(lab: Lab) -> dict[str, Callable[[], Any]]:
     return {"TCPStore": tcp, "EtcdStore": over_etcd, "KubernetesStore": kubernetes}
 
 
-def _latencies(call: Callable[[int], object]) -> list[float]:
+def _latencies(store: Any, operation: str) -> list[float]:
+    calls: dict[str, Callable[[int], object]] = {
+        "set": lambda i: store.set(f"key-{i % 32}", _VALUE),
+        "get": lambda i: store.get(f"key-{i % 8}"),
+        "add": lambda _: store.add("counter", 1),
+    }
     taken: list[float] = []
     end = time.monotonic() + _SECONDS
     while (began := time.monotonic()) < end and len(taken) < 20000:
-        call(len(taken))
+        calls[operation](len(taken))
         taken.append(time.monotonic() - began)
     return taken
 

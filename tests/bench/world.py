@@ -92,7 +92,10 @@ class World:
 
     def command(self, command: bytes, agents: Sequence[int] | None = None) -> None:
         for index in range(len(self._commands)) if agents is None else agents:
-            os.write(self._commands[index], command)
+            try:
+                os.write(self._commands[index], command)
+            except BrokenPipeError:
+                raise AgentFailedError(f"agent {index} has ended") from None
 
     def signal(self, index: int, number: int) -> None:
         """To the process of an agent (of all of them, when they are threads)."""
@@ -128,6 +131,7 @@ class World:
         if pid:
             return pid
         try:
+            atexit._clear()  # Those of the benchmark, such as that its directory be removed.
             ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)  # Nothing outlives the benchmark.
             os.close(self._reports)
             for end in self._commands:
@@ -138,7 +142,7 @@ class World:
             os.environ.update(group[0][0].environ)
             signal.signal(signal.SIGTERM, _told_to_stop)
             _attend_all(group)
-            atexit._run_exitfuncs()  # What a real agent does at its end; the benchmark's own were not made by atexit.
+            atexit._run_exitfuncs()  # As at the end of a real agent.
         finally:
             os._exit(0)
 
