@@ -151,7 +151,9 @@ def step(state: CoordinatorState, view: View, now: float) -> tuple[CoordinatorSt
     if own is None and current != me.run_id:
         # The Round of another run may be a newer one; only the Rendezvous itself can say that it is an old one.
         return state, Decision(waiting_for=f"the Rendezvous or its Round belongs to another run than {me.run_id}")
-    if own is not None and own.coordinator is not None and not _mine(own, me) and own.coordinator != state.lost:
+    named = own.coordinator if own is not None else None
+    mine = named is not None and named.incarnation == me.incarnation
+    if named is not None and not mine and named != state.lost:
         return state, Decision(step_down=True)
     state = _remember(state, view, own, now)
     facts = _facts(state, view, own, now)
@@ -160,17 +162,13 @@ def step(state: CoordinatorState, view: View, now: float) -> tuple[CoordinatorSt
         fresh = Round(me.rendezvous, me.run_id, round=facts.floor, want=facts.floor + 1, want_reason="created")
         return state, Decision(_claimed(fresh, state, term), view.round_rv, waiting_for="the Round to be created")
     state, target, waiting_for, look_again = _target(state, facts, own, now)
-    if not _mine(own, me):
+    if not mine:
         if own.phase == CLOSED and target.phase == CLOSED:
             return state, Decision()
         target = _claimed(target, state, own.term + 1)
     if target == own:
         return state, Decision(look_again=look_again, waiting_for=waiting_for)
     return state, Decision(target, view.round_rv, look_again, waiting_for=waiting_for)
-
-
-def _mine(record: Round, me: Identity) -> bool:
-    return record.coordinator is not None and record.coordinator.incarnation == me.incarnation
 
 
 def _claimed(record: Round, state: CoordinatorState, term: int) -> Round:
@@ -241,7 +239,7 @@ def _alive(state: CoordinatorState, dead: frozenset[str], member: Member, roster
 
 
 def _one_per_slot(members: Sequence[Member]) -> list[Member]:
-    """Of several live pods with one index only the newest (by creation of its Member) counts. The rest follows by name."""
+    """Of live pods with one index only the newest (by creation of its Member). Those without follow by name."""
     newest: dict[int, Member] = {}
     for member in sorted(members, key=lambda m: (m.created, m.name)):
         if member.index is not None:

@@ -311,6 +311,9 @@ class Sim:
             raise Violation(f"round {record.round} is formed after round {latest}: {known} and {record}")
         if record.leader is None or not self.scenario.least_ever <= record.size <= self.scenario.most_ever:
             raise Violation(f"a world of {record.size}")
+        strangers = [who for who, (m, _) in counted.items() if m.run_id != record.run_id or m.round_uid != record.uid]
+        if strangers:
+            raise Violation(f"round {record.round} counts {strangers}, which did not ask this Round")
         endpoint = (record.leader.address, record.leader.port)
         if endpoint in self.leaders:
             raise Violation(f"rounds {self.leaders[endpoint]} and {key} share the store {endpoint}")

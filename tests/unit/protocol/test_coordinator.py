@@ -466,6 +466,14 @@ def test_numbers_go_on_from_what_this_agent_has_seen() -> None:
     assert bench.wrote(1.0).round == 9
 
 
+def test_a_request_to_a_deleted_round_is_taken_for_a_membership() -> None:
+    made_again = replace(EMPTY, uid="second")
+    bench = Bench([member(i, round_uid="second") for i in range(2)], made_again)
+    bench.put(member(2, round_uid="first"), member(3, round_uid="first"))
+    record = bench.wrote(0.0)
+    assert (record.round, record.phase, record.want, record.uid) == (1, FORMING, 2, "second")
+
+
 def test_allotted_slots_are_wishes() -> None:
     asked = [member(i, slot=slot, allotted=True) for i, slot in ((0, 2), (1, 2), (2, 5))]
     bench = Bench([*asked, member(3, slot=5)], EMPTY)

@@ -342,6 +342,23 @@ def test_a_deleted_round_is_asked_for_beyond_what_was_seen() -> None:
     assert agent.one(ev.Write).member.want_round == 5
 
 
+def test_a_round_made_again_is_asked_anew_whatever_its_number() -> None:
+    agent = Agent()
+    agent.gets(ev.Join(5000))
+    agent.sees(replace(EMPTY, uid="first"))
+    assert agent.one(ev.Write).member.round_uid == "first"
+    agent.gets(ev.Written(10))
+    assert agent.sees(replace(EMPTY, uid="second")) == [ev.Rebind()]
+    agent.gets(ev.Bound(5001))
+    assert agent.one(ev.Write).member.round_uid == "second"
+
+
+def test_a_world_ends_when_its_round_is_made_again_with_the_same_number() -> None:
+    agent = Agent().joined()
+    agent.sees(world(1, 20, uid="second"))
+    assert num_nodes_waiting(agent.state) == 1
+
+
 def test_the_older_pod_of_a_slot_is_told() -> None:
     agent = Agent()
     agent.gets(ev.Join(5000))

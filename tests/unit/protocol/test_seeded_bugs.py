@@ -248,26 +248,12 @@ def joins_after_leaving(patch: pytest.MonkeyPatch) -> None:
 
 @bug
 def mixes_runs(patch: pytest.MonkeyPatch) -> None:
-    """Counts the members of another run of the same name."""
+    """Counts the members of another run of the same name, or of a Round that was deleted."""
 
     def make(real: Any) -> Any:
         def facts(state: Any, view: coordinator.View, own: Round | None, now: float) -> Any:
-            members = {n: (replace(m, run_id=state.me.run_id), rv) for n, (m, rv) in view.members.items()}
-            return real(state, replace(view, members=members), own, now)
-
-        return facts
-
-    wrap(patch, coordinator, "_facts", make)
-
-
-@bug
-def counts_requests_to_an_earlier_round(patch: pytest.MonkeyPatch) -> None:
-    """Does not care whether a request was made for this Round or for one that was deleted."""
-
-    def make(real: Any) -> Any:
-        def facts(state: Any, view: coordinator.View, own: Round | None, now: float) -> Any:
-            uid = own.uid if own is not None else ""
-            members = {n: (replace(m, round_uid=uid), rv) for n, (m, rv) in view.members.items()}
+            own_ids = {"run_id": state.me.run_id, "round_uid": own.uid if own is not None else ""}
+            members = {n: (replace(m, **own_ids), rv) for n, (m, rv) in view.members.items()}
             return real(state, replace(view, members=members), own, now)
 
         return facts
