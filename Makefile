@@ -8,7 +8,7 @@ BACKEND ?= kubernetes
 export BACKEND
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-unit test-contract test-cluster lint format cluster cluster-down tools venv render clean
+.PHONY: help demo test test-unit test-contract test-cluster bench lint format cluster cluster-down tools venv render clean
 
 help: ## what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -26,6 +26,9 @@ test-contract: venv
 
 test-cluster: venv
 	$(BIN)/pytest tests/cluster
+
+bench: venv ## every rendezvous backend side by side: a table, and .local/bench.json (BENCH_ONLY=form-fixed BENCH_N=2,8 for parts)
+	$(BIN)/python tests/bench/run.py
 
 lint: venv ## ruff, mypy, import-linter
 	$(BIN)/ruff check .

@@ -127,4 +127,4 @@ def default_sizes() -> list[int]:
 
 def machine() -> dict[str, object]:
     """What the figures depend on."""
-    return {"cpus": os.cpu_count(), "load": os.getloadavg(), "agents are processes up to": PROCESSES_UP_TO}
+    return {"processors": os.cpu_count(), "load before": round(os.getloadavg()[0], 1)}

@@ -12,11 +12,12 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "src")]
 
-from bench import cost, forming, names, recovery, servers, stores  # noqa: E402 - they are found by the lines above
+from bench import cost, forming, names, recovery, report, servers, stores  # noqa: E402 - they are found by the lines above
 from bench.lab import Lab  # noqa: E402
 from bench.records import Results  # noqa: E402
 
 OUTPUT = ROOT / ".local/bench.json"
+PAGE = ROOT / "docs/benchmarks.md"
 SCENARIOS = ["library", "form-fixed", "form-elastic", "recover", "requests", "stores"]
 
 
@@ -27,6 +28,7 @@ def options() -> argparse.Namespace:
     parser.add_argument("--backends", default=os.environ.get("BENCH_BACKENDS", ""), help="rows (all)")
     parser.add_argument("--runs", type=int, default=3, help="of each, from which the median is taken (default: 3)")
     parser.add_argument("--output", type=Path, default=OUTPUT)
+    parser.add_argument("--page", action="store_true", help=f"write table and plot into {PAGE.relative_to(ROOT)} too")
     return parser.parse_args()
 
 
@@ -39,7 +41,9 @@ def main() -> int:
     def wanted(name: str) -> bool:
         return not backends or name in backends
 
-    results = Results(given.output, forming.machine())
+    context = forming.machine()
+    results = Results(given.output, context)
+    whole = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="rdzv-bench-") as place:
         directory = Path(place)
         names.only_from_files(directory)
@@ -64,6 +68,10 @@ def main() -> int:
                     case _:
                         raise SystemExit(f"--only {scenario}: write some of {', '.join(SCENARIOS)}")
                 print(f"  {time.monotonic() - began:.0f} s", flush=True)
+    context |= {"load at the end": os.getloadavg()[0], "minutes": round((time.monotonic() - whole) / 60, 1)}
+    print("\n" + report.markdown(results.records, context))
+    if given.page:
+        report.write(results.records, context, PAGE)
     return 0
 
 
