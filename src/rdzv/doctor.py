@@ -242,7 +242,10 @@ def check_permissions(
     """
     if not denied:
         return Finding("permissions", OK, f"{who} has all that an agent needs in namespace {namespace}")
-    missing = ", ".join(f"{verb} {resource}" for verb, resource in denied)
+    verbs: dict[str, list[str]] = {}
+    for verb, resource in denied:
+        verbs.setdefault(resource, []).append(verb)
+    missing = ", ".join(f"{'/'.join(words)} {resource}" for resource, words in verbs.items())
     text = f"{who} may not {missing} in namespace {namespace}"
     if not agent:
         return Finding(
@@ -269,11 +272,16 @@ def _yaml(rule: Mapping[str, Any]) -> str:
 # The Rendezvous and its world.
 
 
-def check_rendezvous(snapshot: Snapshot) -> list[Finding]:
-    """Whether there is one, what its conditions say, and whether the operator has looked at it."""
+def check_rendezvous(snapshot: Snapshot, backend: str) -> list[Finding]:
+    """Whether there is one, what its conditions say, and whether the operator has looked at it.
+
+    Args:
+        snapshot: what was read.
+        backend: that of the Rendezvous, also where only the environment names it; empty when nothing does.
+    """
     subject, where = "Rendezvous", f"{snapshot.namespace}/{snapshot.name}"
     if "rendezvous" in snapshot.errors:
-        return [Finding(subject, PROBLEM, f"{where} can't be read", snapshot.errors["rendezvous"], "see permissions")]
+        return [_unreadable(where, snapshot.errors["rendezvous"], backend)]
     if snapshot.rendezvous is None and snapshot.round is not None:
         cause = "agents meet without one: nobody tells them who is expected, so torch's own timeouts apply"
         return [Finding(subject, NOTE, f"{where} does not exist", cause, "apply one, if that was not meant")]
@@ -300,6 +308,16 @@ def check_rendezvous(snapshot: Snapshot) -> list[Finding]:
     return [*found, *(_condition(condition) for condition in unexpected_conditions(snapshot))]
 
 
+def _unreadable(where: str, error: str, backend: str) -> Finding:
+    text, refused = f"{where} can't be read", "403 Forbidden" in error
+    if backend not in ("", BACKEND):
+        fix = "none: pods of this backend need no access; ask from where you have it: rdzv status"
+        return Finding("Rendezvous", NOTE, text, "403 Forbidden" if refused else error, fix)
+    if refused:
+        return Finding("Rendezvous", PROBLEM, text, "403 Forbidden", "add what permissions lacks")
+    return Finding("Rendezvous", PROBLEM, text, error, "see the API server's answer")
+
+
 def _condition(condition: Mapping[str, Any]) -> Finding:
     # A world that forms, or has ended well, is no fault; the line about the world says who is missing.
     harmless = condition["type"] == "Formed" and condition["reason"] in {"Forming", "FormingAnew", "ClosedSucceeded"}
@@ -307,9 +325,9 @@ def _condition(condition: Mapping[str, Any]) -> Finding:
     return Finding("condition", NOTE if harmless else PROBLEM, text, str(condition.get("message", "")))
 
 
-def check_world(snapshot: Snapshot) -> list[Finding]:
-    """Who is in the world and who is not."""
-    if snapshot.round is None and not snapshot.members and snapshot.backend not in ("", BACKEND):
+def check_world(snapshot: Snapshot, backend: str) -> list[Finding]:
+    """Who is in the world and who is not; nothing where that can't be seen (`backend` as for `check_rendezvous`)."""
+    if backend not in ("", BACKEND) or "403 Forbidden" in snapshot.errors.get("rendezvousrounds", ""):
         return []
     lines = nodes(snapshot)
     text = describe_round(snapshot)

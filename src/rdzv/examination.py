@@ -36,10 +36,10 @@ def examine(environ: Mapping[str, str], namespace: str | None, name: str | None)
         config = k8s_config.load(environ)
     except ConfigError as error:
         fix = "in a pod: let its service account's token be mounted; elsewhere: set KUBECONFIG"
-        return [*found, Finding("API server", PROBLEM, "none is known", str(error), fix)]
+        return [*found, Finding("API server", _severity(environ), "none is known", str(error), fix)]
     client = Client(config)
     try:
-        reached, who = _reach(client)
+        reached, who = _reach(client, _severity(environ))
         found += reached
         if who is not None:
             meant = target(environ, namespace, name, config.namespace)
@@ -71,16 +71,22 @@ def _cluster(client: Client, environ: Mapping[str, str], meant: tuple[str, str |
     if chosen is None:
         fix = "rdzv doctor [--namespace NAMESPACE] NAME"
         return [*found, Finding("Rendezvous", NOTE, "none was named, so none was looked at", fix=fix)]
-    if shown.backend in ("", probe.BACKEND):
+    backend = shown.backend or (environ.get("PET_RDZV_BACKEND", "") if environ.get("RDZV_NAME") == chosen else "")
+    if backend in ("", probe.BACKEND):
         found.append(_permissions(client, shown, who, environ))
     if snapshot.RENDEZVOUS.plural in served:
-        found += doctor.check_rendezvous(shown)
+        found += doctor.check_rendezvous(shown, backend)
         found += doctor.check_shadowed(environ, _expected(shown)) if environ.get("RDZV_NAME") == chosen else []
-        found += doctor.check_world(shown)
+        found += doctor.check_world(shown, backend)
     return found
 
 
-def _reach(client: Client) -> tuple[list[Finding], str | None]:
+def _severity(environ: Mapping[str, str]) -> str:
+    """How bad it is not to reach the API server: pods of other backends never ask it."""
+    return PROBLEM if environ.get("PET_RDZV_BACKEND", probe.BACKEND) == probe.BACKEND else NOTE
+
+
+def _reach(client: Client, severity: str) -> tuple[list[Finding], str | None]:
     """Whether the API server answers, and as whom it knows us (None: it does not)."""
     config = client.config
     try:
@@ -90,7 +96,7 @@ def _reach(client: Client) -> tuple[list[Finding], str | None]:
         review = client.create(WHO, None, {"apiVersion": WHO.group_version, "kind": "SelfSubjectReview"})
         answered = time.monotonic()
     except (ApiError, ConfigError) as error:
-        return [Finding("API server", PROBLEM, f"{config.server} ({config.source})", str(error), _remedy(error))], None
+        return [Finding("API server", severity, f"{config.server} ({config.source})", str(error), _remedy(error))], None
     tls = ("TLS, certificate NOT checked" if config.insecure else "TLS") if config.tls else "no TLS"
     times = f"connected in {(connected - began) * 1e3:.0f} ms, answered in {(answered - connected) * 1e3:.0f} ms"
     who = str(review["status"]["userInfo"]["username"])

@@ -97,7 +97,7 @@ def test_a_permission_that_is_missing_is_named_with_the_rule_to_add(
     trainer = agent(api, light_namespace, tmp_path)
     done = rdzv(trainer, "doctor", "mnist")
     assert done.returncode == 1, done.stderr
-    assert f"service account {light_namespace}/trainer may not get rendezvous, watch rendezvous" in done.stdout
+    assert f"service account {light_namespace}/trainer may not get/watch/list rendezvous, " in done.stdout
     rules = [line.strip() for line in done.stdout.splitlines() if line.strip().startswith("- {")]
 
     # What it printed is what helps: bound as printed, nothing is missing any more.
@@ -117,12 +117,27 @@ def test_a_permission_that_is_missing_is_named_with_the_rule_to_add(
     fewer = [rule for rule in written["rules"] if rule["resources"] != ["rendezvousmembers"]]
     apply(api, {**role, "rules": fewer})
     done = rdzv(trainer, "doctor", "mnist")
-    only = "may not create rendezvousmembers, get rendezvousmembers, list rendezvousmembers"
+    only = "may not create/get/list/update/watch rendezvousmembers in namespace"
     assert only in done.stdout
     assert (
         "- {apiGroups: [rdzv.dev], resources: [rendezvousmembers], verbs: [create, get, list, update, watch]}"
         in done.stdout
     )
+
+
+def test_a_pod_of_another_backend_needs_no_permission(api: LocalCluster, light_namespace: str, tmp_path: Path) -> None:
+    apply(api, rendezvous(light_namespace, backend="c10d"))
+    given = {
+        "PET_RDZV_BACKEND": "c10d",
+        "PET_RDZV_ENDPOINT": "h:1",
+        "PET_RDZV_ID": "uid",
+        "PET_NNODES": "2",
+        "RDZV_NAME": "mnist",
+        "RDZV_NAMESPACE": light_namespace,
+    }
+    done = rdzv(agent(api, light_namespace, tmp_path), "doctor", **given)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "pods of this backend need no access" in done.stdout
 
 
 def test_a_rendezvous_that_is_missing_is_said(api: LocalCluster, light_namespace: str) -> None:

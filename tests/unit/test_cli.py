@@ -202,7 +202,7 @@ def test_missing_permissions_become_the_rules_to_add() -> None:
     denied = [("update", "rendezvousrounds"), ("create", "rendezvousmembers")]
     found = doctor.check_permissions(who, "team", rules, denied, agent=True)
     assert found.verdict == PROBLEM
-    assert "may not update rendezvousrounds, create rendezvousmembers" in found.text
+    assert "may not update rendezvousrounds, create rendezvousmembers in namespace team" in found.text
     assert [yaml.safe_load(line)[0] for line in found.fix.splitlines()[1:]] == [
         {
             "apiGroups": ["rdzv.dev"],
@@ -302,11 +302,11 @@ def test_conditions_that_are_as_they_should_be_are_not_shown() -> None:
     stuck = {"type": "Degraded", "status": "True", "reason": "PodsStuck", "message": "why"}
     shown = world(rendezvous=rendezvous(conditions=[stuck]))
     assert unexpected_conditions(shown) == [stuck]
-    assert the(doctor.check_rendezvous(shown), "condition").verdict == PROBLEM
+    assert the(doctor.check_rendezvous(shown, "kubernetes"), "condition").verdict == PROBLEM
     assert "Degraded is True: PodsStuck: why" in cli.picture(shown)
     forming = {"type": "Formed", "status": "False", "reason": "Forming", "message": "1 of 2"}
     shown = world(rendezvous=rendezvous(conditions=[forming]))
-    assert the(doctor.check_rendezvous(shown), "condition").verdict == NOTE
+    assert the(doctor.check_rendezvous(shown, "kubernetes"), "condition").verdict == NOTE
     # A status that was written for a deleted namesake says nothing.
     assert unexpected_conditions(world(rendezvous=rendezvous(runID="uid-0", conditions=[stuck]))) == []
 
@@ -318,31 +318,42 @@ def test_conditions_that_are_as_they_should_be_are_not_shown() -> None:
         ({"rendezvous": None}, PROBLEM, "does not exist"),
         ({"rendezvous": None, "round": running(0, 1)}, NOTE, "does not exist"),
         ({"rendezvous": None, "errors": {"rendezvous": "403"}}, PROBLEM, "can't be read"),
+        ({"rendezvous": None, "errors": {"rendezvous": "get: 403 Forbidden: no"}}, PROBLEM, "can't be read"),
         ({"rendezvous": rendezvous(conditions=[])}, NOTE, "has no status"),
         ({"rendezvous": rendezvous("c10d", conditions=[])}, PROBLEM, "has no status"),
     ],
 )
 def test_verdicts_on_the_rendezvous(parts: dict[str, Any], verdict: str, said: str) -> None:
-    found = the(doctor.check_rendezvous(world(**parts)), "Rendezvous")
+    found = the(doctor.check_rendezvous(world(**parts), "kubernetes"), "Rendezvous")
     assert (found.verdict, said in found.text) == (verdict, True), found
+
+
+def test_pods_of_other_backends_need_not_see_their_rendezvous() -> None:
+    refused = world(rendezvous=None, errors={"rendezvous": "403 Forbidden", "rendezvousrounds": "403 Forbidden"})
+    assert [finding.verdict for finding in doctor.check_rendezvous(refused, "c10d")] == [NOTE]
+    assert doctor.check_world(refused, "kubernetes") == []  # permissions has said it already
 
 
 def test_a_status_that_is_out_of_date_is_said() -> None:
     edited = rendezvous(observedGeneration=1)
     edited["metadata"]["generation"] = 2
-    assert any("out of date" in finding.text for finding in doctor.check_rendezvous(world(rendezvous=edited)))
+    assert any(
+        "out of date" in finding.text for finding in doctor.check_rendezvous(world(rendezvous=edited), "kubernetes")
+    )
 
 
 def test_verdicts_on_the_world() -> None:
     whole = world(round=running(0, 1), members=[member(0), member(1)])
-    [found] = doctor.check_world(whole)
+    [found] = doctor.check_world(whole, "kubernetes")
     assert found.verdict == OK
     assert found.text.endswith("mnist-0 (rank 0), mnist-1 (rank 1)")
-    [found] = doctor.check_world(replace(whole, members=[member(0), member(1), member(2)]))
+    [found] = doctor.check_world(replace(whole, members=[member(0), member(1), member(2)]), "kubernetes")
     assert (found.verdict, found.cause) == (NOTE, "mnist-2 waiting")
-    assert "no agent has joined" in doctor.check_world(world())[0].text
-    assert doctor.check_world(world(rendezvous=rendezvous("c10d"))) == []
-    stray = doctor.check_world(world(round=running(0, run_id="other"), members=[member(0, run_id="other")]))
+    assert "no agent has joined" in doctor.check_world(world(), "kubernetes")[0].text
+    assert doctor.check_world(world(rendezvous=rendezvous("c10d")), "c10d") == []
+    stray = doctor.check_world(
+        world(round=running(0, run_id="other"), members=[member(0, run_id="other")]), "kubernetes"
+    )
     assert "not of this Rendezvous" in stray[1].text
 
 
