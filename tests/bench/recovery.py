@@ -24,6 +24,7 @@ COUNT, LEAST = 4, 2
 LIMIT_SECONDS = 60.0
 _FORM_SECONDS = 90.0
 _SETTLE_SECONDS = 2.0
+_TORCHS = ("c10d", "c10d-tuned", "etcd", "etcd-v2")
 HARMS = {"kill": signal.SIGKILL, "delete": signal.SIGTERM, "silent": signal.SIGSTOP, "rank0": signal.SIGKILL}
 
 
@@ -97,9 +98,9 @@ def _formed(latest: dict[int, Report], agents: set[int]) -> float | None:
 
 
 def recover(lab: Lab, results: Results, runs: int, wanted: Callable[[str], bool]) -> None:
-    """torch's backends all at once, for they mostly wait (one run each); `kubernetes` one after the other."""
+    """torch's backends many at once, for they mostly wait (one run each); `kubernetes` one after the other."""
     cases = [(harm, replaced) for harm in HARMS for replaced in (False, True)]
-    torchs = [b for b in BACKENDS if not b.on_kubernetes and wanted(b.name)]
+    torchs = [b for b in BACKENDS if b.name in _TORCHS and wanted(b.name)]
     waiting = [Run(backend, harm, replaced) for harm, replaced in cases for backend in torchs]
     for run, sample in zip(waiting, lab.side_by_side([_sampler(run, lab) for run in waiting]), strict=True):
         _add(results, run, [sample])
