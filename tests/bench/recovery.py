@@ -4,6 +4,7 @@ Four agents of an elastic world (2 to 4) as processes. What happens to one of th
 
 - kill: SIGKILL, as when memory runs out.
 - delete: its pod is deleted: SIGTERM, upon which torch's agent ends by an exception.
+- drain: its pod is deleted, but the container passes no signal on; only the operator's roster tells (kubernetes only).
 - silent: SIGSTOP: connections stand, nothing answers, as when its node has lost power.
 - rank0: SIGKILL to rank 0, which with c10d hosts the store, and with kubernetes coordinates.
 """
@@ -26,6 +27,7 @@ _FORM_SECONDS = 90.0
 _SETTLE_SECONDS = 2.0
 _TORCHS = ("c10d", "c10d-tuned", "etcd", "etcd-v2")
 HARMS = {"kill": signal.SIGKILL, "delete": signal.SIGTERM, "silent": signal.SIGSTOP, "rank0": signal.SIGKILL}
+DRAIN = "drain"
 
 
 @dataclass(frozen=True)
@@ -56,12 +58,16 @@ class Run:
             if self.harm == "rank0" and self.backend.registered != "c10d":
                 victim = next(report["agent"] for report in worlds if report["rank"] == 0)
             time.sleep(_SETTLE_SECONDS)
-            return self._recover(world, victim)
+            survivors = set(range(COUNT)) - {victim}
+            began = time.monotonic()
+            if self.harm == DRAIN:
+                # A Member that is no pod's has its name where the pod's UID would be.
+                lab.write_roster(meeting, survivors, [f"{name}-{victim}"])
+            else:
+                world.signal(victim, HARMS[self.harm])
+            return self._recover(world, survivors, began)
 
-    def _recover(self, world: World, victim: int) -> tuple[Sample, Sample | None]:
-        survivors = set(range(COUNT)) - {victim}
-        began = time.monotonic()
-        world.signal(victim, HARMS[self.harm])
+    def _recover(self, world: World, survivors: set[int], began: float) -> tuple[Sample, Sample | None]:
         if self.replaced:
             world.command(CREATE + FOLLOW, [COUNT])
         recovered: float | None = None
@@ -69,7 +75,7 @@ class Run:
         deadline, note = began + LIMIT_SECONDS, ""
         while (report := world.next(deadline)) is not None:
             agent = report["agent"]
-            if report["what"] == "failed" and agent != victim:
+            if report["what"] == "failed" and agent in survivors | {COUNT}:
                 lost = "an agent exits" if agent in survivors else "the replacement exits"
                 note = f"{lost}: {report['error'].partition(':')[0]}"
                 if agent in survivors:
@@ -106,7 +112,7 @@ def recover(lab: Lab, results: Results, runs: int, wanted: Callable[[str], bool]
         _add(results, run, [sample])
     for backend in BACKENDS:
         if backend.on_kubernetes and wanted(backend.name):
-            for harm, replaced in cases:
+            for harm, replaced in [*cases, (DRAIN, False)]:
                 run = Run(backend, harm, replaced)
                 _add(results, run, [_sampler(run, lab)() for _ in range(runs)])
 
