@@ -339,7 +339,7 @@ def check_world(snapshot: Snapshot, backend: str) -> list[Finding]:
     found = [Finding("world", NOTE if absent or not here else OK, text + (f": {joined}" if joined else ""), cause)]
     if stray and snapshot.round is not None:
         cause = f"its run is {snapshot.round.run_id}, the Rendezvous is {snapshot.uid}"
-        fix = "none if agents were started with --rdzv-id; a deleted namesake's round is replaced by the next agents"
+        fix = "the next agents replace it; should they run with --rdzv-id, leave that out: only the UID can join"
         found.append(Finding("world", NOTE, "the round is not of this Rendezvous", cause, fix))
     return found
 
