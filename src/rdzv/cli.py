@@ -1,4 +1,4 @@
-"""The command `rdzv`, also as `kubectl rdzv` and, in a pod that only has the library, `python -m rdzv.cli`."""
+"""The command `rdzv`, also as `kubectl rdzv` and, in a pod that only has the library, `python -m rdzv`."""
 
 from __future__ import annotations
 

@@ -73,6 +73,7 @@ log = logging.getLogger("rdzv.k8s.agent")
 UNSET_RUN = "none"
 """torchrun's `--rdzv-id` when none is given."""
 _HOPELESS = (Forbidden, Unauthorized, Invalid, TooLarge, UnknownResource, Untrusted)
+_UNSERVED_SECONDS = 8.0
 _FAREWELL_SECONDS = 30.0
 _CLOSING_SECONDS = 10.0
 _EXIT_SECONDS = 2.0
@@ -116,6 +117,7 @@ class Agent:
         self._stepping = False
         self._outcome: Accept | Raise | None = None
         self._error: Exception | None = None
+        self._unserved = 0.0
         self._state: MemberState | None = None
         self._latest = Latest()
         self._coordination: Coordination | None = None
@@ -230,7 +232,8 @@ class Agent:
             while self._state is None and self._error is None and not self._stop.is_set():
                 if not self._told.wait(deadline - time.monotonic()):
                     raise AgentError(CONNECTION, "the API server was not reached in time")
-            self._check_error()
+            if self._state is None:
+                self._check_error()
 
     def _check_error(self) -> None:
         if self._stop.is_set():
@@ -241,7 +244,7 @@ class Agent:
 
     def _wait_for_outcome(self, event: Event) -> Accept:
         with self._told:
-            self._outcome = None
+            self._outcome = self._error = None  # What was refused while nobody waited may be allowed by now.
             self._feed(event)
             while self._outcome is None:
                 self._check_error()
@@ -257,6 +260,8 @@ class Agent:
         return (self._coordination or self._new_coordination()).missing(state)
 
     def _say_goodbye(self, success: bool) -> bool:
+        with self._lock:
+            self._error = None
         self._feed(Finished(success))
         deadline = time.monotonic() + _FAREWELL_SECONDS
         with self._told:
@@ -360,8 +365,13 @@ class Agent:
 
     def _failed(self, error: Exception) -> None:
         """A request that will not do better when repeated ends `join`; any other one is only worth a word."""
-        starting = isinstance(error, ApiError) and self._client.maybe_starting(error)
-        if starting or not isinstance(error, (*_HOPELESS, ConfigError, NotFound)):
+        passing = isinstance(error, ApiError) and self._client.maybe_starting(error)
+        if isinstance(error, UnknownResource):
+            # While a CRD is replaced by another version its objects are not served for a moment.
+            now = time.monotonic()
+            self._unserved = self._unserved or now
+            passing = now < self._unserved + _UNSERVED_SECONDS
+        if passing or not isinstance(error, (*_HOPELESS, ConfigError, NotFound)):
             log.info("%s", error)
             return
         log.error("%s", error)
@@ -447,6 +457,7 @@ class Agent:
         with self._lock:
             if rv <= (self._latest.rv or 0):
                 return
+            self._unserved = 0.0
             self._latest = Latest(record, rv, obj["metadata"] if obj else None)
             self._feed(RoundSeen(record, rv))
         self._follow(record)
