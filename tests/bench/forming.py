@@ -14,10 +14,10 @@ from bench.records import Results, Sample
 from bench.world import AgentFailedError, World
 
 FLOOR = "api-floor"
-PROCESSES_UP_TO = 32
+PROCESSES_UP_TO = 256
 """Agents: up to this many are processes, more are threads of one process, alike for every backend; the floor's, by its
 definition, are always threads."""
-LIMIT_SECONDS = 60.0
+LIMIT_SECONDS = 45.0
 ELASTIC_SIZES = [4, 16]
 REPEAT_BELOW_SECONDS = 5.0
 _LAST_CALL_SECONDS = 45.0

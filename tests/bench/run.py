@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
 import tempfile
 import time
@@ -18,7 +19,7 @@ from bench.records import Results  # noqa: E402
 
 OUTPUT = ROOT / ".local/bench.json"
 PAGE = ROOT / "docs/benchmarks.md"
-SCENARIOS = ["library", "form-fixed", "form-elastic", "recover", "requests", "stores"]
+SCENARIOS = ["form-fixed", "form-elastic", "recover", "requests", "stores", "library"]
 
 
 def options() -> argparse.Namespace:
@@ -41,6 +42,7 @@ def main() -> int:
     def wanted(name: str) -> bool:
         return not backends or name in backends
 
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # What runs is taken down then too.
     context = forming.machine()
     results = Results(given.output, context)
     whole = time.monotonic()
