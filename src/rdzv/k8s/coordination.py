@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from rdzv.k8s import coordinator
 from rdzv.k8s.api import ApiError, Conflict, Forbidden, NotFound, Object, Resource, Stopped, UnknownResource
 from rdzv.k8s.coordinator import CoordinatorState, Decision, View
-from rdzv.k8s.records import GROUP_VERSION, LABEL, LIVE, RUNNING, Member, Roster, Round, resource_version
+from rdzv.k8s.records import GROUP_VERSION, LABEL, LEAVING, LIVE, RUNNING, Member, Roster, Round, resource_version
 from rdzv.k8s.retry import Backoff, Retry
 from rdzv.k8s.watch import DELETED, SYNCED, Watch
 
@@ -300,11 +300,14 @@ class Coordination:
         retry = Retry.within(2.0)
         try:
             found = around.client.list(MEMBERS, around.namespace, label_selector=f"{LABEL}={self._name}", retry=retry)
-            members = {item["metadata"]["name"]: (Member.from_object(item), 1) for item in found["items"]}
+            listed = [Member.from_object(item) for item in found["items"]]
             roster = self._read_roster(retry)
         except (ApiError, ValueError):
             return ""
         latest = around.latest()
+        # The others' time is up at about the same moment; who has given up had joined.
+        there_were = [replace(member, state=LIVE) if member.state == LEAVING else member for member in listed]
+        members = {member.name: (member, 1) for member in there_were}
         lost = latest.record.coordinator if latest.record else None
         there = frozenset({lost.incarnation}) if lost else frozenset()
         view = View(members, 1, roster, latest.record, latest.rv, connected=there)

@@ -1,0 +1,150 @@
+"""What agents of the `kubernetes` backend ask of the API server, and what they say when it refuses or somebody is missing."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cluster_fixtures import LocalCluster
+from contract.fault_proxy import FaultProxy
+from torch.distributed.elastic.rendezvous import RendezvousConnectionError, RendezvousParameters, RendezvousTimeoutError
+from torch.distributed.elastic.rendezvous.registry import get_rendezvous_handler
+
+ROOT = Path(__file__).parents[2]
+CRDS = ROOT / "charts/rendezvous-operator/files/crds"
+QUIET_SECONDS = 20.0
+
+Make = Callable[..., Any]
+
+
+@pytest.fixture
+def plane(control_plane: LocalCluster) -> LocalCluster:
+    control_plane.kubectl("apply", "-f", str(CRDS))
+    return control_plane
+
+
+@pytest.fixture
+def make(plane: LocalCluster, light_namespace: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Make]:
+    monkeypatch.setenv("KUBECONFIG", str(plane.kubeconfig))
+    handlers: list[Any] = []
+
+    def made(slot: int, low: int, high: int, run_id: str = "run-1", **config: Any) -> Any:
+        settings = {"slot": str(slot), "member": f"node-{slot}", "join_timeout": 60} | config
+        endpoint = f"{light_namespace}/job"
+        params = RendezvousParameters("kubernetes", endpoint, run_id, low, high, local_addr="127.0.0.1", **settings)
+        handlers.append(get_rendezvous_handler(params))
+        return handlers[-1]
+
+    yield made
+    with ThreadPoolExecutor(max(len(handlers), 1)) as pool:
+        list(pool.map(lambda handler: handler.shutdown(), handlers))
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("rdzv-")], "threads are left"
+
+
+def requests(plane: LocalCluster, namespace: str) -> list[dict[str, Any]]:
+    """The agents' requests in one namespace, from the audit log."""
+    found = []
+    for line in plane.audit_log.read_text().splitlines():
+        event = json.loads(line)
+        about = event.get("objectRef") or {}
+        if about.get("namespace") == namespace and event.get("userAgent") == "rdzv":
+            found.append(event)
+    return [event for event in found if event["stage"] in ("ResponseComplete", "ResponseStarted")]
+
+
+def writes(events: list[dict[str, Any]], resource: str) -> list[int]:
+    """HTTP status of each write."""
+    verbs = ("create", "update", "patch", "delete")
+    chosen = [event for event in events if event["verb"] in verbs and event["objectRef"]["resource"] == resource]
+    return [event["responseStatus"]["code"] for event in chosen if event["stage"] == "ResponseComplete"]
+
+
+def test_64_agents_write_once_each_and_are_quiet_then(plane: LocalCluster, light_namespace: str, make: Make) -> None:
+    handlers = [make(slot, 64, 64) for slot in range(64)]
+    with ThreadPoolExecutor(64) as pool:
+        infos = list(pool.map(lambda handler: handler.next_rendezvous(), handlers))
+    assert sorted(info.rank for info in infos) == list(range(64))
+    time.sleep(2)  # The audit log is written behind.
+    formed = requests(plane, light_namespace)
+    assert writes(formed, "rendezvousmembers") == [201] * 64
+    assert len(writes(formed, "rendezvousrounds")) <= 3
+    assert set(writes(formed, "rendezvousrounds")) <= {200, 201}, "a conflict"
+    time.sleep(QUIET_SECONDS)
+    after = [event for event in requests(plane, light_namespace)[len(formed) :] if event["verb"] != "watch"]
+    assert [(event["verb"], event["objectRef"]["resource"]) for event in after] == []
+
+
+def test_the_role_for_use_without_the_operator_is_enough_and_a_smaller_one_is_named(
+    plane: LocalCluster, light_namespace: str, make: Make, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    plane.kubectl("create", "serviceaccount", "agent", "-n", light_namespace)
+    token = plane.kubectl("create", "token", "agent", "-n", light_namespace).strip()
+    with FaultProxy(plane.kubeconfig, tmp_path) as proxy:
+        kubeconfig = tmp_path / "agent.kubeconfig"
+        kubeconfig.write_text(json.dumps(proxy.kubeconfig_for(f"Bearer {token}")))
+        monkeypatch.setenv("KUBECONFIG", str(kubeconfig))
+        with pytest.raises(RendezvousConnectionError, match=r"may not \w+ rendezvous\w+\.rdzv\.dev\. Add to a Role"):
+            make(0, 1, 1).next_rendezvous()
+        role = (ROOT / "deploy/standalone/role.yaml").read_text().replace("mnist", "job").replace("default", "agent")
+        plane.kubectl("apply", "-n", light_namespace, "-f", "-", input=role)
+        assert make(1, 1, 1).next_rendezvous().world_size == 1
+
+
+def test_a_timeout_says_who_is_missing(plane: LocalCluster, light_namespace: str, make: Make) -> None:
+    spec = {"backend": "kubernetes", "nodes": {"min": 4, "max": 4}}
+    obj = {"apiVersion": "rdzv.dev/v1alpha1", "kind": "Rendezvous", "metadata": {"name": "job"}, "spec": spec}
+    made = json.loads(plane.kubectl("create", "-n", light_namespace, "-o", "json", "-f", "-", input=json.dumps(obj)))
+    hopeless = [{"pod": "mnist-3", "slot": 3, "reason": "Pending: Unschedulable: 0/2 nodes are available"}]
+    roster = {"expected": "Dw==", "expectedCount": 4, "hopeless": hopeless, "heartbeat": 1, "heartbeatSeconds": 30}
+    status = {"status": {"runID": made["metadata"]["uid"], "roster": roster}}
+    plane.kubectl(
+        *("patch", "rendezvous", "job", "-n", light_namespace, "--subresource=status", "--type=merge"),
+        *("-p", json.dumps(status)),
+    )
+    handlers = [make(slot, 4, 4, run_id="none", join_timeout=6) for slot in range(2)]
+    with ThreadPoolExecutor(2) as pool:
+        calls = [pool.submit(handler.next_rendezvous) for handler in handlers]
+        errors = [call.exception() for call in calls]
+    assert all(isinstance(error, RendezvousTimeoutError) for error in errors), errors
+    for error in errors:
+        assert "2 of 4 expected pods have not joined" in str(error)
+        assert "mnist-3 is Pending: Unschedulable" in str(error)
+        assert "slot 2" in str(error)
+
+
+@pytest.mark.parametrize(
+    ("settings", "complaint"),
+    [
+        ({"store": "redis"}, "store=redis: write one of tcp, kubernetes"),
+        ({"join_timeout": "soon"}, "join_timeout=soon: write a number of seconds"),
+    ],
+)
+def test_settings_that_cannot_be(make: Make, settings: dict[str, str], complaint: str) -> None:
+    with pytest.raises(ValueError, match=complaint):
+        make(0, 1, 1, **settings)
+
+
+def test_the_slot_is_an_index(make: Make) -> None:
+    with pytest.raises(ValueError, match="slot=-1: write the index"):
+        make(-1, 1, 1)
+
+
+def test_the_endpoint_is_a_rendezvous(make: Make) -> None:
+    params = RendezvousParameters("kubernetes", "host:29400", "run-1", 1, 1)
+    with pytest.raises(ValueError, match="write NAMESPACE/NAME"):
+        get_rendezvous_handler(params)
+
+
+def test_store_kubernetes(make: Make) -> None:
+    handlers = [make(slot, 2, 2, store="kubernetes") for slot in range(2)]
+    with ThreadPoolExecutor(2) as pool:
+        first, second = pool.map(lambda handler: handler.next_rendezvous(), handlers)
+    first.store.set("key", "value")
+    assert second.store.get("key") == b"value"
+    assert [handler.use_agent_store for handler in handlers] == [False, False]
