@@ -148,3 +148,20 @@ def test_store_kubernetes(make: Make) -> None:
     first.store.set("key", "value")
     assert second.store.get("key") == b"value"
     assert [handler.use_agent_store for handler in handlers] == [False, False]
+
+
+def test_a_round_deleted_by_hand_is_made_anew_with_a_higher_number(
+    plane: LocalCluster, light_namespace: str, make: Make
+) -> None:
+    handlers = [make(slot, 2, 2) for slot in range(2)]
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(lambda handler: handler.next_rendezvous(), handlers))
+        plane.kubectl("delete", "rendezvousround", "job", "-n", light_namespace)
+        deadline = time.monotonic() + 30
+        while not all(handler.num_nodes_waiting() for handler in handlers):
+            assert time.monotonic() < deadline, "nobody is asked to form a new round"
+            time.sleep(0.05)
+        again = list(pool.map(lambda handler: handler.next_rendezvous(), handlers))
+    assert sorted(info.rank for info in again) == [0, 1]
+    made = json.loads(plane.kubectl("get", "rendezvousround", "job", "-n", light_namespace, "-o", "json"))
+    assert made["spec"]["round"] > 1

@@ -15,23 +15,11 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from rdzv.k8s import coordinator, member
-from rdzv.k8s.api import (
-    ApiError,
-    Conflict,
-    Forbidden,
-    Invalid,
-    NotFound,
-    Object,
-    Stopped,
-    TooLarge,
-    Unauthorized,
-    UnknownResource,
-    Untrusted,
-)
+from rdzv.k8s import member
+from rdzv.k8s.api import ApiError, Forbidden, NotFound, Object, Stopped, UnknownResource
 from rdzv.k8s.client import Client
 from rdzv.k8s.config import ConfigError
-from rdzv.k8s.coordination import RENDEZVOUS, ROUNDS, Coordination, Latest, Surroundings
+from rdzv.k8s.coordination import RENDEZVOUS, ROUNDS, Coordination, Surroundings
 from rdzv.k8s.coordinator import CoordinatorState, Policy
 from rdzv.k8s.events import (
     CONNECTION,
@@ -61,18 +49,19 @@ from rdzv.k8s.events import (
 from rdzv.k8s.liveness import Callbacks, Liveness
 from rdzv.k8s.loop import Loop, SignalPipe
 from rdzv.k8s.member import MemberState
-from rdzv.k8s.own_member import OwnMember
-from rdzv.k8s.records import CLOSED, Coordinator, Round, resource_version
-from rdzv.k8s.retry import Backoff, Retry
-from rdzv.k8s.watch import DELETED, SYNCED, Watch
+from rdzv.k8s.own_member import HOPELESS, OwnMember
+from rdzv.k8s.records import CLOSED, GROUP_VERSION, Coordinator, Round
+from rdzv.k8s.retry import Retry
+from rdzv.k8s.round_record import RoundRecord
+from rdzv.k8s.watch import SYNCED, Watch
 
 __all__ = ["Agent", "AgentError", "Settings"]
 
 log = logging.getLogger("rdzv.k8s.agent")
 
+KIND = {"apiVersion": GROUP_VERSION, "kind": "RendezvousRound"}
 UNSET_RUN = "none"
 """torchrun's `--rdzv-id` when none is given."""
-_HOPELESS = (Forbidden, Unauthorized, Invalid, TooLarge, UnknownResource, Untrusted)
 _UNSERVED_SECONDS = 8.0
 _FAREWELL_SECONDS = 30.0
 _CLOSING_SECONDS = 10.0
@@ -119,7 +108,9 @@ class Agent:
         self._error: Exception | None = None
         self._unserved = 0.0
         self._state: MemberState | None = None
-        self._latest = Latest()
+        self._round = RoundRecord(
+            client, settings.namespace, settings.identity.rendezvous, self._lock, self._round_changed
+        )
         self._coordination: Coordination | None = None
         self._stop = threading.Event()
         self._requests: queue.SimpleQueue[Write | Read | None] = queue.SimpleQueue()
@@ -174,6 +165,11 @@ class Agent:
         """Of the identity, or of the Rendezvous that it was taken from."""
         return self._identity.run_id
 
+    def round_object(self) -> Object | None:
+        """The Round as far as an owner of other objects is described; None when there is none."""
+        metadata = self._round.latest.metadata
+        return None if metadata is None else {**KIND, "metadata": metadata}
+
     def close(self, reason: str) -> None:
         """Close the Rendezvous for everybody.
 
@@ -181,22 +177,9 @@ class Agent:
             ApiError: it could not be written.
         """
         self._await_start()
-        me, backoff, retry = self._identity, Backoff(), Retry.within(_FAREWELL_SECONDS, self._stop)
-        while True:
-            obj = self._read_round(retry)
-            found = Round.from_object(obj) if obj is not None else None
-            record = coordinator.close(found or Round(me.rendezvous, me.run_id), reason, me.name)
-            if record == found:
-                self._seen(obj)
-                return
-            try:
-                self._seen(self._put_round(record, obj))
-            except ApiError as error:
-                if not isinstance(error, (Conflict, NotFound)) and not error.maybe_applied:
-                    raise
-                retry.sleep(backoff.next(error.retry_after), error)
-            else:
-                return
+        me, retry = self._identity, Retry.within(_FAREWELL_SECONDS, self._stop)
+        self._round.close(me.run_id, reason, me.name, retry)
+        self._after_round()
 
     def finish(self, success: bool) -> bool:
         """Say how it ended, wait until that is known to the others, and end. Returns whether it became known."""
@@ -341,7 +324,7 @@ class Agent:
         around = Surroundings(
             client=self._client,
             namespace=self._settings.namespace,
-            latest=lambda: self._latest,
+            latest=lambda: self._round.latest,
             top=lambda: self._state.top if self._state is not None else 0,
             seen=self._seen,
             stepped_down=self._stepped_down,
@@ -371,7 +354,7 @@ class Agent:
             now = time.monotonic()
             self._unserved = self._unserved or now
             passing = now < self._unserved + _UNSERVED_SECONDS
-        if passing or not isinstance(error, (*_HOPELESS, ConfigError, NotFound)):
+        if passing or not isinstance(error, HOPELESS):
             log.info("%s", error)
             return
         log.error("%s", error)
@@ -386,12 +369,20 @@ class Agent:
         while not self._stop.is_set():
             try:
                 for event in self._watch.events():
-                    self._round_event(event.type, event.object)
+                    if event.type == SYNCED:
+                        self._none_yet()
+                    elif self._round.event(event.type, event.object):
+                        self._after_round()
             except Stopped:
                 return
             except (ApiError, ConfigError) as error:
                 self._failed(error)
                 self._stop.wait(self._settings.timing.retry_max)
+
+    def _none_yet(self) -> None:
+        state = self._state
+        if state is not None and not state.observed:
+            self._feed(RoundSeen(None, 0))
 
     def _start(self) -> None:
         """Opens connections, finds out the run ID, and only then lets events through."""
@@ -425,42 +416,16 @@ class Agent:
                 return str(uid)
         return None
 
-    def _round_event(self, kind: str, obj: Object) -> None:
-        if kind == SYNCED:
-            state = self._state
-            if state is not None and not state.observed:
-                self._feed(RoundSeen(None, 0))
-        elif kind == DELETED:
-            # A deletion noticed late comes with the last version before it.
-            with self._lock:
-                known = (self._latest.rv or 0) + 1
-            self._note(None, max(resource_version(obj), known if self._is_latest(obj) else 0))
-        else:
-            self._seen(obj)
-
-    def _is_latest(self, obj: Object) -> bool:
-        return resource_version(obj) == self._latest.rv
-
     def _seen(self, obj: Object | None) -> None:
-        """The Round as a watch, a read or an own write shows it; None: a read found none."""
-        if obj is None:
-            self._note(None, (self._latest.rv or 0) + 1)
-        else:
-            self._note(obj, resource_version(obj))
+        if self._round.take(obj):
+            self._after_round()
 
-    def _note(self, obj: Object | None, rv: int) -> None:
-        try:
-            record = Round.from_object(obj) if obj is not None else None
-        except ValueError as error:
-            log.error("RendezvousRound %s is not one: %s", self._identity.rendezvous, error)
-            return
-        with self._lock:
-            if rv <= (self._latest.rv or 0):
-                return
-            self._unserved = 0.0
-            self._latest = Latest(record, rv, obj["metadata"] if obj else None)
-            self._feed(RoundSeen(record, rv))
-        self._follow(record)
+    def _round_changed(self, record: Round | None, rv: int) -> None:
+        self._unserved = 0.0
+        self._feed(RoundSeen(record, rv))
+
+    def _after_round(self) -> None:
+        self._follow(self._round.latest.record)
         self._poke()
 
     def _follow(self, record: Round | None) -> None:
@@ -473,19 +438,6 @@ class Agent:
                 return
             self._coordination = None  # Somebody else coordinates: the caches made ahead are not needed.
         prepared.stop()
-
-    def _read_round(self, retry: Retry) -> Object | None:
-        try:
-            return self._client.get(ROUNDS, self._settings.namespace, self._identity.rendezvous, retry=retry)
-        except NotFound:
-            return None
-
-    def _put_round(self, record: Round, obj: Object | None) -> Object:
-        namespace = self._settings.namespace
-        body = record.to_object(namespace)
-        if obj is None:
-            return self._client.create(ROUNDS, namespace, body)
-        return self._client.replace(ROUNDS, namespace, {**body, "metadata": obj["metadata"]})
 
     # The own Member.
 

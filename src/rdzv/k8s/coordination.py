@@ -35,7 +35,10 @@ _UNREADABLE_SECONDS = 60.0
 
 @dataclass(frozen=True)
 class Latest:
-    """The newest Round that this agent knows, `record` None when there is none. `metadata` is kept by a replace."""
+    """The newest Round that this agent knows, `record` None when there is none: then `rv` is the one since when.
+
+    `metadata` is kept by a replace.
+    """
 
     record: Round | None = None
     rv: int | None = None
@@ -208,7 +211,7 @@ class Coordination:
                 members_rv=self._members_rv,
                 roster=self._roster,
                 round=latest.record,
-                round_rv=latest.rv,
+                round_rv=latest.rv if latest.record is not None else None,
                 dead=self._liveness.dead,
                 suspected=self._liveness.suspected,
                 connected=self._liveness.connected,

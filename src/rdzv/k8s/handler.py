@@ -121,7 +121,7 @@ class KubernetesRendezvousHandler(RendezvousHandler):  # type: ignore[misc]  # t
         except AgentError as error:
             self._drop_listener()
             raise _torch_error(error) from error
-        self._store = store  # Replaces the one before, which others may have been using until this round.
+        self._replace_store(store)
         log.info("round %d of Rendezvous %s: rank %d of %d", accept.round, self._name, accept.rank, accept.size)
         leader = RendezvousStoreInfo(accept.leader.address, accept.leader.port)
         return RendezvousInfo(PrefixStore(f"/rdzv/{accept.round}", store), accept.rank, accept.size, leader)
@@ -165,9 +165,15 @@ class KubernetesRendezvousHandler(RendezvousHandler):  # type: ignore[misc]  # t
             return False
         finally:
             self._drop_listener()
-            self._store = None
+            self._replace_store(None)
 
     # The store of a round.
+
+    def _replace_store(self, store: Store | None) -> None:
+        """Others may have been using the one before until now."""
+        before, self._store = self._store, store
+        if self._store_kind == "kubernetes" and before is not None:
+            before.close()
 
     def _rebind(self) -> int:
         """A fresh listening socket, on which a store can be served should this agent lead; returns its port."""

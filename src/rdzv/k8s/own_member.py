@@ -6,14 +6,28 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from rdzv.k8s.api import ApiError, Conflict, NotFound, Stopped
+from rdzv.k8s.api import (
+    ApiError,
+    Conflict,
+    Forbidden,
+    Invalid,
+    NotFound,
+    Stopped,
+    TooLarge,
+    Unauthorized,
+    UnknownResource,
+    Untrusted,
+)
 from rdzv.k8s.client import Client
 from rdzv.k8s.config import ConfigError
 from rdzv.k8s.coordination import MEMBERS
 from rdzv.k8s.events import OwnRead, ReadFailed, Write, WriteFailed, WriteUnknown, Written
 from rdzv.k8s.records import Member, resource_version
 
-__all__ = ["OwnMember"]
+__all__ = ["HOPELESS", "OwnMember"]
+
+HOPELESS = (ConfigError, Forbidden, Invalid, NotFound, TooLarge, Unauthorized, UnknownResource, Untrusted)
+"""Errors of an agent's requests that somebody has to do something about: repeating is of no use."""
 
 log = logging.getLogger("rdzv.k8s.agent")
 
