@@ -26,6 +26,11 @@ class Record:
     note: str = ""
 
     @property
+    def what(self) -> tuple[str, str, int, str]:
+        """What it is the figure of."""
+        return self.scenario, self.backend, self.n, self.metric
+
+    @property
     def text(self) -> str:
         """For people: the median, and the spread of several runs."""
         if self.timeout:
@@ -50,11 +55,11 @@ class Sample:
 
 
 class Results:
-    """All records so far; `path` is written anew with each of them."""
+    """All records so far; `path` is written anew with each of them. With `keep`, those of earlier runs stay until replaced."""
 
-    def __init__(self, path: Path, context: dict[str, object]) -> None:
+    def __init__(self, path: Path, context: dict[str, object], *, keep: bool) -> None:
         self._path, self._context = path, context
-        self.records: list[Record] = []
+        self.records: list[Record] = load(path) if keep and path.exists() else []
         path.parent.mkdir(parents=True, exist_ok=True)
 
     def add(self, scenario: str, backend: str, n: int, metric: str, unit: str, samples: Sequence[Sample]) -> None:
@@ -66,13 +71,10 @@ class Results:
         record = Record(
             scenario, backend, n, metric, median, values[0], values[-1], unit, len(values), late, "; ".join(notes)
         )
-        self.records.append(record)
+        self.records = [old for old in self.records if old.what != record.what] + [record]
         self._write()
         note = f"  {record.note}" if record.note else ""
         print(f"  {scenario:22} {backend:16} n={n:<4} {metric}: {record.text} {unit}{note}", flush=True)
-
-    def find(self, scenario: str, metric: str) -> list[Record]:
-        return [record for record in self.records if record.scenario == scenario and record.metric == metric]
 
     def _write(self) -> None:
         whole = json.dumps([asdict(record) for record in self.records], indent=1)

@@ -44,7 +44,7 @@ def main() -> int:
 
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # What runs is taken down then too.
     context = forming.machine()
-    results = Results(given.output, context)
+    results = Results(given.output, context, keep=bool(given.only or sizes or backends))
     whole = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="rdzv-bench-") as place:
         directory = Path(place)
