@@ -14,7 +14,23 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from cluster_fixtures import LocalCluster
+
 ROOT = Path(__file__).parents[1]
+CRDS = ROOT / "charts/rendezvous-operator/files/crds"
+
+
+def install_crds(plane: LocalCluster) -> None:
+    """Installs the project's CRDs and waits until they are served; several test processes may do so at once."""
+    for attempt in range(5):
+        try:
+            plane.kubectl("apply", "--server-side", "--force-conflicts", "-f", str(CRDS))
+            break
+        except RuntimeError as error:
+            if attempt == 4 or "AlreadyExists" not in str(error):
+                raise
+    plane.kubectl("wait", "--for=condition=Established", "--timeout=60s", "-f", str(CRDS))
+
 
 TRAIN = """
 import json, os, signal, sys, time

@@ -10,7 +10,6 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,8 +17,8 @@ from cluster_fixtures import LocalCluster
 from torch.distributed import TCPStore
 from torch.distributed.elastic.rendezvous import RendezvousClosedError, RendezvousParameters, RendezvousTimeoutError
 from torch.distributed.elastic.rendezvous.registry import get_rendezvous_handler
+from torchrun_fleet import install_crds
 
-CRDS = Path(__file__).parents[2] / "charts/rendezvous-operator/files/crds"
 WAIT = 60.0
 
 
@@ -117,7 +116,7 @@ def lab(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iter
         else:
             plane: LocalCluster = request.getfixturevalue("control_plane")
             namespace: str = request.getfixturevalue("light_namespace")
-            plane.kubectl("apply", "-f", str(CRDS))
+            install_crds(plane)
             monkeypatch.setenv("KUBECONFIG", str(plane.kubeconfig))
             found = Lab("kubernetes", f"{namespace}/job")
         stack.callback(lambda: [handler.shutdown() for handler in found.handlers])

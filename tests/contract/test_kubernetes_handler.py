@@ -13,14 +13,12 @@ from typing import Any
 import pytest
 from cluster_fixtures import LocalCluster
 from contract.fault_proxy import FaultProxy
-from torchrun_fleet import Fleet
-
-CRDS = Path(__file__).parents[2] / "charts/rendezvous-operator/files/crds"
+from torchrun_fleet import Fleet, install_crds
 
 
 @pytest.fixture
 def plane(control_plane: LocalCluster) -> LocalCluster:
-    control_plane.kubectl("apply", "-f", str(CRDS))
+    install_crds(control_plane)
     return control_plane
 
 

@@ -15,9 +15,9 @@ from cluster_fixtures import LocalCluster
 from contract.fault_proxy import FaultProxy
 from torch.distributed.elastic.rendezvous import RendezvousConnectionError, RendezvousParameters, RendezvousTimeoutError
 from torch.distributed.elastic.rendezvous.registry import get_rendezvous_handler
+from torchrun_fleet import install_crds
 
 ROOT = Path(__file__).parents[2]
-CRDS = ROOT / "charts/rendezvous-operator/files/crds"
 QUIET_SECONDS = 20.0
 
 Make = Callable[..., Any]
@@ -25,7 +25,7 @@ Make = Callable[..., Any]
 
 @pytest.fixture
 def plane(control_plane: LocalCluster) -> LocalCluster:
-    control_plane.kubectl("apply", "-f", str(CRDS))
+    install_crds(control_plane)
     return control_plane
 
 
