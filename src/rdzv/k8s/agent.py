@@ -395,7 +395,7 @@ class Agent:
             me = replace(me, run_id=self._uid_of_rendezvous() or UNSET_RUN)
         with self._lock:
             self._identity = me
-            self._state = MemberState(me, self._settings.timing, slot=me.slot)
+            self._state = MemberState(me, self._settings.timing)
             if me.slot == 0:
                 # The first to coordinate, most likely: then its caches should be there.
                 self._coordination = self._new_coordination()

@@ -399,9 +399,7 @@ def _candidacy(state: MemberState, actions: list[ev.Action], now: float) -> Memb
 def _vacant(state: MemberState) -> bool:
     if state.candidate or state.leaving or state.finished or state.replaced:
         return False
-    # Where there is no Round yet, the first agent makes it while torch is still starting: all others wait for it to join.
-    first = state.me.slot == 0 and state.seen is None and not state.foreign
-    if not state.observed or state.seen_rv < state.stepped_rv or not (state.joining or state.mine or first):
+    if not state.observed or state.seen_rv < state.stepped_rv or not (state.joining or state.mine):
         return False
     coordinator = state.seen.coordinator if state.seen else None
     return _uncoordinated(state) or coordinator == state.lost
