@@ -34,7 +34,7 @@ class Timing:
     """
 
     join_timeout: float = 600.0
-    bootstrap_delay: float = 0.5
+    bootstrap_delay: float = 1.0
     check_interval: float = 10.0
     takeover_step: float = 0.15
     retry: float = 0.2

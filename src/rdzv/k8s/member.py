@@ -399,10 +399,15 @@ def _candidacy(state: MemberState, actions: list[ev.Action], now: float) -> Memb
 def _vacant(state: MemberState) -> bool:
     if state.candidate or state.leaving or state.finished or state.replaced:
         return False
-    if not state.observed or state.seen_rv < state.stepped_rv or not (state.joining or state.mine):
+    if not state.observed or state.seen_rv < state.stepped_rv or not (state.joining or state.mine or _early(state)):
         return False
     coordinator = state.seen.coordinator if state.seen else None
     return _uncoordinated(state) or coordinator == state.lost
+
+
+def _early(state: MemberState) -> bool:
+    """Nobody can ask to join before there is a Round, so it is made while torch still starts."""
+    return state.desired is None and state.seen is None and not state.foreign
 
 
 def _uncoordinated(state: MemberState) -> bool:
@@ -416,10 +421,14 @@ def _uncoordinated(state: MemberState) -> bool:
 def takeover_delay(state: MemberState) -> float:
     """Seconds from the moment nobody coordinates until this agent starts to: 0 for the first in the order of slots."""
     seen, timing = state.seen, state.timing
-    # Pods without a slot are spread by a hash, behind the first one that has a slot.
-    slot = state.slot if state.slot is not None else 1 + zlib.crc32(state.me.incarnation.encode()) % 16
+    own = state.slot if state.me.slot is None else state.me.slot
+    spread = zlib.crc32(state.me.incarnation.encode())
     if seen is None or seen.coordinator is None or _uncoordinated(state):
-        return 0.0 if slot == 0 and not state.mine else timing.bootstrap_delay + slot * timing.takeover_step
+        if own is None:
+            return timing.bootstrap_delay * (spread % 64) / 128
+        return 0.0 if own == 0 and not state.mine else timing.bootstrap_delay + own * timing.takeover_step
+    # Pods without a slot are spread by a hash, behind the first one that has a slot.
+    slot = own if own is not None else 1 + spread % 16
     rank = seen.rank_of(state.me.incarnation)
     if rank is None:
         return (seen.size + 1 + slot) * timing.takeover_step

@@ -45,6 +45,7 @@ class Schedule:
         scenario.lost = rnd.choice((0.0, 0.1, 0.3))
         scenario.unreachable = rnd.choice((0.0, 0.0, 0.1))
         scenario.timing = replace(scenario.timing, join_timeout=rnd.choice((PATIENT, PATIENT, 1.0)))
+        scenario.pauses = (0.0, 0.0, 0.02, 0.5)
         scenario.least_ever, scenario.most_ever = low, high
         self.slots = rnd.random() < 0.75
         self.length = rnd.choice((0.5, 2.0, 5.0))

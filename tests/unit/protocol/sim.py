@@ -108,6 +108,7 @@ class Sim:
         self.round_log: list[tuple[int, Round | None]] = [(1, None)]
         self.members: dict[str, tuple[Member, int]] = {}
         self.member_log: list[tuple[int, str, Member | None]] = []
+        self.sent: dict[str, int] = {}  # Number of the write that each Member is of, in the order of sending.
         self.pods: list[Pod] = []
         self.pod_names = count()
         self.run_id = "run-0"
@@ -240,12 +241,15 @@ class Sim:
         for index in range(first, last + 1):
             self.push_round(process, generation, index)
 
-    def put_member(self, record: Member, condition: int | None) -> tuple[str, int]:
+    def put_member(self, record: Member, condition: int | None, sent: int) -> tuple[str, int]:
         current = self.members.get(record.name)
         if (current[1] if current else None) != condition:
             self.conflicts += 1
             self.log(f"{record.name} conflict on Member")
             return "conflict", 0
+        if current is not None and sent < self.sent[record.name]:
+            raise Violation(f"a late write of {record} undoes {current}")
+        self.sent[record.name] = sent
         self.writes[record.name] = self.writes.get(record.name, 0) + 1
         created = current[0].created if current else f"{self.rv:08d}"
         self.log(
@@ -378,7 +382,8 @@ class Sim:
         pod.process = process
         self.log(f"{process.me.incarnation} ({pod.name}, slot {pod.slot}) starts")
         self.reconnect(process) if self.faults and self.random.random() < 0.2 else self._reconnected(process, 0)
-        self.join(process)
+        pause = self.random.choice(self.scenario.pauses)
+        self.at(pause, self._if_alive, process, self.join, process) if pause else self.join(process)
 
     def local(self, process: Process) -> float:
         return process.offset + self.now * process.rate
@@ -412,9 +417,10 @@ class Sim:
     def act(self, process: Process, action: ev.Action) -> None:
         match action:
             case ev.Write(record, rv):
+                sent = next(self.sequence)
                 self.request(
                     process,
-                    lambda: self.put_member(record, rv),
+                    lambda: self.put_member(record, rv, sent),
                     lambda result: self.send(
                         process, ev.Written(result[1]) if result[0] == "ok" else ev.WriteUnknown()
                     ),
@@ -692,6 +698,8 @@ class Scenario:
     lost: float = 0.1
     unreachable: float = 0.05
     ending: bool = False
+    pauses: tuple[float, ...] = (0.0,)
+    """Between a handler's construction and its next_rendezvous."""
     policy: coordinator.Policy = field(
         default_factory=lambda: coordinator.Policy(2, 3, last_call=5.0, settle=0.3, grace=1.0, scale_up_window=4.0)
     )

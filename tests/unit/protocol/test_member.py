@@ -408,10 +408,37 @@ def test_slot_zero_coordinates_at_once_the_others_later() -> None:
     one.gets(ev.Join(5000))
     one.sees(Round("job", "run"))
     one.gets(ev.Written(10))
-    one.gets(ev.Tick(), later=0.64)
+    one.gets(ev.Tick(), later=1.14)
     assert not any(isinstance(action, ev.Candidate) for action in one.actions)
     one.gets(ev.Tick(), later=0.02)
     one.one(ev.Candidate)
+
+
+def test_the_round_is_made_before_anybody_joins() -> None:
+    zero, one = Agent(replace(ME, slot=0)), Agent()
+    for agent in (zero, one):
+        agent.gets(ev.RoundSeen(None, 0))
+    assert zero.one(ev.Candidate).lost is None
+    assert one.one(ev.Wake).at == pytest.approx(1.15)
+    assert one.sees(EMPTY) == []
+    one.gets(ev.Tick(), later=2)
+    assert not any(isinstance(action, ev.Candidate) for action in one.actions), "somebody else has made it"
+
+
+@pytest.mark.parametrize("record", [replace(EMPTY, run_id="another"), replace(EMPTY, coordinator=None)])
+def test_nothing_is_coordinated_early_where_there_is_a_round(record: Round) -> None:
+    zero = Agent(replace(ME, slot=0))
+    assert zero.sees(record) == []
+
+
+def test_pods_without_an_index_do_not_wait_for_one_that_has() -> None:
+    delays = set()
+    for number in range(20):
+        agent = Agent(replace(ME, slot=None, incarnation=f"uid-{number}/0"))
+        assert agent.gets(ev.RoundSeen(None, 0)) == [] or not agent.actions
+        delays.add(agent.one(ev.Wake).at)
+    assert max(delays) < 0.5
+    assert len(delays) > 10
 
 
 def test_successors_take_over_in_the_order_of_slots() -> None:

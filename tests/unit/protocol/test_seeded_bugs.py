@@ -38,9 +38,9 @@ def blind_write_of_the_member(patch: pytest.MonkeyPatch) -> None:
     """Writes without a resourceVersion, so that a late one undoes a newer one."""
 
     def make(real: Any) -> Any:
-        def put(self: Sim, record: Member, condition: int | None) -> Any:
+        def put(self: Sim, record: Member, condition: int | None, sent: int) -> Any:
             current = self.members.get(record.name)
-            return real(self, record, current[1] if current else None)
+            return real(self, record, current[1] if current else None, sent)
 
         return put
 
