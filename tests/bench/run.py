@@ -13,13 +13,13 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "src")]
 
-from bench import cost, forming, names, recovery, report, servers, stores  # noqa: E402 - they are found by the lines above
+from bench import cost, forming, names, outage, recovery, report, servers, stores  # noqa: E402 - they are found by the lines above
 from bench.lab import Lab  # noqa: E402
 from bench.records import Results  # noqa: E402
 
 OUTPUT = ROOT / ".local/bench.json"
 PAGE = ROOT / "docs/benchmarks.md"
-SCENARIOS = ["form-fixed", "form-elastic", "recover", "requests", "stores", "library"]
+SCENARIOS = ["form-fixed", "form-elastic", "recover", "requests", "outage", "stores", "library"]
 
 
 def options() -> argparse.Namespace:
@@ -65,6 +65,8 @@ def main() -> int:
                         recovery.recover(lab, results, given.runs, wanted)
                     case "requests":
                         cost.requests(lab, results)
+                    case "outage":
+                        outage.outage(lab, results)
                     case "stores":
                         stores.stores(lab, results)
                     case _:

@@ -18,6 +18,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 LOCAL = ROOT / "deploy/local/main.py"
 CRDS = ROOT / "charts/rendezvous-operator/files/crds"
+NAME = "bench"
 ETCD_V2 = "/usr/bin/etcd"
 
 
@@ -27,6 +28,17 @@ class Servers:
     audit_log: Path
     etcd: str
     """host:port"""
+    cluster: Path
+    """Directory of the control plane."""
+
+    def kill_api_server(self) -> None:
+        os.kill(
+            json.loads((self.cluster / "state.json").read_text())["processes"]["kube-apiserver"]["pid"], signal.SIGKILL
+        )
+
+    def start_again(self) -> None:
+        """What of the control plane was killed."""
+        _local("up", "--dir", self.cluster, "--name", NAME, "--light")
 
 
 def free_port() -> int:
@@ -40,14 +52,14 @@ def running(directory: Path) -> Iterator[Servers]:
     """Both, fresh, in `directory`; taken down at the end."""
     cluster = directory / "c"
     try:
-        _local("up", "--dir", cluster, "--name", "bench", "--light")
+        _local("up", "--dir", cluster, "--name", NAME, "--light")
         state = json.loads((cluster / "state.json").read_text())
         kubeconfig = Path(state["kubeconfig"])
         kubectl = [state["tools"]["kubectl"], "--kubeconfig", str(kubeconfig)]
         _run([*kubectl, "apply", "-f", str(CRDS)])
         _run([*kubectl, "wait", "--for=condition=Established", "crd", "--all", "--timeout=60s"])
         with _etcd_v2(directory) as endpoint:
-            yield Servers(kubeconfig, cluster / "logs/audit.log", endpoint)
+            yield Servers(kubeconfig, cluster / "logs/audit.log", endpoint, cluster)
     finally:
         _local("down", "--dir", cluster)
 

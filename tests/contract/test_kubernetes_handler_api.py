@@ -144,13 +144,31 @@ def test_the_endpoint_is_a_rendezvous(make: Make) -> None:
         get_rendezvous_handler(params)
 
 
-def test_store_kubernetes(make: Make) -> None:
+def test_store_kubernetes(plane: LocalCluster, light_namespace: str, make: Make) -> None:
+    """Each round has a store of its own, which goes with the Round; those of earlier rounds are deleted."""
+
+    def stores() -> dict[str, str]:
+        """Name of each store that has objects, and whose they are."""
+        found = json.loads(plane.kubectl("get", "rendezvousstores", "-n", light_namespace, "-o", "json"))["items"]
+        return {
+            item["metadata"]["labels"]["rdzv.dev/store"]: item["metadata"]["ownerReferences"][0]["uid"]
+            for item in found
+        }
+
     handlers = [make(slot, 2, 2, store="kubernetes") for slot in range(2)]
-    with ThreadPoolExecutor(2) as pool:
-        first, second = pool.map(lambda handler: handler.next_rendezvous(), handlers)
-    first.store.set("key", "value")
-    assert second.store.get("key") == b"value"
     assert [handler.use_agent_store for handler in handlers] == [False, False]
+    names = []
+    for _ in range(3):
+        with ThreadPoolExecutor(2) as pool:
+            first, second = pool.map(lambda handler: handler.next_rendezvous(), handlers)
+        assert not first.store.check(["key"]), "keys of an earlier round"
+        first.store.set("key", "value")
+        assert second.store.get("key") == b"value"
+        made = json.loads(plane.kubectl("get", "rendezvousround", "job", "-n", light_namespace, "-o", "json"))
+        (found,) = stores().items()
+        names.append(found[0])
+        assert found[1] == made["metadata"]["uid"]
+    assert len(set(names)) == 3
 
 
 def test_a_round_deleted_by_hand_is_made_anew_with_a_higher_number(

@@ -197,13 +197,14 @@ class Rebind:
 
 @dataclass(frozen=True)
 class Accept:
-    """`next_rendezvous` is done: this is the world."""
+    """`next_rendezvous` is done: this is the world. `uid` is that of the Round, which `round` is a number of."""
 
     round: int
     rank: int
     size: int
     slot: int
     leader: Leader
+    uid: str
 
 
 @dataclass(frozen=True)

@@ -36,7 +36,7 @@ from rdzv.k8s.client import Client
 from rdzv.k8s.coordinator import Policy
 from rdzv.k8s.events import CLOSED_ERROR, GRACEFUL, TIMEOUT, Identity, Timing
 from rdzv.k8s.liveness import listen
-from rdzv.k8s.records import MAX_SLOTS
+from rdzv.k8s.records import GROUP_VERSION, MAX_SLOTS, ROUND_KIND
 
 if TYPE_CHECKING:
     from torch.distributed import Store
@@ -220,10 +220,16 @@ class KubernetesRendezvousHandler(RendezvousHandler):  # type: ignore[misc]  # t
     def _kubernetes_store(self, accept: Accept) -> Store:
         from rdzv.k8s.store import KubernetesStore
 
-        name = f"{self._name[:36]}-{self._agent.run_id()[:8]}-{accept.round}".lower()
-        return KubernetesStore(
-            re.sub("[^a-z0-9-]", "-", name), self._namespace, client=self._client, timeout=STORE_TIMEOUT
+        prefix = re.sub("[^a-z0-9-]", "-", f"{self._name[:36]}-{accept.uid[:8]}-")
+        owner = {"apiVersion": GROUP_VERSION, "kind": ROUND_KIND, "metadata": {"name": self._name, "uid": accept.uid}}
+        store = KubernetesStore(
+            f"{prefix}{accept.round}", self._namespace, client=self._client, owner=owner, timeout=STORE_TIMEOUT
         )
+        if accept.rank == 0:
+            # Of earlier rounds only: this agent may be the last to learn of its own, and others be in a later one.
+            earlier = re.compile(f"{prefix}([0-9]+)")
+            store.delete_others(lambda name: bool(m := earlier.fullmatch(name)) and int(m[1]) < accept.round)
+        return store
 
 
 def create_handler(params: RendezvousParameters) -> RendezvousHandler:

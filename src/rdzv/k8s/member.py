@@ -323,7 +323,7 @@ def _accept(state: MemberState, seen: Round) -> ev.Accept | None:
         return None
     if rank == 0 and (seen.leader.address, seen.leader.port) != (state.me.address, state.port):
         return None  # what was counted is an earlier request of this very agent, whose store is gone
-    return ev.Accept(seen.round, rank, seen.size, slot, seen.leader)
+    return ev.Accept(seen.round, rank, seen.size, slot, seen.leader, seen.uid)
 
 
 def _ask(state: MemberState, actions: list[ev.Action]) -> MemberState:

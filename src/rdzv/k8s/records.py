@@ -18,6 +18,7 @@ from typing import Any
 from rdzv.k8s.fields import Fields
 
 GROUP_VERSION = "rdzv.dev/v1alpha1"
+ROUND_KIND = "RendezvousRound"
 LABEL = "rdzv.dev/rendezvous"
 """Label of pods and Members; its value is the name of the Rendezvous."""
 
@@ -128,7 +129,7 @@ class Round:
         if self.closed:
             spec["closed"] = {"reason": self.closed.reason, "by": self.closed.by}
         metadata = _metadata(self.name, namespace, self.name, resource_version, owner)
-        return {"apiVersion": GROUP_VERSION, "kind": "RendezvousRound", "metadata": metadata, "spec": spec}
+        return {"apiVersion": GROUP_VERSION, "kind": ROUND_KIND, "metadata": metadata, "spec": spec}
 
     @staticmethod
     def from_object(obj: Mapping[str, Any]) -> Round:

@@ -228,6 +228,10 @@ class KubernetesStore(dist.Store):  # type: ignore[misc]  # torch is not analyse
         core, retry = self._start()
         core.delete(retry)
 
+    def delete_others(self, garbage: Callable[[str], bool]) -> None:
+        """Delete other stores of the namespace, those whose name `garbage` is true of. That it fails is only logged."""
+        self._core.delete_others(garbage)
+
     # From operations to logs.
 
     def _start(self, seconds: float | None = None) -> tuple[Shards, Retry]:

@@ -296,6 +296,18 @@ class Shards:
         except ApiError as error:
             raise self._error("delete", error) from error
 
+    def delete_others(self, garbage: Callable[[str], bool]) -> None:
+        """Delete the shards and letters of other stores, by name. Nobody waits for it: that it fails is worth a word only."""
+        try:
+            for item in self.client.list(STORES, self.namespace, resource_version="0")["items"]:
+                meta = item["metadata"]
+                labels = meta.get("labels", {})
+                if garbage(labels.get(records.LABEL) or labels.get(records.LETTER) or ""):
+                    with contextlib.suppress(NotFound, Conflict):
+                        self.client.delete(STORES, self.namespace, meta["name"], uid=meta["uid"])
+        except ApiError as error:
+            log.info("other stores are left behind: %s", error)
+
     # Reads.
 
     def read(self, index: int, retry: Retry) -> State:

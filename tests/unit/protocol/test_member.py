@@ -76,7 +76,7 @@ def test_joins_with_one_write_once_the_round_is_known() -> None:
     expected = Member("pod-1", "job", "run", "uid-1/0", "10.0.0.1", 5000, want_round=1, slot=1, node="node-a")
     assert write == ev.Write(expected, None)
     assert agent.gets(ev.Written(10)) == []
-    assert agent.sees(world(1, members_rv=12)) == [ev.Accept(1, 1, 2, 1, Leader(0, "10.0.0.0", 1000))]
+    assert agent.sees(world(1, members_rv=12)) == [ev.Accept(1, 1, 2, 1, Leader(0, "10.0.0.0", 1000), "")]
     assert agent.state.mine == 1
     assert num_nodes_waiting(agent.state) == 0
 

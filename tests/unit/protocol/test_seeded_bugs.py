@@ -87,7 +87,7 @@ def no_incarnation_check(patch: pytest.MonkeyPatch) -> None:
             return None
         if seen.round < state.want or state.acked_rv is None or state.acked_rv > seen.members_rv:
             return None
-        return ev.Accept(seen.round, seen.slots.index(state.slot), seen.size, state.slot, seen.leader)
+        return ev.Accept(seen.round, seen.slots.index(state.slot), seen.size, state.slot, seen.leader, seen.uid)
 
     patch.setattr(member, "_accept", accept)
     patch.setattr(member, "_usurped", lambda state, seen: False)
