@@ -8,9 +8,10 @@ of the caller's monotonic clock. The rules and why they hold: docs/adr/0010-kube
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from rdzv.k8s.fields import replace
 from rdzv.k8s.records import (
     CLOSED,
     FORMING,

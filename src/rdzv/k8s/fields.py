@@ -1,9 +1,24 @@
-"""Typed access to JSON objects that others wrote."""
+"""Typed access to JSON objects that others wrote, and changed copies of records."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from dataclasses import replace as replace  # noqa: PLC0414 - so that mypy checks the names of the fields
+else:
+
+    def replace(record: Any, /, **changes: Any) -> Any:
+        """`dataclasses.replace` for records without `__post_init__`, many times faster.
+
+        An agent's state has some thirty fields and is replaced a dozen times while a round forms: through `__init__` that
+        was a seventh of the processor time that an agent spends on it.
+        """
+        copy = object.__new__(type(record))
+        copy.__dict__.update(record.__dict__)
+        copy.__dict__.update(changes)
+        return copy
 
 
 class Fields:

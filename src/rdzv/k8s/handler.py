@@ -227,8 +227,8 @@ class KubernetesRendezvousHandler(RendezvousHandler):  # type: ignore[misc]  # t
         )
         if accept.rank == 0:
             # Of earlier rounds only: this agent may be the last to learn of its own, and others be in a later one.
-            earlier = re.compile(f"{prefix}([0-9]+)")
-            store.delete_others(lambda name: bool(m := earlier.fullmatch(name)) and int(m[1]) < accept.round)
+            earlier = {f"{prefix}{number}" for number in range(accept.round)}
+            store.delete_others(earlier.__contains__)
         return store
 
 

@@ -8,9 +8,10 @@ why they hold: docs/adr/0010-kubernetes-protocol.md.
 from __future__ import annotations
 
 import zlib
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from rdzv.k8s import events as ev
+from rdzv.k8s.fields import replace
 from rdzv.k8s.records import (
     CLOSED,
     FAILED,
