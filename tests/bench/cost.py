@@ -17,6 +17,7 @@ from bench.records import Results, Sample
 from bench.world import World
 
 AGENTS = 64
+GROUP = "rdzv.dev"
 QUIET_SECONDS = 60
 _WRITES = {"create", "update", "patch", "delete"}
 _READS = {"get", "list"}
@@ -30,7 +31,7 @@ def requests(lab: Lab, results: Results) -> None:
     lab.new_namespace()
     meeting = lab.meeting(backend.registered, name, AGENTS, AGENTS)
     plans = [plan(backend, "form-fixed", meeting, slot, f"{name}-{slot}") for slot in range(AGENTS)]
-    start = log.stat().st_size
+    start, sizes = log.stat().st_size, lab.servers.bytes_of(GROUP)
     with World(plans, threads=True, log=lab.log) as world:
         world.command(CREATE)
         world.gather("created", AGENTS, _LIMIT_SECONDS)
@@ -46,6 +47,10 @@ def requests(lab: Lab, results: Results) -> None:
             found = requests_in(log, lab.namespace, start)
             start = log.stat().st_size
             _count(results, f"api-requests-{phase}", found)
+            before, sizes = sizes, lab.servers.bytes_of(GROUP)
+            results.add(
+                f"api-requests-{phase}", "kubernetes", AGENTS, "bytes", "per agent", [Sample((sizes - before) / AGENTS)]
+            )
 
 
 def _count(results: Results, scenario: str, found: list[dict[str, object]]) -> None:

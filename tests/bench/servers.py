@@ -14,6 +14,7 @@ import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
 LOCAL = ROOT / "deploy/local/main.py"
@@ -22,19 +23,43 @@ NAME = "bench"
 ETCD_V2 = "/usr/bin/etcd"
 
 
+_SIZES = ("apiserver_request_body_size_bytes_sum", "apiserver_response_sizes_sum", "apiserver_watch_events_sizes_sum")
+
+
 @dataclass(frozen=True)
 class Servers:
-    kubeconfig: Path
-    audit_log: Path
-    etcd: str
-    """host:port"""
     cluster: Path
     """Directory of the control plane."""
+    etcd: str
+    """host:port"""
+
+    @property
+    def _state(self) -> dict[str, Any]:
+        found: dict[str, Any] = json.loads((self.cluster / "state.json").read_text())
+        return found
+
+    @property
+    def kubeconfig(self) -> Path:
+        return Path(self._state["kubeconfig"])
+
+    @property
+    def audit_log(self) -> Path:
+        return self.cluster / "logs/audit.log"
+
+    def kubectl(self, *words: str) -> str:
+        return _run([self._state["tools"]["kubectl"], "--kubeconfig", str(self.kubeconfig), *words])
+
+    def bytes_of(self, group: str) -> int:
+        """Bodies of writes, objects read and events of watches so far, from the API server's metrics."""
+        lines = self.kubectl("get", "--raw", "/metrics").splitlines()
+        return sum(
+            int(float(line.rpartition(" ")[2]))
+            for line in lines
+            if line.startswith(_SIZES) and f'group="{group}"' in line
+        )
 
     def kill_api_server(self) -> None:
-        os.kill(
-            json.loads((self.cluster / "state.json").read_text())["processes"]["kube-apiserver"]["pid"], signal.SIGKILL
-        )
+        os.kill(self._state["processes"]["kube-apiserver"]["pid"], signal.SIGKILL)
 
     def start_again(self) -> None:
         """What of the control plane was killed."""
@@ -53,13 +78,11 @@ def running(directory: Path) -> Iterator[Servers]:
     cluster = directory / "c"
     try:
         _local("up", "--dir", cluster, "--name", NAME, "--light")
-        state = json.loads((cluster / "state.json").read_text())
-        kubeconfig = Path(state["kubeconfig"])
-        kubectl = [state["tools"]["kubectl"], "--kubeconfig", str(kubeconfig)]
-        _run([*kubectl, "apply", "-f", str(CRDS)])
-        _run([*kubectl, "wait", "--for=condition=Established", "crd", "--all", "--timeout=60s"])
         with _etcd_v2(directory) as endpoint:
-            yield Servers(kubeconfig, cluster / "logs/audit.log", endpoint, cluster)
+            found = Servers(cluster, endpoint)
+            found.kubectl("apply", "-f", str(CRDS))
+            found.kubectl("wait", "--for=condition=Established", "crd", "--all", "--timeout=60s")
+            yield found
     finally:
         _local("down", "--dir", cluster)
 
@@ -68,10 +91,11 @@ def _local(*words: str | Path) -> None:
     _run([sys.executable, str(LOCAL), *map(str, words)])
 
 
-def _run(command: list[str]) -> None:
+def _run(command: list[str]) -> str:
     done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
     if done.returncode != 0:
         raise RuntimeError(f"{' '.join(command)}:\n{done.stdout}")
+    return done.stdout
 
 
 @contextlib.contextmanager
