@@ -50,7 +50,7 @@ from rdzv.k8s.liveness import Callbacks, Liveness
 from rdzv.k8s.loop import Loop, SignalPipe
 from rdzv.k8s.member import MemberState
 from rdzv.k8s.own_member import HOPELESS, OwnMember
-from rdzv.k8s.records import CLOSED, GROUP_VERSION, Coordinator, Round
+from rdzv.k8s.records import CLOSED, Coordinator, Round
 from rdzv.k8s.retry import Retry
 from rdzv.k8s.round_record import RoundRecord
 from rdzv.k8s.watch import SYNCED, Watch
@@ -59,7 +59,6 @@ __all__ = ["Agent", "AgentError", "Settings"]
 
 log = logging.getLogger("rdzv.k8s.agent")
 
-KIND = {"apiVersion": GROUP_VERSION, "kind": "RendezvousRound"}
 UNSET_RUN = "none"
 """torchrun's `--rdzv-id` when none is given."""
 _UNSERVED_SECONDS = 8.0
@@ -168,7 +167,8 @@ class Agent:
     def round_object(self) -> Object | None:
         """The Round as far as an owner of other objects is described; None when there is none."""
         metadata = self._round.latest.metadata
-        return None if metadata is None else {**KIND, "metadata": metadata}
+        kind = {"apiVersion": ROUNDS.group_version, "kind": "RendezvousRound"}
+        return None if metadata is None else {**kind, "metadata": metadata}
 
     def close(self, reason: str) -> None:
         """Close the Rendezvous for everybody.

@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING
 from rdzv.k8s import coordinator
 from rdzv.k8s.api import ApiError, Conflict, Forbidden, NotFound, Object, Resource, Stopped, UnknownResource
 from rdzv.k8s.coordinator import CoordinatorState, Decision, View
-from rdzv.k8s.records import GROUP_VERSION, LABEL, LEAVING, LIVE, RUNNING, Member, Roster, Round, resource_version
+from rdzv.k8s.records import LEAVING, LIVE, RUNNING, Member, Roster, Round, resource_version
 from rdzv.k8s.retry import Backoff, Retry
 from rdzv.k8s.watch import DELETED, SYNCED, Watch
+from rdzv.spec import API_VERSION, LABEL, PLURAL
 
 if TYPE_CHECKING:
     from rdzv.k8s.client import Client
@@ -24,9 +25,9 @@ __all__ = ["MEMBERS", "RENDEZVOUS", "ROUNDS", "Coordination", "Latest"]
 
 log = logging.getLogger("rdzv.k8s.agent")
 
-MEMBERS = Resource(GROUP_VERSION, "rendezvousmembers")
-ROUNDS = Resource(GROUP_VERSION, "rendezvousrounds")
-RENDEZVOUS = Resource(GROUP_VERSION, "rendezvous")
+MEMBERS = Resource(API_VERSION, "rendezvousmembers")
+ROUNDS = Resource(API_VERSION, "rendezvousrounds")
+RENDEZVOUS = Resource(API_VERSION, PLURAL)
 
 _EXPECT_SECONDS = 0.25
 _SAY_SECONDS = 10.0
@@ -259,7 +260,7 @@ class Coordination:
         roster = self._roster
         if roster is None or roster.run_id != record.run_id:
             return None
-        return {"apiVersion": GROUP_VERSION, "kind": "Rendezvous", "name": self._name, "uid": roster.run_id}
+        return {"apiVersion": API_VERSION, "kind": "Rendezvous", "name": self._name, "uid": roster.run_id}
 
     def _step_down(self) -> None:
         self.active = False
