@@ -95,6 +95,22 @@ def test_forbidden_names_who_what_where_and_the_rule() -> None:
     assert message in text
 
 
+@pytest.mark.parametrize("code", [400, 422])
+def test_fields_that_an_older_crd_lacks_are_named_with_what_to_do(code: int) -> None:
+    message = (
+        'RendezvousMember in version "v1alpha1" cannot be handled as a RendezvousMember: strict decoding error: '
+        'unknown field "spec.roundUID", unknown field "spec.seenRound"'
+    )
+    error = error_of(PATCH, Reply(code, status(code, reason="BadRequest", message=message, details={"name": "a"})))
+    assert type(error) is api.UnknownField
+    assert not error.maybe_applied
+    assert str(error) == (
+        "patch rendezvousmembers.rdzv.dev train/mnist-0: the API server does not know spec.roundUID, spec.seenRound: "
+        "the CustomResourceDefinition rendezvousmembers.rdzv.dev is older than this library; "
+        "apply the CRDs of this version (charts/rendezvous-operator/files/crds/), or helm upgrade"
+    )
+
+
 def test_an_error_event_of_a_watch() -> None:
     error = error_of_status(Call("watch", MEMBERS), {"code": 410, "reason": "Expired", "message": "too old"})
     assert isinstance(error, api.Gone)
