@@ -185,6 +185,11 @@ class Client:
         }
         return self._call(Call("list", resource, namespace), "GET", query=query, retry=retry)
 
+    def schemas(self, group_version: str, *, retry: Retry | None = None) -> Object:
+        """The OpenAPI v3 document of an API group, which every authenticated user may read."""
+        target = f"{self.config.path}/openapi/v3/apis/{group_version}"
+        return self._run(_Request(Call("get", Resource(group_version, "openapi")), "GET", target, None), retry)
+
     def create(self, resource: Resource, namespace: str | None, obj: Object, *, retry: Retry | None = None) -> Object:
         """Create an object; returns it as stored. Raises `AlreadyExists`."""
         name = obj.get("metadata", {}).get("name")
