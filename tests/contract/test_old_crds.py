@@ -11,6 +11,7 @@ import secrets
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -22,7 +23,7 @@ from torch.distributed.elastic.rendezvous import RendezvousConnectionError, Rend
 from torch.distributed.elastic.rendezvous.registry import get_rendezvous_handler
 from torchrun_fleet import CRDS, install_crds
 
-from rdzv.doctor import OK, Finding
+from rdzv.doctor import OK
 from rdzv.examination import examine
 from rdzv.k8s import config as k8s_config
 from rdzv.k8s.client import Client
@@ -35,6 +36,7 @@ REFUSALS = 6
 
 Object = dict[str, Any]
 Make = Callable[[int], Any]
+Doctor = Callable[..., list[str]]
 
 
 @pytest.fixture(scope="module")
@@ -115,9 +117,19 @@ def join(handlers: Sequence[Any]) -> list[Any]:
         return [call.exception() or call.result() for call in calls]
 
 
-def doctor(plane: LocalCluster, namespace: str) -> list[Finding]:
-    found = examine({"KUBECONFIG": str(plane.kubeconfig), "PATH": ""}, namespace, "job")
-    return [finding for finding in found if finding.subject == "CRDs" and finding.verdict != OK]
+@pytest.fixture
+def doctor(plane: LocalCluster, namespace: str, tmp_path: Path) -> Doctor:
+    """What `rdzv doctor` finds wrong with the CRDs, asked by a service account that no role is bound to."""
+    plane.kubectl("-n", namespace, "create", "serviceaccount", "trainer")
+    kubeconfig = json.loads(plane.kubeconfig.read_text())
+    kubeconfig["users"][0]["user"] = {"token": plane.kubectl("-n", namespace, "create", "token", "trainer").strip()}
+    (tmp_path / "kubeconfig").write_text(json.dumps(kubeconfig))
+
+    def ask(**environ: str) -> list[str]:
+        found = examine({"KUBECONFIG": str(tmp_path / "kubeconfig"), "PATH": "", **environ}, namespace, "job")
+        return [finding.text for finding in found if finding.subject == "CRDs" and finding.verdict != OK]
+
+    return ask
 
 
 def writes(plane: LocalCluster, namespace: str) -> list[int]:
@@ -141,7 +153,7 @@ def writes(plane: LocalCluster, namespace: str) -> list[int]:
     ],
 )
 def test_agents_say_it_and_meet_when_it_was_put_right(
-    plane: LocalCluster, client: Client, namespace: str, make: Make, kind: str, dropped: tuple[str, ...]
+    plane: LocalCluster, client: Client, namespace: str, make: Make, doctor: Doctor, kind: str, dropped: tuple[str, ...]
 ) -> None:
     install(plane, client, {kind: dropped})
     handlers = [make(slot) for slot in range(2)]
@@ -159,22 +171,18 @@ def test_agents_say_it_and_meet_when_it_was_put_right(
     assert stored == "", "half an object was stored"
     assert writes(plane, namespace).count(400) <= 2 * REFUSALS
 
-    [finding] = doctor(plane, namespace)
-    assert finding.text == f"{kind} does not have {', '.join(dropped)}"
+    assert doctor() == [f"{kind} does not have {', '.join(dropped)}"]
 
     install(plane, client, {})
     assert sorted(info.rank for info in join(handlers)) == [0, 1]
-    assert doctor(plane, namespace) == []
+    assert doctor() == []
 
 
-def test_a_store_says_it_too(plane: LocalCluster, client: Client, namespace: str) -> None:
+def test_a_store_says_it_too(plane: LocalCluster, client: Client, namespace: str, doctor: Doctor) -> None:
     install(plane, client, {"RendezvousStore": ("spec.writers",)})
     store = KubernetesStore("s", namespace, client=client)
     with pytest.raises(DistStoreError, match=r"does not know spec\.writers: the CustomResourceDefinition rendezvouss"):
         store.set("key", "value")
     store.close()
-    assert doctor(plane, namespace) == []  # A job that keeps its store elsewhere does not need it.
-    spec = {"backend": "kubernetes", "nodes": {"min": 2}, "config": {"store": "kubernetes"}}
-    obj = {"apiVersion": "rdzv.dev/v1alpha1", "kind": "Rendezvous", "metadata": {"name": "job"}, "spec": spec}
-    plane.kubectl("create", "-n", namespace, "-f", "-", input=json.dumps(obj))
-    assert [finding.text for finding in doctor(plane, namespace)] == ["RendezvousStore does not have spec.writers"]
+    assert doctor() == []  # A job that keeps its store elsewhere does not need it.
+    assert doctor(PET_RDZV_CONF="store=kubernetes") == ["RendezvousStore does not have spec.writers"]
