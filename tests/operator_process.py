@@ -137,8 +137,7 @@ def running_operator(kubeconfig: Path, log: Path, namespace: str) -> Iterator[Op
     operator.start()
     try:
         yield operator
-    except BaseException:
-        print(f"--- the operator's log ---\n{log.read_text()[-8000:]}")
-        raise
     finally:
         operator.kill()
+        # pytest shows it where the test failed; a fixture is not told of that.
+        print(f"--- the operator's log ---\n{log.read_text()[-8000:]}")

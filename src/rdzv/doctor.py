@@ -8,7 +8,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from rdzv.env import PodEnvironment, RendezvousEnvironmentError
+from rdzv.k8s.api import UPGRADE
 from rdzv.probe import BACKEND, DISTRIBUTION, GROUP
+from rdzv.schemas import lacking
 from rdzv.snapshot import MEMBERS, RENDEZVOUS, ROUNDS, STORES, Node, Snapshot, nodes, unexpected_conditions
 
 if TYPE_CHECKING:
@@ -226,6 +228,17 @@ def check_crds(served: Sequence[str], with_store: bool) -> Finding:
         "these CustomResourceDefinitions are not installed",
         "helm install the chart, or: kubectl apply --server-side -f charts/rendezvous-operator/files/crds/",
     )
+
+
+def check_schemas(document: Mapping[str, Any], written: Sequence[Mapping[str, Any]]) -> list[Finding]:
+    """Whether the CRDs have all fields that agents write; `document`: the OpenAPI document of our group."""
+    cause = "its CustomResourceDefinition is older than this library, so agents that write it are refused"
+    found = [(obj["kind"], lacking(document, obj)) for obj in written]
+    return [
+        Finding("CRDs", PROBLEM, f"{kind} does not have {', '.join(fields)}", cause, UPGRADE)
+        for kind, fields in found
+        if fields
+    ]
 
 
 def check_permissions(

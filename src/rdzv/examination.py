@@ -16,6 +16,7 @@ from rdzv.k8s.api import ApiError, Resource, Unauthorized, UnknownResource, Unre
 from rdzv.k8s.client import Client
 from rdzv.k8s.config import ConfigError
 from rdzv.registry import backend_registry
+from rdzv.schemas import written
 from rdzv.snapshot import Snapshot
 from rdzv.spec import GROUP, Rendezvous
 
@@ -67,11 +68,13 @@ def _cluster(client: Client, environ: Mapping[str, str], meant: tuple[str, str |
     served = _served(client)
     if chosen and snapshot.RENDEZVOUS.plural in served:
         shown = snapshot.take(client, where, chosen)
+    backend = shown.backend or (environ.get("PET_RDZV_BACKEND", "") if environ.get("RDZV_NAME") == chosen else "")
     found = [doctor.check_crds(served, _with_store(shown, environ))]
+    if backend in ("", probe.BACKEND):
+        found += _schemas(client, _with_store(shown, environ))
     if chosen is None:
         fix = "rdzv doctor [--namespace NAMESPACE] NAME"
         return [*found, Finding("Rendezvous", NOTE, "none was named, so none was looked at", fix=fix)]
-    backend = shown.backend or (environ.get("PET_RDZV_BACKEND", "") if environ.get("RDZV_NAME") == chosen else "")
     if backend in ("", probe.BACKEND):
         found.append(_permissions(client, shown, who, environ))
     if snapshot.RENDEZVOUS.plural in served:
@@ -131,6 +134,14 @@ def _served(client: Client) -> list[str]:
     except UnknownResource:
         return []
     return [kind["name"] for kind in kinds if "/" not in kind["name"]]
+
+
+def _schemas(client: Client, with_store: bool) -> list[Finding]:
+    try:
+        document = client.schemas(KINDS.group_version)
+    except ApiError:
+        return []  # It may be closed to this user; then the first agent's own error says the same.
+    return doctor.check_schemas(document, written(with_store=with_store))
 
 
 def _with_store(shown: Snapshot, environ: Mapping[str, str]) -> bool:

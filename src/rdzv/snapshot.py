@@ -7,8 +7,8 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from rdzv.k8s.api import ApiError, NotFound, Resource
-from rdzv.k8s.records import GROUP_VERSION, LABEL, LEAVING, LIVE, RUNNING, Member, Roster, Round
-from rdzv.spec import PLURAL
+from rdzv.k8s.records import LEAVING, LIVE, RUNNING, Member, Roster, Round
+from rdzv.spec import API_VERSION, LABEL, PLURAL
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -17,10 +17,10 @@ if TYPE_CHECKING:
 
 Object = Mapping[str, Any]
 
-RENDEZVOUS = Resource(GROUP_VERSION, PLURAL)
-ROUNDS = Resource(GROUP_VERSION, "rendezvousrounds")
-MEMBERS = Resource(GROUP_VERSION, "rendezvousmembers")
-STORES = Resource(GROUP_VERSION, "rendezvousstores")
+RENDEZVOUS = Resource(API_VERSION, PLURAL)
+ROUNDS = Resource(API_VERSION, "rendezvousrounds")
+MEMBERS = Resource(API_VERSION, "rendezvousmembers")
+STORES = Resource(API_VERSION, "rendezvousstores")
 PODS = Resource("v1", "pods")
 
 #: What each condition of a Rendezvous should be; any other condition is not judged.

@@ -10,7 +10,7 @@ import pytest
 from builders import pod_object
 from cluster_fixtures import LocalCluster
 from contract.fault_proxy import FaultProxy
-from operator_process import ROOT, Kube, eventually, running_operator
+from operator_process import ROOT, Kube, OperatorProcess, eventually, running_operator
 
 Object = dict[str, Any]
 
@@ -83,14 +83,26 @@ def set_up(kube: Kube, namespace: str, order: str) -> None:
         kube.create(obj)
 
 
+@pytest.fixture
+def operator(control_plane: LocalCluster, light_namespace: str, tmp_path: Path) -> Iterator[OperatorProcess]:
+    with running_operator(control_plane.kubeconfig, tmp_path / "log", light_namespace) as operator:
+        yield operator
+
+
+@pytest.fixture
+def provisioned(operator: OperatorProcess, kube: Kube, light_namespace: str) -> Object:
+    """Rendezvous `mnist` and its two pods, served by an operator; returns the outcome."""
+    set_up(kube, light_namespace, "rendezvous first")
+    eventually(lambda: is_provisioned(kube, light_namespace))
+    return outcome(kube, light_namespace)
+
+
+@pytest.mark.usefixtures("operator")
 @pytest.mark.parametrize("order", ["rendezvous first", "pods first"])
-def test_either_order_ends_in_the_same_state(
-    kube: Kube, control_plane: LocalCluster, light_namespace: str, tmp_path: Path, order: str
-) -> None:
-    with running_operator(control_plane.kubeconfig, tmp_path / "log", light_namespace):
-        set_up(kube, light_namespace, order)
-        eventually(lambda: is_provisioned(kube, light_namespace))
-        state = outcome(kube, light_namespace)
+def test_either_order_ends_in_the_same_state(kube: Kube, light_namespace: str, order: str) -> None:
+    set_up(kube, light_namespace, order)
+    eventually(lambda: is_provisioned(kube, light_namespace))
+    state = outcome(kube, light_namespace)
     assert state["Pod a"]["labels"]["rdzv.dev/host"] == "true"
     assert "rdzv.dev/host" not in state["Pod b"]["labels"]
     assert state["Service rdzv-mnist"]["selector"] == {"rdzv.dev/rendezvous": "mnist", "rdzv.dev/host": "true"}
@@ -127,39 +139,27 @@ def test_killed_in_the_middle_of_each_step_it_ends_in_the_same_state(
 
 
 @pytest.mark.parametrize("kind", ["ConfigMap", "Service"])
-def test_a_child_deleted_by_hand_comes_back(
-    kube: Kube, control_plane: LocalCluster, light_namespace: str, tmp_path: Path, kind: str
-) -> None:
-    with running_operator(control_plane.kubeconfig, tmp_path / "log", light_namespace):
-        set_up(kube, light_namespace, "rendezvous first")
-        eventually(lambda: is_provisioned(kube, light_namespace))
-        before = outcome(kube, light_namespace)
-        child = kube.get(kind, light_namespace, "rdzv-mnist")
-        assert child is not None
-        kube.delete(kind, light_namespace, "rdzv-mnist")
+def test_a_child_deleted_by_hand_comes_back(kube: Kube, light_namespace: str, provisioned: Object, kind: str) -> None:
+    child = kube.get(kind, light_namespace, "rdzv-mnist")
+    assert child is not None
+    kube.delete(kind, light_namespace, "rdzv-mnist")
 
-        def is_back() -> bool:
-            found = kube.get(kind, light_namespace, "rdzv-mnist")
-            return found is not None and found["metadata"]["uid"] != child["metadata"]["uid"]
+    def is_back() -> bool:
+        found = kube.get(kind, light_namespace, "rdzv-mnist")
+        return found is not None and found["metadata"]["uid"] != child["metadata"]["uid"]
 
-        eventually(is_back)
-        assert outcome(kube, light_namespace) == before
+    eventually(is_back)
+    assert outcome(kube, light_namespace) == provisioned
 
 
-def test_marks_set_or_taken_by_hand_are_put_right(
-    kube: Kube, control_plane: LocalCluster, light_namespace: str, tmp_path: Path
-) -> None:
-    with running_operator(control_plane.kubeconfig, tmp_path / "log", light_namespace):
-        set_up(kube, light_namespace, "rendezvous first")
-        eventually(lambda: is_provisioned(kube, light_namespace))
-        before = outcome(kube, light_namespace)
-        for kind, name, change in (
-            ("Pod", "a", {"metadata": {"labels": {"rdzv.dev/host": None}}}),
-            ("Pod", "b", {"metadata": {"labels": {"rdzv.dev/host": "true"}}}),
-            ("ConfigMap", "rdzv-mnist", {"data": {"PET_NNODES": "99"}}),
-        ):
-            kube.patch(kind, light_namespace, name, change)
-            eventually(lambda: outcome(kube, light_namespace) == before)
+def test_marks_set_or_taken_by_hand_are_put_right(kube: Kube, light_namespace: str, provisioned: Object) -> None:
+    for kind, name, change in (
+        ("Pod", "a", {"metadata": {"labels": {"rdzv.dev/host": None}}}),
+        ("Pod", "b", {"metadata": {"labels": {"rdzv.dev/host": "true"}}}),
+        ("ConfigMap", "rdzv-mnist", {"data": {"PET_NNODES": "99"}}),
+    ):
+        kube.patch(kind, light_namespace, name, change)
+        eventually(lambda: outcome(kube, light_namespace) == provisioned)
 
 
 def test_after_convergence_nothing_is_written(
@@ -206,65 +206,59 @@ def test_the_api_server_failing_is_said_and_survived(
         assert operator.running
 
 
-def test_a_pod_that_names_nobody_waits_and_says_for_whom(
-    kube: Kube, control_plane: LocalCluster, light_namespace: str, tmp_path: Path
-) -> None:
-    with running_operator(control_plane.kubeconfig, tmp_path / "log", light_namespace):
-        kube.create(pod(light_namespace, "a", 0))
+@pytest.mark.usefixtures("operator")
+def test_a_pod_that_names_nobody_waits_and_says_for_whom(kube: Kube, light_namespace: str) -> None:
+    kube.create(pod(light_namespace, "a", 0))
 
-        def messages() -> list[str]:
-            return [e["message"] for e in kube.list("Event", light_namespace) if e["involvedObject"]["name"] == "a"]
+    def messages() -> list[str]:
+        return [e["message"] for e in kube.list("Event", light_namespace) if e["involvedObject"]["name"] == "a"]
 
-        (message,) = eventually(messages)
-        assert "Rendezvous mnist, which does not exist" in message
-        # Deleted while pods run: those go on, and a later pod is told the same.
-        kube.create(rendezvous(light_namespace))
-        eventually(lambda: is_provisioned(kube, light_namespace))
-        kube.delete("Rendezvous", light_namespace, "mnist")
-        kube.create(pod(light_namespace, "late", 1))
-        eventually(lambda: [e for e in kube.list("Event", light_namespace) if e["involvedObject"]["name"] == "late"])
-        assert kube.get("Pod", light_namespace, "a") is not None
+    (message,) = eventually(messages)
+    assert "Rendezvous mnist, which does not exist" in message
+    # Deleted while pods run: those go on, and a later pod is told the same.
+    kube.create(rendezvous(light_namespace))
+    eventually(lambda: is_provisioned(kube, light_namespace))
+    kube.delete("Rendezvous", light_namespace, "mnist")
+    kube.create(pod(light_namespace, "late", 1))
+    eventually(lambda: [e for e in kube.list("Event", light_namespace) if e["involvedObject"]["name"] == "late"])
+    assert kube.get("Pod", light_namespace, "a") is not None
 
 
-def test_re_created_under_the_same_name_it_is_a_new_rendezvous(
-    kube: Kube, control_plane: LocalCluster, light_namespace: str, tmp_path: Path
-) -> None:
+@pytest.mark.usefixtures("provisioned")
+def test_re_created_under_the_same_name_it_is_a_new_rendezvous(kube: Kube, light_namespace: str) -> None:
     # Nobody collects garbage here, so the children of the first one stay, as they may for a while on a busy cluster.
-    with running_operator(control_plane.kubeconfig, tmp_path / "log", light_namespace):
-        set_up(kube, light_namespace, "rendezvous first")
-        eventually(lambda: is_provisioned(kube, light_namespace))
-        kube.delete("Rendezvous", light_namespace, "mnist")
-        created = kube.create(rendezvous(light_namespace))
+    kube.delete("Rendezvous", light_namespace, "mnist")
+    created = kube.create(rendezvous(light_namespace))
 
-        def is_of_the_new_one() -> bool:
-            found = kube.get("ConfigMap", light_namespace, "rdzv-mnist")
-            return found is not None and found["data"]["PET_RDZV_ID"] == created["metadata"]["uid"]
+    def is_of_the_new_one() -> bool:
+        found = kube.get("ConfigMap", light_namespace, "rdzv-mnist")
+        return found is not None and found["data"]["PET_RDZV_ID"] == created["metadata"]["uid"]
 
-        eventually(is_of_the_new_one)
-        for kind in ("ConfigMap", "Service"):
-            child = kube.get(kind, light_namespace, "rdzv-mnist")
-            assert child is not None
-            assert [owner["uid"] for owner in child["metadata"]["ownerReferences"]] == [created["metadata"]["uid"]]
+    eventually(is_of_the_new_one)
+    for kind in ("ConfigMap", "Service"):
+        child = kube.get(kind, light_namespace, "rdzv-mnist")
+        assert child is not None
+        assert [owner["uid"] for owner in child["metadata"]["ownerReferences"]] == [created["metadata"]["uid"]]
 
 
+@pytest.mark.usefixtures("operator")
 @pytest.mark.parametrize(
     ("backend", "reason", "text"),
     [("their-own", "UnknownBackend", "registered: c10d, etcd, etcd-v2")],
 )
 def test_what_only_the_operator_can_refuse_is_in_the_status(
-    kube: Kube, control_plane: LocalCluster, light_namespace: str, tmp_path: Path, backend: str, reason: str, text: str
+    kube: Kube, light_namespace: str, backend: str, reason: str, text: str
 ) -> None:
-    with running_operator(control_plane.kubeconfig, tmp_path / "log", light_namespace):
-        kube.create(rendezvous(light_namespace, backend))
+    kube.create(rendezvous(light_namespace, backend))
 
-        def ready() -> Object | None:
-            status = (kube.get("Rendezvous", light_namespace, "mnist") or {}).get("status") or {}
-            return next((c for c in status.get("conditions", []) if c["type"] == "Ready"), None)
+    def ready() -> Object | None:
+        status = (kube.get("Rendezvous", light_namespace, "mnist") or {}).get("status") or {}
+        return next((c for c in status.get("conditions", []) if c["type"] == "Ready"), None)
 
-        condition = eventually(ready)
-        assert (condition["status"], condition["reason"]) == ("False", reason)
-        assert text in condition["message"]
-        assert [e["reason"] for e in eventually(lambda: kube.list("Event", light_namespace))] == [reason]
+    condition = eventually(ready)
+    assert (condition["status"], condition["reason"]) == ("False", reason)
+    assert text in condition["message"]
+    assert [e["reason"] for e in eventually(lambda: kube.list("Event", light_namespace))] == [reason]
 
 
 def test_the_spec_can_be_changed_and_an_object_of_somebody_else_is_left_alone(

@@ -62,7 +62,11 @@ def test_types(code: int, reason: str, kind: type[api.ApiError], unknown: bool) 
 def test_retry_after_from_header_and_from_details() -> None:
     assert error_of(GET, Reply(429, b"", "7")).retry_after == 7
     assert error_of(GET, Reply(429, status(429, details={"retryAfterSeconds": 3}))).retry_after == 3
-    assert error_of(GET, Reply(503, b"", "Wed, 21 Oct 2026 07:28:00 GMT")).retry_after is None
+    assert error_of(GET, Reply(429, b"", "Wed, 21 Oct 2026 07:28:00 GMT")).retry_after is None
+
+
+def test_a_server_that_starts_is_asked_again_before_it_says() -> None:
+    assert error_of(GET, Reply(503, status(503, details={"retryAfterSeconds": 5}), "5")).retry_after is None
 
 
 def test_a_page_of_a_proxy_in_between() -> None:
@@ -93,6 +97,22 @@ def test_forbidden_names_who_what_where_and_the_rule() -> None:
     assert "a Role in namespace train" in text
     assert json.dumps(error.rule) in text
     assert message in text
+
+
+@pytest.mark.parametrize("code", [400, 422])
+def test_fields_that_an_older_crd_lacks_are_named_with_what_to_do(code: int) -> None:
+    message = (
+        'RendezvousMember in version "v1alpha1" cannot be handled as a RendezvousMember: strict decoding error: '
+        'unknown field "spec.roundUID", unknown field "spec.seenRound"'
+    )
+    error = error_of(PATCH, Reply(code, status(code, reason="BadRequest", message=message, details={"name": "a"})))
+    assert type(error) is api.UnknownField
+    assert not error.maybe_applied
+    assert str(error) == (
+        "patch rendezvousmembers.rdzv.dev train/mnist-0: the API server does not know spec.roundUID, spec.seenRound: "
+        "the CustomResourceDefinition rendezvousmembers.rdzv.dev is older than this library; "
+        "apply the CRDs of this version (charts/rendezvous-operator/files/crds/), or helm upgrade"
+    )
 
 
 def test_an_error_event_of_a_watch() -> None:

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from rdzv.backends import Backend, BackendError, Provision
+from rdzv.spec import GROUP
 
 if TYPE_CHECKING:
     from torch.distributed.elastic.rendezvous import RendezvousHandler, RendezvousParameters
@@ -40,7 +41,7 @@ def role_rules(name: str, *, with_store: bool) -> list[dict[str, Any]]:
 
     def rule(resource: str, verbs: list[str], names: Sequence[str] = ()) -> dict[str, Any]:
         return {
-            "apiGroups": ["rdzv.dev"],
+            "apiGroups": [GROUP],
             "resources": [resource],
             "verbs": verbs,
             **({"resourceNames": [*names]} if names else {}),

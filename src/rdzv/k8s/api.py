@@ -18,6 +18,9 @@ Object = dict[str, Any]
 
 _TEXT_LIMIT = 1000
 _CANNOT = re.compile(r'User "(?P<user>[^"]*)" cannot (?P<verb>\w+) resource')
+_UNKNOWN_FIELD = re.compile(r'unknown field "([^"]*)"')
+UPGRADE = "apply the CRDs of this version (charts/rendezvous-operator/files/crds/), or helm upgrade"
+"""What to do about a CRD that is older than this library."""
 
 
 class Resource(NamedTuple):
@@ -157,6 +160,15 @@ class Invalid(ApiError):
     """400 or 422: the server refused the object; the message says which field and why."""
 
 
+class UnknownField(Invalid):
+    """A field that was sent is not in the schema of its kind: the CRD is older than this library."""
+
+    def _text(self) -> str:
+        fields = ", ".join(_UNKNOWN_FIELD.findall(self.message))
+        crd = f"CustomResourceDefinition {self.call.resource}" if self.call else "CustomResourceDefinition"
+        return f"{self.call or 'write'}: the API server does not know {fields}: the {crd} is older than this library; {UPGRADE}"
+
+
 class TooLarge(ApiError):
     """The object is larger than what an API server stores (1 MiB here, 1.5 MiB at etcd)."""
 
@@ -218,11 +230,16 @@ def error_of_status(call: Call, status: Object, retry_after: float | None = None
     details = status.get("details") or {}
     if retry_after is None and details.get("retryAfterSeconds"):
         retry_after = float(details["retryAfterSeconds"])
+    if code == 503:
+        # An API server that starts says so for a second, and asks to be left alone for five; one that is busy says 429.
+        retry_after = None
     kind: type[ApiError] = _BY_CODE.get(code, ServerError if code >= 500 else ApiError)
     if reason == "AlreadyExists":
         kind = AlreadyExists
     elif kind is NotFound and not details.get("name"):
         kind = UnknownResource
+    elif kind is Invalid and _UNKNOWN_FIELD.search(str(status.get("message"))):
+        kind = UnknownField
     message = str(status.get("message") or reason or "no message")[:_TEXT_LIMIT]
     unknown = kind is ServerError and call.verb not in ("get", "list", "watch")
     return kind(call, message, code=code, reason=reason, retry_after=retry_after, maybe_applied=unknown)

@@ -58,6 +58,8 @@ STARTING_SECONDS = 10.0
 _JSON = "application/json"
 _MERGE_PATCH = "application/merge-patch+json"
 _JSON_PATCH = "application/json-patch+json"
+_STRICT = {"fieldValidation": "Strict"}
+"""Of every write: a field that an older CRD lacks would be dropped without a word otherwise, and the rest be stored."""
 
 
 class Client:
@@ -183,21 +185,26 @@ class Client:
         }
         return self._call(Call("list", resource, namespace), "GET", query=query, retry=retry)
 
+    def schemas(self, group_version: str, *, retry: Retry | None = None) -> Object:
+        """The OpenAPI v3 document of an API group, which every authenticated user may read."""
+        target = f"{self.config.path}/openapi/v3/apis/{group_version}"
+        return self._run(_Request(Call("get", Resource(group_version, "openapi")), "GET", target, None), retry)
+
     def create(self, resource: Resource, namespace: str | None, obj: Object, *, retry: Retry | None = None) -> Object:
         """Create an object; returns it as stored. Raises `AlreadyExists`."""
         name = obj.get("metadata", {}).get("name")
-        return self._call(Call("create", resource, namespace, name), "POST", body=obj, retry=retry)
+        return self._call(Call("create", resource, namespace, name), "POST", query=_STRICT, body=obj, retry=retry)
 
     def replace(self, resource: Resource, namespace: str | None, obj: Object, *, retry: Retry | None = None) -> Object:
         """PUT. With `metadata.resourceVersion` it is a compare-and-set, and raises `Conflict`."""
         call = Call("update", resource, namespace, obj["metadata"]["name"])
-        return self._call(call, "PUT", body=obj, retry=retry)
+        return self._call(call, "PUT", query=_STRICT, body=obj, retry=retry)
 
     def merge_patch(
         self, resource: Resource, namespace: str | None, name: str, patch: Object, *, retry: Retry | None = None
     ) -> Object:
         """RFC 7386 merge patch. With `metadata.resourceVersion` in it, a compare-and-set."""
-        return self._call(Call("patch", resource, namespace, name), "PATCH", body=patch, retry=retry)
+        return self._call(Call("patch", resource, namespace, name), "PATCH", query=_STRICT, body=patch, retry=retry)
 
     def json_patch(
         self,
@@ -209,7 +216,7 @@ class Client:
         retry: Retry | None = None,
     ) -> Object:
         """RFC 6902 patch: carried out completely, on the state of that moment, or not at all (`Invalid`: a `test` failed)."""
-        return self._call(Call("patch", resource, namespace, name), "PATCH", body=patch, retry=retry)
+        return self._call(Call("patch", resource, namespace, name), "PATCH", query=_STRICT, body=patch, retry=retry)
 
     def delete(
         self,

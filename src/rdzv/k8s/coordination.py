@@ -10,11 +10,12 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from rdzv.k8s import coordinator
-from rdzv.k8s.api import ApiError, Conflict, Forbidden, NotFound, Object, Resource, Stopped, UnknownResource
+from rdzv.k8s.api import ApiError, Conflict, Forbidden, Invalid, NotFound, Object, Resource, Stopped, UnknownResource
 from rdzv.k8s.coordinator import CoordinatorState, Decision, View
-from rdzv.k8s.records import GROUP_VERSION, LABEL, LEAVING, LIVE, RUNNING, Member, Roster, Round, resource_version
+from rdzv.k8s.records import LEAVING, LIVE, RUNNING, Member, Roster, Round, resource_version
 from rdzv.k8s.retry import Backoff, Retry
 from rdzv.k8s.watch import DELETED, SYNCED, Watch
+from rdzv.spec import API_VERSION, LABEL, PLURAL
 
 if TYPE_CHECKING:
     from rdzv.k8s.client import Client
@@ -24,13 +25,15 @@ __all__ = ["MEMBERS", "RENDEZVOUS", "ROUNDS", "Coordination", "Latest"]
 
 log = logging.getLogger("rdzv.k8s.agent")
 
-MEMBERS = Resource(GROUP_VERSION, "rendezvousmembers")
-ROUNDS = Resource(GROUP_VERSION, "rendezvousrounds")
-RENDEZVOUS = Resource(GROUP_VERSION, "rendezvous")
+MEMBERS = Resource(API_VERSION, "rendezvousmembers")
+ROUNDS = Resource(API_VERSION, "rendezvousrounds")
+RENDEZVOUS = Resource(API_VERSION, PLURAL)
 
 _EXPECT_SECONDS = 0.25
 _SAY_SECONDS = 10.0
 _UNREADABLE_SECONDS = 60.0
+_INVALID_SECONDS = 5.0
+"""Between writes of a Round that the API server finds wrong: somebody has to change its CRD first."""
 
 
 @dataclass(frozen=True)
@@ -238,7 +241,7 @@ class Coordination:
             gone = isinstance(error, NotFound) and decision.rv is not None
             if not (gone or isinstance(error, Conflict) or error.maybe_applied):
                 around.failed(error)
-                self._stop.wait(backoff.next(error.retry_after))
+                self._stop.wait(_INVALID_SECONDS if isinstance(error, Invalid) else backoff.next(error.retry_after))
             self._reread()
         else:
             backoff.reset()
@@ -259,7 +262,7 @@ class Coordination:
         roster = self._roster
         if roster is None or roster.run_id != record.run_id:
             return None
-        return {"apiVersion": GROUP_VERSION, "kind": "Rendezvous", "name": self._name, "uid": roster.run_id}
+        return {"apiVersion": API_VERSION, "kind": "Rendezvous", "name": self._name, "uid": roster.run_id}
 
     def _step_down(self) -> None:
         self.active = False

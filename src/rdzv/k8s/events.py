@@ -38,7 +38,7 @@ class Timing:
     check_interval: float = 10.0
     takeover_step: float = 0.15
     retry: float = 0.2
-    retry_max: float = 5.0
+    retry_max: float = 2.5
 
 
 # Events.

@@ -36,7 +36,8 @@ from rdzv.k8s.client import Client
 from rdzv.k8s.coordinator import Policy
 from rdzv.k8s.events import CLOSED_ERROR, GRACEFUL, TIMEOUT, Identity, Timing
 from rdzv.k8s.liveness import listen
-from rdzv.k8s.records import GROUP_VERSION, MAX_SLOTS, ROUND_KIND
+from rdzv.k8s.records import MAX_SLOTS, ROUND_KIND
+from rdzv.spec import API_VERSION
 
 if TYPE_CHECKING:
     from torch.distributed import Store
@@ -221,7 +222,7 @@ class KubernetesRendezvousHandler(RendezvousHandler):  # type: ignore[misc]  # t
         from rdzv.k8s.store import KubernetesStore
 
         prefix = re.sub("[^a-z0-9-]", "-", f"{self._name[:36]}-{accept.uid[:8]}-")
-        owner = {"apiVersion": GROUP_VERSION, "kind": ROUND_KIND, "metadata": {"name": self._name, "uid": accept.uid}}
+        owner = {"apiVersion": API_VERSION, "kind": ROUND_KIND, "metadata": {"name": self._name, "uid": accept.uid}}
         store = KubernetesStore(
             f"{prefix}{accept.round}", self._namespace, client=self._client, owner=owner, timeout=STORE_TIMEOUT
         )

@@ -185,6 +185,8 @@ def _read(state: MemberState, member: Member | None, rv: int) -> MemberState:
 
 def _later(state: MemberState, now: float) -> MemberState:
     wait = min(state.timing.retry * 2 ** min(state.failures, 16), state.timing.retry_max)
+    # Agents that lost the API server at one moment do not all come back to it at one.
+    wait *= 1 - 0.5 * zlib.crc32(f"{state.me.incarnation} {state.failures}".encode()) / 2**32
     return replace(state, failures=state.failures + 1, retry_at=now + wait)
 
 

@@ -16,11 +16,9 @@ from functools import lru_cache
 from typing import Any
 
 from rdzv.k8s.fields import Fields
+from rdzv.spec import API_VERSION, LABEL
 
-GROUP_VERSION = "rdzv.dev/v1alpha1"
 ROUND_KIND = "RendezvousRound"
-LABEL = "rdzv.dev/rendezvous"
-"""Label of pods and Members; its value is the name of the Rendezvous."""
 
 MAX_SLOTS = 4096
 """Slots are 0 .. MAX_SLOTS-1; bounds the size of a Round (bitmap 684 characters, checks 16 KiB at most)."""
@@ -129,7 +127,7 @@ class Round:
         if self.closed:
             spec["closed"] = {"reason": self.closed.reason, "by": self.closed.by}
         metadata = _metadata(self.name, namespace, self.name, resource_version, owner)
-        return {"apiVersion": GROUP_VERSION, "kind": ROUND_KIND, "metadata": metadata, "spec": spec}
+        return {"apiVersion": API_VERSION, "kind": ROUND_KIND, "metadata": metadata, "spec": spec}
 
     @staticmethod
     def from_object(obj: Mapping[str, Any]) -> Round:
@@ -217,7 +215,7 @@ class Member:
             spec["allotted"] = True
         owner = {"apiVersion": "v1", "kind": "Pod", "name": self.name, "uid": self.pod_uid}
         metadata = _metadata(self.name, namespace, self.rendezvous, resource_version, owner)
-        return {"apiVersion": GROUP_VERSION, "kind": "RendezvousMember", "metadata": metadata, "spec": spec}
+        return {"apiVersion": API_VERSION, "kind": "RendezvousMember", "metadata": metadata, "spec": spec}
 
     @staticmethod
     def from_object(obj: Mapping[str, Any]) -> Member:

@@ -19,6 +19,8 @@ from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import quote, unquote
 
+from rdzv.spec import API_VERSION
+
 SHARDS = 16
 """Objects per store. All clients of a store must agree: it decides where a key is."""
 MAX_VALUE = 100_000
@@ -169,7 +171,7 @@ def _object(name: str, labels: Mapping[str, str], entry: Object, owners: Sequenc
     if owners:
         meta["ownerReferences"] = list(owners)
     spec = {"epoch": 0, "data": {}, "queues": {}, "writers": {}, "log": [entry]}
-    return {"apiVersion": "rdzv.dev/v1alpha1", "kind": "RendezvousStore", "metadata": meta, "spec": spec}
+    return {"apiVersion": API_VERSION, "kind": "RendezvousStore", "metadata": meta, "spec": spec}
 
 
 def shard_name(store: str, index: int) -> str:

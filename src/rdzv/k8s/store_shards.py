@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING
 
 from torch.distributed import DistStoreError
 
+from rdzv.spec import API_VERSION
+
 from . import store_records as records
 from .api import (
     AlreadyExists,
@@ -42,7 +44,7 @@ __all__ = ["STORES", "Shards"]
 log = logging.getLogger("rdzv.k8s.store")
 log.addHandler(logging.NullHandler())
 
-STORES = Resource("rdzv.dev/v1alpha1", "rendezvousstores")
+STORES = Resource(API_VERSION, "rendezvousstores")
 
 _BATCH = 200_000  # Bytes of values that one append may carry for several threads.
 _CROWDED_SECONDS = 1.0

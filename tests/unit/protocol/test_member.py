@@ -195,15 +195,21 @@ def test_undoes_a_late_write_of_an_earlier_start() -> None:
 
 
 def test_refused_writes_back_off() -> None:
-    agent = Agent()
-    agent.gets(ev.Join(5000))
-    agent.sees(EMPTY)
-    for wait in (0.2, 0.4, 0.8, 1.6, 3.2, 5.0, 5.0):
-        assert agent.gets(ev.WriteFailed()) == []
-        assert agent.one(ev.Wake).at == pytest.approx(agent.now + wait)
-        assert agent.gets(ev.Tick(), later=wait * 0.9) == []
-        agent.gets(ev.Tick(), later=wait * 0.1 + 1e-6)
-        agent.one(ev.Write)
+    """And not all agents at one moment."""
+    pauses: dict[str, list[float]] = {"uid-1/0": [], "uid-2/0": []}
+    for incarnation, waited in pauses.items():
+        agent = Agent(replace(ME, incarnation=incarnation))
+        agent.gets(ev.Join(5000))
+        agent.sees(EMPTY)
+        for most in (0.2, 0.4, 0.8, 1.6, 2.5, 2.5):
+            assert agent.gets(ev.WriteFailed()) == []
+            wait = agent.one(ev.Wake).at - agent.now
+            assert most / 2 <= wait <= most
+            assert agent.gets(ev.Tick(), later=wait * 0.9) == []
+            agent.gets(ev.Tick(), later=wait * 0.1 + 1e-6)
+            agent.one(ev.Write)
+            waited.append(wait)
+    assert pauses["uid-1/0"] != pauses["uid-2/0"]
 
 
 def test_a_waiting_agent_looks_after_its_member() -> None:
