@@ -122,9 +122,10 @@ class Watch:
         retry = Retry(deadline, self._stop)
         backoff = Backoff()
         short_streams = 0
+        error: ApiError | None = None
         while not self._stop.is_set():
             started, changes = time.monotonic(), self._changes
-            error: ApiError | None = None
+            before, error = error, None
             try:
                 yield from self._session()
             except Stopped:
@@ -132,6 +133,8 @@ class Watch:
             except (Unauthorized, Forbidden, Gone, TooManyRequests, ServerError, Unreachable) as caught:
                 error = caught
                 self._note(caught)
+            if isinstance(error, Gone) and not isinstance(before, Gone):
+                backoff.reset()  # The server is there, and has said what to do.
             if self._changes > changes or time.monotonic() - started > _HEALTHY_SECONDS:
                 backoff.reset()
                 short_streams = 0
