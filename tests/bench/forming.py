@@ -20,6 +20,9 @@ definition, are always threads."""
 LIMIT_SECONDS = 45.0
 ELASTIC_SIZES = [4, 16]
 SLOW_SECONDS = 5.0
+"""A backend that took longer is not repeated."""
+HOPELESS_SECONDS = 15.0
+"""One that took longer is not tried with more agents."""
 _LAST_CALL_SECONDS = 45.0
 
 
@@ -91,7 +94,7 @@ def form_fixed(lab: Lab, results: Results, sizes: list[int], runs: int, wanted: 
                 done.append(Run("form-fixed", backend, size, size, LIMIT_SECONDS).sample(lab))
         for name, _ in columns:
             results.add("form-fixed", name, size, "seconds", "s", samples[name] or [beyond[name]])
-            if name not in beyond and samples[name][0].value > SLOW_SECONDS:
+            if name not in beyond and samples[name][0].value > HOPELESS_SECONDS:
                 # It takes no less with more agents, and so many that collide make the machine useless for minutes.
                 slow = samples[name][0].value
                 beyond[name] = Sample(slow, timeout=True, note=f"not run: {size} agents took {slow:.1f} s")
