@@ -21,12 +21,14 @@ def markdown(records: Sequence[Record], context: Mapping[str, object]) -> str:
     if fixed:
         parts += ["### Forming a fixed world, seconds\n", _grid(fixed), _ratios(fixed)]
     rest = [record for record in records if record not in fixed]
-    for title, scenario in (
+    sections = (
         ("Elastic world", "form-elastic"),
         ("Recovery", "recover"),
         ("API requests", "api-"),
         ("API server away for 60 s", "outage-"),
-    ):
+        ("Real pods", "pods-"),
+    )
+    for title, scenario in sections:
         chosen = [record for record in rest if record.scenario.startswith(scenario)]
         if chosen:
             parts += [f"### {title}\n", _matrix(chosen)]

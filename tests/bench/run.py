@@ -8,18 +8,31 @@ import signal
 import sys
 import tempfile
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "src")]
+sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "src"), str(ROOT)]
 
-from bench import cost, forming, names, outage, recovery, report, servers, stores  # noqa: E402 - they are found by the lines above
+from bench import (  # noqa: E402 - they are found by the lines above
+    cost,
+    forming,
+    names,
+    outage,
+    pods,
+    recovery,
+    report,
+    servers,
+    stores,
+)
 from bench.lab import Lab  # noqa: E402
 from bench.records import Results  # noqa: E402
 
 OUTPUT = ROOT / ".local/bench.json"
 PAGE = ROOT / "docs/benchmarks.md"
-SCENARIOS = ["form-fixed", "form-elastic", "recover", "requests", "outage", "stores", "library"]
+PODS = "pods"
+SCENARIOS = ["form-fixed", "form-elastic", "recover", "requests", "outage", "stores", "library", PODS]
 
 
 def options() -> argparse.Namespace:
@@ -31,6 +44,38 @@ def options() -> argparse.Namespace:
     parser.add_argument("--output", type=Path, default=OUTPUT)
     parser.add_argument("--page", action="store_true", help=f"write table and plot into {PAGE.relative_to(ROOT)} too")
     return parser.parse_args()
+
+
+def measure(
+    scenario: str, lab: Lab, results: Results, runs: int, sizes: list[int], wanted: Callable[[str], bool]
+) -> None:
+    """One of those that need only the light servers."""
+    match scenario:
+        case "library":
+            cost.library(results, runs)
+        case "form-fixed":
+            forming.form_fixed(lab, results, sizes, runs, wanted)
+        case "form-elastic":
+            forming.form_elastic(lab, results, forming.ELASTIC_SIZES, runs, wanted)
+        case "recover":
+            recovery.recover(lab, results, runs, wanted)
+        case "requests":
+            cost.requests(lab, results)
+        case "outage":
+            outage.outage(lab, results)
+        case "stores":
+            stores.stores(lab, results)
+        case _:
+            raise SystemExit(f"--only {scenario}: write some of {', '.join(SCENARIOS)}")
+
+
+@contextmanager
+def announced(scenario: str) -> Iterator[None]:
+    """Says what begins, and how long it took."""
+    print(f"\n{scenario}  (load {os.getloadavg()[0]:.1f})", flush=True)
+    began = time.monotonic()
+    yield
+    print(f"  {time.monotonic() - began:.0f} s", flush=True)
 
 
 def main() -> int:
@@ -49,29 +94,16 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="rdzv-bench-") as place:
         directory = Path(place)
         names.only_from_files(directory)
-        with servers.running(directory) as found:
-            lab = Lab(found, given.output.with_name(f"{given.output.stem}-agents.log"))
-            for scenario in only:
-                print(f"\n{scenario}  (load {os.getloadavg()[0]:.1f})", flush=True)
-                began = time.monotonic()
-                match scenario:
-                    case "library":
-                        cost.library(results, given.runs)
-                    case "form-fixed":
-                        forming.form_fixed(lab, results, sizes or forming.default_sizes(), given.runs, wanted)
-                    case "form-elastic":
-                        forming.form_elastic(lab, results, forming.ELASTIC_SIZES, given.runs, wanted)
-                    case "recover":
-                        recovery.recover(lab, results, given.runs, wanted)
-                    case "requests":
-                        cost.requests(lab, results)
-                    case "outage":
-                        outage.outage(lab, results)
-                    case "stores":
-                        stores.stores(lab, results)
-                    case _:
-                        raise SystemExit(f"--only {scenario}: write some of {', '.join(SCENARIOS)}")
-                print(f"  {time.monotonic() - began:.0f} s", flush=True)
+        light = [scenario for scenario in only if scenario != PODS]
+        if light:
+            with servers.running(directory) as found:
+                lab = Lab(found, given.output.with_name(f"{given.output.stem}-agents.log"))
+                for scenario in light:
+                    with announced(scenario):
+                        measure(scenario, lab, results, given.runs, sizes or forming.default_sizes(), wanted)
+        if PODS in only:  # They have the machine for themselves.
+            with announced(PODS):
+                pods.pods(results, given.runs, wanted)
     context |= {"load at the end": os.getloadavg()[0], "minutes": round((time.monotonic() - whole) / 60, 1)}
     print("\n" + report.markdown(results.records, context))
     if given.page:

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import json
-from typing import Any
 
 import pytest
-from cluster.workloads import Place, rendezvous, workload
+from cluster.workloads import Place, rendezvous, restarts, workload
 from operator_process import eventually
 
 from deploy.demo import demo
@@ -15,30 +14,18 @@ from deploy.demo.kube import Cluster
 
 pytestmark = pytest.mark.cluster
 
-Object = dict[str, Any]
-
-
-def pods(place: Place) -> dict[str, Object]:
-    return {
-        pod["metadata"]["name"]: pod for pod in place.get("pods")["items"] if "deletionTimestamp" not in pod["metadata"]
-    }
-
-
-def restarts(pod: Object) -> int:
-    return sum(int(status["restartCount"]) for status in pod["status"].get("containerStatuses", []))
-
 
 @pytest.mark.parametrize("victim", ["world-0", "world-1"])
 def test_survivors_form_a_new_world_and_no_agent_exits(place: Place, images: Images, victim: str) -> None:
     """world-0 has rank 0, serves the round's store and coordinates."""
     place.apply(rendezvous("kubernetes", (2, 4)), workload("StatefulSet", images, 3))
     place.await_world(3)
-    before = pods(place)
+    before = place.pods()
     # The one that goes does not come back until it is asked for: the survivors are a world of their own.
     place.kubectl("delete", "statefulset", "world", "--cascade=orphan")
     place.kubectl("delete", "pod", victim, "--wait=false")
     place.await_world(2)
-    after = pods(place)
+    after = place.pods()
     assert set(after) == set(before) - {victim}
     assert {name: (pod["metadata"]["uid"], restarts(pod)) for name, pod in after.items()} == {
         name: (before[name]["metadata"]["uid"], 0) for name in after
@@ -47,7 +34,7 @@ def test_survivors_form_a_new_world_and_no_agent_exits(place: Place, images: Ima
     place.apply(workload("StatefulSet", images, 3))
     grown = place.await_world(3)
     assert [world["pod"] for world in grown] == ["world-0", "world-1", "world-2"]
-    assert all(restarts(pod) == 0 for pod in pods(place).values())
+    assert all(restarts(pod) == 0 for pod in place.pods().values())
     status = place.get("rdzv/world")["status"]
     formed = next(c for c in status["conditions"] if c["type"] == "Formed")
     assert formed["status"] == "True"
@@ -59,7 +46,7 @@ def test_a_spec_edited_while_it_trains_takes_effect(place: Place, images: Images
     place.await_world(2)
     place.kubectl("patch", "rdzv", "world", "--type=merge", "-p", json.dumps({"spec": {"nodes": {"max": 3}}}))
     place.await_world(3)
-    assert all(restarts(pod) == 0 for pod in pods(place).values())
+    assert all(restarts(pod) == 0 for pod in place.pods().values())
 
 
 def test_a_second_job_meets_on_the_same_rendezvous_and_on_a_new_one_of_its_name(place: Place, images: Images) -> None:
@@ -89,10 +76,10 @@ def test_without_the_operator_worlds_form_anew(
     target.kubectl("scale", "-n", demo.SYSTEM, "deployment", demo.RELEASE, "--replicas=0")
     try:
         eventually(lambda: not json.loads(target.kubectl("get", "pods", "-n", demo.SYSTEM, "-o", "json"))["items"], 60)
-        survivors = {name: pod for name, pod in pods(place).items() if name != "world-0"}
+        survivors = {name: pod for name, pod in place.pods().items() if name != "world-0"}
         place.kubectl("delete", "pod", "world-0", "--wait=false")
         place.await_world(3)
-        after = pods(place)
+        after = place.pods()
         assert all(restarts(after[name]) == 0 for name in survivors)
     finally:
         target.kubectl("scale", "-n", demo.SYSTEM, "deployment", demo.RELEASE, "--replicas=1")

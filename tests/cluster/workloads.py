@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from cluster_fixtures import LocalCluster
 
 from deploy.demo.demo import Images
 
 Object = dict[str, Any]
+T = TypeVar("T")
 
 SCRIPT = (Path(__file__).parent / "train_once.py").read_text()
 
@@ -27,11 +29,25 @@ def rendezvous(backend: str, nodes: int | tuple[int, int], name: str = "world", 
     }
 
 
-def pod_template(images: Images, *, stay: bool, restart: str, name: str = "world", **meta: Any) -> Object:
-    env = [{"name": "OMP_NUM_THREADS", "value": "1"}, *([{"name": "STAY", "value": "1"}] if stay else [])]
+def pod_template(
+    images: Images,
+    *,
+    restart: str,
+    name: str = "world",
+    env: Mapping[str, str] | None = None,
+    shared: Path | None = None,
+) -> Object:
+    """`shared`: a directory of this machine that all pods see as /shared."""
     mounts = [{"name": "script", "mountPath": "/train"}, {"name": "torch", "mountPath": "/opt/torch", "readOnly": True}]
+    volumes: list[Object] = [
+        {"name": "script", "configMap": {"name": "script"}},
+        {"name": "torch", "hostPath": {"path": str(images.torch), "type": "Directory"}},
+    ]
+    if shared is not None:
+        mounts.append({"name": "shared", "mountPath": "/shared"})
+        volumes.append({"name": "shared", "hostPath": {"path": str(shared), "type": "Directory"}})
     return {
-        "metadata": {"labels": {"app": name, "rdzv.dev/rendezvous": name}, **meta},
+        "metadata": {"labels": {"app": name, "rdzv.dev/rendezvous": name}},
         "spec": {
             "restartPolicy": restart,
             "terminationGracePeriodSeconds": 5,
@@ -48,22 +64,28 @@ def pod_template(images: Images, *, stay: bool, restart: str, name: str = "world
                     "name": "train",
                     "image": images.train,
                     "command": ["torchrun", "/train/train.py"],
-                    "env": env,
+                    "env": [{"name": k, "value": v} for k, v in {"OMP_NUM_THREADS": "1", **(env or {})}.items()],
                     "volumeMounts": mounts,
                 }
             ],
-            "volumes": [
-                {"name": "script", "configMap": {"name": "script"}},
-                {"name": "torch", "hostPath": {"path": str(images.torch), "type": "Directory"}},
-            ],
+            "volumes": volumes,
         },
     }
 
 
-def workload(kind: str, images: Images, pods: int, *, stay: bool | None = None, name: str = "world") -> Object:
+def workload(
+    kind: str,
+    images: Images,
+    pods: int,
+    *,
+    name: str = "world",
+    env: Mapping[str, str] | None = None,
+    shared: Path | None = None,
+) -> Object:
     """A Job, StatefulSet or Deployment of `pods` pods that opt in to Rendezvous `name`."""
-    stay = kind != "Job" if stay is None else stay
-    template = pod_template(images, stay=stay, restart="OnFailure" if kind == "Job" else "Always", name=name)
+    env = {**({} if kind == "Job" else {"STAY": "1"}), **(env or {})}
+    restart = "OnFailure" if kind == "Job" else "Always"
+    template = pod_template(images, restart=restart, name=name, env=env, shared=shared)
     selector = {"matchLabels": {"app": name}}
     specs: dict[str, tuple[str, Object]] = {
         "Job": (
@@ -86,52 +108,76 @@ def workload(kind: str, images: Images, pods: int, *, stay: bool | None = None, 
     return {"apiVersion": api_version, "kind": kind, "metadata": {"name": name}, "spec": spec}
 
 
+def restarts(pod: Object) -> int:
+    return sum(int(status["restartCount"]) for status in pod["status"].get("containerStatuses", []))
+
+
+def read_steps(shared: Path) -> list[Object]:
+    """The lines of JSON that training scripts have written to their files in a shared directory."""
+    lines: list[str] = []
+    for path in sorted(shared.glob("*.jsonl")):
+        lines += path.read_text().split("\n")[:-1]  # the last one may be half written
+    return [json.loads(line) for line in lines]
+
+
 @dataclass(frozen=True)
 class Place:
     """A namespace of the cluster with the script in it."""
 
     cluster: LocalCluster
     namespace: str
+    script: str = SCRIPT
 
     def kubectl(self, *args: str, input: str | None = None) -> str:  # noqa: A002 - as in subprocess
         return self.cluster.kubectl("-n", self.namespace, *args, input=input)
 
     def apply(self, *objects: Object) -> None:
-        script = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "script"}, "data": {"train.py": SCRIPT}}
+        script = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "script"}}
+        script["data"] = {"train.py": self.script}
         self.kubectl("apply", "-f", "-", input="\n---\n".join(json.dumps(obj) for obj in (script, *objects)))
 
     def get(self, what: str) -> Object:
         found: Object = json.loads(self.kubectl("get", what, "-o", "json"))
         return found
 
+    def pods(self) -> dict[str, Object]:
+        """Those that are not being deleted, by name."""
+        found = self.get("pods")["items"]
+        return {pod["metadata"]["name"]: pod for pod in found if "deletionTimestamp" not in pod["metadata"]}
+
     def worlds(self, name: str = "world") -> list[Object]:
         """What the pods of now said, the last line of each."""
         said = []
         for pod in self.get("pods")["items"]:
             if pod["metadata"]["labels"].get("app") == name and pod["status"]["phase"] in {"Running", "Succeeded"}:
-                lines = self._logs(pod["metadata"]["name"]).splitlines()
+                lines = self.logs(pod["metadata"]["name"]).splitlines()
                 worlds = [json.loads(line.removeprefix("WORLD ")) for line in lines if line.startswith("WORLD ")]
                 said += worlds[-1:]
         return sorted(said, key=lambda world: int(world["rank"]))
 
-    def _logs(self, pod: str) -> str:
+    def logs(self, pod: str, *options: str) -> str:
         try:
-            return self.kubectl("logs", pod)
+            return self.kubectl("logs", pod, *options)
         except RuntimeError:
             return ""  # its container is just being restarted
 
     def await_world(self, size: int, timeout: float = 180, name: str = "world") -> list[Object]:
         """The world, once all `size` nodes are in it and agree; fails with what is there instead."""
+        latest: list[Object] = []
+
+        def formed() -> list[Object] | None:
+            latest[:] = self.worlds(name)
+            ranks, sums = [world["rank"] for world in latest], {world["sum"] for world in latest}
+            return latest if ranks == list(range(size)) and sums == {size} else None
+
+        return self.wait(formed, timeout, lambda: f"no world of {size}: {latest}")
+
+    def wait(self, what: Callable[[], T | None], timeout: float, problem: Callable[[], str]) -> T:
+        """The first true answer of `what`, asked once a second; fails with the problem and with what is there instead."""
         deadline = time.monotonic() + timeout
-        while True:
-            worlds = self.worlds(name)
-            if [world["rank"] for world in worlds] == list(range(size)) and {world["sum"] for world in worlds} == {
-                size
-            }:
-                return worlds
+        while not (answer := what()):
             if time.monotonic() > deadline:
-                pods = self.kubectl("get", "pods", "-o", "wide")
-                raise AssertionError(
-                    f"no world of {size} within {timeout:.0f} s: {worlds}\n{pods}\n{self.kubectl('describe', 'rdzv')}"
-                )
+                pods, described = self.kubectl("get", "pods", "-o", "wide"), self.kubectl("describe", "rdzv")
+                raise AssertionError(f"{problem()} within {timeout:.0f} s\n{pods}\n{described}")
             time.sleep(1)
+        return answer
