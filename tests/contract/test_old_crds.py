@@ -32,7 +32,7 @@ from rdzv.schemas import lacking, written
 
 QUIET_SECONDS = 5.0
 REFUSALS = 6
-"""By one agent, in that time: a Member is tried again after 0.2 s, then half as often each time, a Round every 5 s."""
+"""By one agent, in that time: a Member and a Round are tried again every 5 s."""
 
 Object = dict[str, Any]
 Make = Callable[[int], Any]

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from rdzv.k8s import coordinator
 from rdzv.k8s.api import ApiError, Conflict, Forbidden, Invalid, NotFound, Object, Resource, Stopped, UnknownResource
 from rdzv.k8s.coordinator import CoordinatorState, Decision, View
+from rdzv.k8s.events import INVALID_SECONDS
 from rdzv.k8s.records import LEAVING, LIVE, RUNNING, Member, Roster, Round, resource_version
 from rdzv.k8s.retry import Backoff, Retry
 from rdzv.k8s.watch import DELETED, SYNCED, Watch
@@ -32,8 +33,6 @@ RENDEZVOUS = Resource(API_VERSION, PLURAL)
 _EXPECT_SECONDS = 0.25
 _SAY_SECONDS = 10.0
 _UNREADABLE_SECONDS = 60.0
-_INVALID_SECONDS = 5.0
-"""Between writes of a Round that the API server finds wrong: somebody has to change its CRD first."""
 
 
 @dataclass(frozen=True)
@@ -241,7 +240,7 @@ class Coordination:
             gone = isinstance(error, NotFound) and decision.rv is not None
             if not (gone or isinstance(error, Conflict) or error.maybe_applied):
                 around.failed(error)
-                self._stop.wait(_INVALID_SECONDS if isinstance(error, Invalid) else backoff.next(error.retry_after))
+                self._stop.wait(INVALID_SECONDS if isinstance(error, Invalid) else backoff.next(error.retry_after))
             self._reread()
         else:
             backoff.reset()

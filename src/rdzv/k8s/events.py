@@ -10,6 +10,8 @@ if TYPE_CHECKING:
 
 CLOSED_ERROR, TIMEOUT, CONNECTION, GRACEFUL = "closed", "timeout", "connection", "graceful"
 """Kinds of `Raise`."""
+INVALID_SECONDS = 5.0
+"""Between writes of an object that the API server finds wrong: somebody has to change its CRD first."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +69,12 @@ class Written:
 
 @dataclass(frozen=True)
 class WriteFailed:
-    """The own write was certainly not applied (refused connection, 429); it is made again after a while."""
+    """The own write was certainly not applied (refused connection, 429); it is made again after a while.
+
+    `invalid`: the API server finds the object wrong, and will until somebody changes its CRD.
+    """
+
+    invalid: bool = False
 
 
 @dataclass(frozen=True)

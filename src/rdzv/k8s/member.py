@@ -153,8 +153,10 @@ def _take_reply(state: MemberState, event: ev.Event, now: float) -> MemberState:
         case ev.Written(rv):
             state = replace(state, acked=state.pending, acked_rv=rv, pending=None, written=True)
             state = replace(state, failures=0, confirmed_at=now)
-        case ev.WriteFailed():
+        case ev.WriteFailed(invalid):
             state = _later(replace(state, pending=None), now)
+            if invalid:
+                state = replace(state, retry_at=now + ev.INVALID_SECONDS)
         case ev.WriteUnknown():
             state = replace(state, pending=None, unknown=True)
         case ev.ReadFailed():

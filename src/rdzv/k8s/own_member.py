@@ -61,7 +61,8 @@ class OwnMember:
             if isinstance(error, Conflict) or (isinstance(error, NotFound) and action.rv is not None):
                 return WriteUnknown()
             self.failed(error)
-            return WriteUnknown() if isinstance(error, ApiError) and error.maybe_applied else WriteFailed()
+            unknown = isinstance(error, ApiError) and error.maybe_applied
+            return WriteUnknown() if unknown else WriteFailed(invalid=isinstance(error, Invalid))
 
     def read(self) -> OwnRead | ReadFailed:
         """As the API server has it now. Raises as `write`."""

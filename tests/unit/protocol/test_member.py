@@ -212,6 +212,17 @@ def test_refused_writes_back_off() -> None:
     assert pauses["uid-1/0"] != pauses["uid-2/0"]
 
 
+def test_a_write_that_is_invalid_waits_for_another_crd() -> None:
+    agent = Agent()
+    agent.gets(ev.Join(5000))
+    agent.sees(EMPTY)
+    for _ in range(3):
+        assert agent.gets(ev.WriteFailed(invalid=True)) == []
+        assert agent.one(ev.Wake).at == agent.now + ev.INVALID_SECONDS
+        agent.gets(ev.Tick(), later=ev.INVALID_SECONDS)
+        agent.one(ev.Write)
+
+
 def test_a_waiting_agent_looks_after_its_member() -> None:
     agent = Agent()
     agent.gets(ev.Join(5000))
