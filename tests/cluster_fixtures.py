@@ -21,6 +21,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -61,6 +62,17 @@ class LocalCluster:
         if not path.exists():
             pytest.skip("the audit log of this cluster is out of reach")
         return path
+
+    def agent_requests(self, namespace: str) -> list[dict[str, Any]]:
+        """Requests of agents of the `kubernetes` backend in one namespace, from the audit log."""
+        events = [json.loads(line) for line in self.audit_log.read_text().splitlines()]
+        return [
+            event
+            for event in events
+            if (event.get("objectRef") or {}).get("namespace") == namespace
+            and event.get("userAgent") == "rdzv"
+            and event["stage"] in ("ResponseComplete", "ResponseStarted")
+        ]
 
     def kubectl(self, *args: str, input: str | None = None, timeout: float = 180) -> str:  # noqa: A002  as in subprocess
         """Run kubectl and return its standard output.

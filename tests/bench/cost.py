@@ -12,13 +12,14 @@ from collections import Counter
 from pathlib import Path
 
 from bench.forming import settle
-from bench.handlers import BACKENDS, CREATE, FOLLOW, JOIN, plan
+from bench.handlers import CREATE, FOLLOW, JOIN, KUBERNETES, plan
 from bench.lab import Lab, requests_in
 from bench.records import Results, Sample
 from bench.world import World
 
+from rdzv.spec import GROUP
+
 AGENTS = 64
-GROUP = "rdzv.dev"
 QUIET_SECONDS = 60
 _WRITES = {"create", "update", "patch", "delete"}
 _READS = {"get", "list"}
@@ -27,11 +28,10 @@ _LIMIT_SECONDS = 60.0
 
 def requests(lab: Lab, results: Results) -> None:
     """Of 64 agents that form a fixed world, stay in it for a minute, and form it again because one asks for it."""
-    backend = next(backend for backend in BACKENDS if backend.on_kubernetes)
     log, name = lab.servers.audit_log, lab.name()
     lab.new_namespace()
-    meeting = lab.meeting(backend.registered, name, AGENTS, AGENTS)
-    plans = [plan(backend, "form-fixed", meeting, slot, f"{name}-{slot}") for slot in range(AGENTS)]
+    meeting = lab.meeting(KUBERNETES.registered, name, AGENTS, AGENTS)
+    plans = [plan(KUBERNETES, "form-fixed", meeting, slot, f"{name}-{slot}") for slot in range(AGENTS)]
     start, sizes = log.stat().st_size, lab.servers.bytes_of(GROUP)
     with World(plans, threads=True, log=lab.log) as world:
         world.command(CREATE)

@@ -44,6 +44,7 @@ _DYNAMIC = {
     "recover": {"last_call_timeout": "1", "keep_alive_interval": "1"},
 }
 _OWN_STORE = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}  # Without it a replacement never gets MASTER_ADDR.
+KUBERNETES = Backend("kubernetes", "kubernetes")
 BACKENDS = [
     Backend("c10d", "c10d"),
     Backend("c10d-tuned", "c10d", _DYNAMIC, _OWN_STORE),
@@ -51,7 +52,7 @@ BACKENDS = [
     Backend("etcd-tuned", "etcd", {"form-elastic": {"last_call_timeout": "1"}, "recover": {"last_call_timeout": "1"}}),
     Backend("etcd-v2", "etcd-v2"),
     Backend("etcd-v2-tuned", "etcd-v2", _DYNAMIC, _OWN_STORE),
-    Backend("kubernetes", "kubernetes"),
+    KUBERNETES,
 ]
 
 
@@ -118,4 +119,4 @@ def _follow(handler: RendezvousHandler, commands: Commands) -> None:
                 return
 
 
-__all__ = ["BACKENDS", "CREATE", "FOLLOW", "JOIN", "Backend", "Meeting", "plan"]
+__all__ = ["BACKENDS", "CREATE", "FOLLOW", "JOIN", "KUBERNETES", "Backend", "Meeting", "plan"]

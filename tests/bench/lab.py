@@ -24,7 +24,7 @@ from rdzv.k8s.records import Roster
 T = TypeVar("T")
 
 _AT_ONCE = 16
-_NAMESPACES = Resource("v1", "namespaces")
+NAMESPACES = Resource("v1", "namespaces")
 
 
 class Lab:
@@ -43,7 +43,7 @@ class Lab:
         """What follows is done in another namespace: so that its requests can be told from others in the audit log."""
         self.namespace = f"bench-{secrets.token_hex(4)}"
         body = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": self.namespace}}
-        self.client.create(_NAMESPACES, None, body)
+        self.client.create(NAMESPACES, None, body)
         return self.namespace
 
     def name(self) -> str:

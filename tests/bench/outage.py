@@ -6,14 +6,13 @@ import threading
 import time
 from dataclasses import dataclass, field
 
-from bench.handlers import BACKENDS, CREATE, FOLLOW, plan
-from bench.lab import Lab
+from bench.handlers import CREATE, FOLLOW, KUBERNETES, plan
+from bench.lab import NAMESPACES, Lab
 from bench.records import Results, Sample
 from bench.world import World
 
-from rdzv.k8s.api import ApiError, Resource
+from rdzv.k8s.api import ApiError
 from rdzv.k8s.client import Client
-from rdzv.k8s.config import from_kubeconfig
 
 AGENTS = 4
 AWAY_SECONDS = 60.0
@@ -25,7 +24,7 @@ _FORM_SECONDS = 60.0
 class Watcher:
     """Notes when the API server answers again, and allows what it is asked."""
 
-    kubeconfig: str
+    client: Client
     at: float | None = None
     _stop: threading.Event = field(default_factory=threading.Event)
 
@@ -39,24 +38,21 @@ class Watcher:
         self._thread.join()
 
     def _look(self) -> None:
-        client = Client(from_kubeconfig(self.kubeconfig))
         while self.at is None and not self._stop.wait(0.05):
             try:
-                client.get(Resource("v1", "namespaces"), None, "default")
+                self.client.get(NAMESPACES, None, "default")
                 self.at = time.monotonic()
             except ApiError:
                 pass
-        client.close()
 
 
 def outage(lab: Lab, results: Results) -> None:
     """One world runs; of another all but one have joined, and the last one comes while the server is away."""
-    backend = next(backend for backend in BACKENDS if backend.on_kubernetes)
 
     def world() -> World:
         name = lab.name()
-        meeting = lab.meeting(backend.registered, name, AGENTS, AGENTS)
-        plans = [plan(backend, "outage", meeting, slot, f"{name}-{slot}") for slot in range(AGENTS)]
+        meeting = lab.meeting(KUBERNETES.registered, name, AGENTS, AGENTS)
+        plans = [plan(KUBERNETES, "outage", meeting, slot, f"{name}-{slot}") for slot in range(AGENTS)]
         return World(plans, threads=False, log=lab.log)
 
     with world() as running, world() as forming:
@@ -70,13 +66,13 @@ def outage(lab: Lab, results: Results) -> None:
         time.sleep(AWAY_SECONDS / 2)
         forming.command(FOLLOW, [AGENTS - 1])
         time.sleep(AWAY_SECONDS / 2)
-        with Watcher(lab.kubeconfig) as back:
+        with Watcher(lab.client) as back:
             lab.servers.start_again()
             formed = forming.gather("world", AGENTS, _FORM_SECONDS)
         assert back.at is not None
         late = len(formed) < AGENTS
         seconds = _FORM_SECONDS if late else max(report["at"] for report in formed) - back.at
         note = f"{len(formed)} of {AGENTS} had a rank" if late else ""
-        results.add("outage-forming", backend.name, AGENTS, "seconds", "s", [Sample(seconds, late, note)])
+        results.add("outage-forming", KUBERNETES.name, AGENTS, "seconds", "s", [Sample(seconds, late, note)])
         again = running.gather("world", AGENTS, _AFTER_SECONDS)
-    results.add("outage-training", backend.name, AGENTS, "re-formed", "agents", [Sample(len(again))])
+    results.add("outage-training", KUBERNETES.name, AGENTS, "re-formed", "agents", [Sample(len(again))])

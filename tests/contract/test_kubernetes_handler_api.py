@@ -47,17 +47,6 @@ def make(plane: LocalCluster, light_namespace: str, monkeypatch: pytest.MonkeyPa
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("rdzv-")], "threads are left"
 
 
-def requests(plane: LocalCluster, namespace: str) -> list[dict[str, Any]]:
-    """The agents' requests in one namespace, from the audit log."""
-    found = []
-    for line in plane.audit_log.read_text().splitlines():
-        event = json.loads(line)
-        about = event.get("objectRef") or {}
-        if about.get("namespace") == namespace and event.get("userAgent") == "rdzv":
-            found.append(event)
-    return [event for event in found if event["stage"] in ("ResponseComplete", "ResponseStarted")]
-
-
 def writes(events: list[dict[str, Any]], resource: str) -> list[int]:
     """HTTP status of each write."""
     verbs = ("create", "update", "patch", "delete")
@@ -74,12 +63,12 @@ def test_64_agents_write_once_each_and_are_quiet_then(plane: LocalCluster, light
         infos = list(pool.map(lambda handler: handler.next_rendezvous(), handlers))
     assert sorted(info.rank for info in infos) == list(range(64))
     time.sleep(2)  # The audit log is written behind.
-    formed = requests(plane, light_namespace)
+    formed = plane.agent_requests(light_namespace)
     assert writes(formed, "rendezvousmembers") == [201] * 64
     assert len(writes(formed, "rendezvousrounds")) <= 3
     assert set(writes(formed, "rendezvousrounds")) <= {200, 201}, "a conflict"
     time.sleep(QUIET_SECONDS)
-    after = [event for event in requests(plane, light_namespace)[len(formed) :] if event["verb"] != "watch"]
+    after = [event for event in plane.agent_requests(light_namespace)[len(formed) :] if event["verb"] != "watch"]
     assert [(event["verb"], event["objectRef"]["resource"]) for event in after] == []
 
 

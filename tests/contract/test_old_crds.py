@@ -133,16 +133,9 @@ def doctor(plane: LocalCluster, namespace: str, tmp_path: Path) -> Doctor:
 
 
 def writes(plane: LocalCluster, namespace: str) -> list[int]:
-    """HTTP status of each write by agents, from the audit log."""
-    events = [json.loads(line) for line in plane.audit_log.read_text().splitlines()]
-    return [
-        event["responseStatus"]["code"]
-        for event in events
-        if event["stage"] == "ResponseComplete"
-        and event["verb"] in ("create", "update")
-        and event.get("userAgent") == "rdzv"
-        and (event.get("objectRef") or {}).get("namespace") == namespace
-    ]
+    """HTTP status of each write by agents."""
+    found = [e for e in plane.agent_requests(namespace) if e["stage"] == "ResponseComplete"]
+    return [event["responseStatus"]["code"] for event in found if event["verb"] in ("create", "update")]
 
 
 @pytest.mark.parametrize(

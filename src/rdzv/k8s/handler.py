@@ -228,8 +228,7 @@ class KubernetesRendezvousHandler(RendezvousHandler):  # type: ignore[misc]  # t
         )
         if accept.rank == 0:
             # Of earlier rounds only: this agent may be the last to learn of its own, and others be in a later one.
-            earlier = {f"{prefix}{number}" for number in range(accept.round)}
-            store.delete_others(earlier.__contains__)
+            store.delete_others({f"{prefix}{number}" for number in range(accept.round)})
         return store
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence, Set
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
@@ -228,9 +228,9 @@ class KubernetesStore(dist.Store):  # type: ignore[misc]  # torch is not analyse
         core, retry = self._start()
         core.delete(retry)
 
-    def delete_others(self, garbage: Callable[[str], bool]) -> None:
-        """Delete other stores of the namespace, those whose name `garbage` is true of. That it fails is only logged."""
-        self._core.delete_others(garbage)
+    def delete_others(self, names: Set[str]) -> None:
+        """Delete other stores of the namespace. That it fails is only logged."""
+        self._core.delete_others(names)
 
     # From operations to logs.
 

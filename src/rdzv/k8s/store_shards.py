@@ -13,7 +13,7 @@ import secrets
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from typing import TYPE_CHECKING
 
 from torch.distributed import DistStoreError
@@ -298,13 +298,13 @@ class Shards:
         except ApiError as error:
             raise self._error("delete", error) from error
 
-    def delete_others(self, garbage: Callable[[str], bool]) -> None:
-        """Delete the shards and letters of other stores, by name. Nobody waits for it: that it fails is worth a word only."""
+    def delete_others(self, names: Set[str]) -> None:
+        """Delete the shards and letters of other stores. Nobody waits for it: that it fails is worth a word only."""
         try:
             for item in self.client.list(STORES, self.namespace, resource_version="0")["items"]:
                 meta = item["metadata"]
                 labels = meta.get("labels", {})
-                if garbage(labels.get(records.LABEL) or labels.get(records.LETTER) or ""):
+                if not names.isdisjoint((labels.get(records.LABEL), labels.get(records.LETTER))):
                     with contextlib.suppress(NotFound, Conflict):
                         self.client.delete(STORES, self.namespace, meta["name"], uid=meta["uid"])
         except ApiError as error:
