@@ -1,3 +1,3 @@
 """Fixtures for all tests."""
 
-pytest_plugins = ["cluster_fixtures"]
+pytest_plugins = ["support.cluster_fixtures"]

@@ -18,8 +18,11 @@ if TYPE_CHECKING:
 #: Seconds between an agent's looks at its workers. torchrun's own default, said here because it bounds how soon a change is noticed.
 MONITOR_INTERVAL = "0.1"
 
-#: Seconds. torchrun's `LaunchConfig` passes `timeout=900` to every handler (`launcher/api.py`); we do when we stand in for it.
-LAUNCH_TIMEOUT = "900"
+#: Where injection mounts the library in a pod; the library's and the operator's image hold it at the same place.
+LIBRARY_PATH = "/opt/rdzv"
+
+#: Seconds. torchrun's `LaunchConfig` passes `timeout=900` to every handler when the user said nothing (`launcher/api.py`).
+LAUNCH_TIMEOUT = 900
 
 
 class RendezvousEnvironmentError(ValueError):
@@ -114,7 +117,7 @@ class PodEnvironment:
 
     def handler_config(self) -> dict[str, str | int]:
         """`RendezvousParameters`' keyword configuration, with what torchrun's launcher adds itself."""
-        config: dict[str, str | int] = {"timeout": LAUNCH_TIMEOUT, **self.config}
+        config: dict[str, str | int] = {"timeout": str(LAUNCH_TIMEOUT), **self.config}
         if self.backend == "static":
             if self.slot is None:
                 raise RendezvousEnvironmentError(

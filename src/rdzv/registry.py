@@ -1,7 +1,8 @@
 """The registry of rendezvous backends, in torch's terms (`torch/distributed/elastic/rendezvous/registry.py`).
 
-A backend has two halves. The operator's half (`provision`) is looked up here; out of tree it comes by entry-point group
-`rdzv.backends`, where each entry loads to a function without arguments that returns the provisioner, as torch does it for handlers.
+A backend has three halves. The operator's (`provision`, `observe`) are looked up here; out of tree `provision` comes by entry-point group
+`rdzv.backends`, where each entry loads to a function without arguments that returns the provisioner, as torch does it for handlers, and
+`observe` is the default one.
 The pod's half (`create_handler`) is torch's own notion: out of tree it comes by group `torchrun.handlers` or `rdzv.register`.
 """
 
@@ -10,12 +11,12 @@ from __future__ import annotations
 from functools import cache
 from typing import TYPE_CHECKING, TypeVar
 
-from rdzv.backends import BackendError, Provision
+from rdzv.backends import BackendError, Provision, observe_pods
 
 if TYPE_CHECKING:
     from torch.distributed.elastic.rendezvous import RendezvousHandler, RendezvousParameters
 
-    from rdzv.backends import Backend, HandlerCreator, Provisioner
+    from rdzv.backends import Backend, HandlerCreator, Observer, Provisioner
     from rdzv.spec import Rendezvous
 
 _Half = TypeVar("_Half")
@@ -28,12 +29,14 @@ class BackendRegistry:
 
     def __init__(self) -> None:
         self._provisioners: dict[str, Provisioner] = {}
+        self._observers: dict[str, Observer] = {}
         self._creators: dict[str, HandlerCreator] = {}
         self.failed: dict[str, str] = {}
 
     def register_backend(self, backend: Backend) -> None:
-        """Registers both halves of an in-tree backend."""
+        """Registers all halves of an in-tree backend."""
         self.register_provisioner(backend.name, backend.provision)
+        _add(self._observers, backend.name, backend.observe)
         self.register(backend.name, backend.create_handler)
 
     def register_provisioner(self, name: str, provision: Provisioner) -> None:
@@ -73,6 +76,10 @@ class BackendRegistry:
             "UnknownBackend",
             f"{self.describe_unknown(rendezvous.backend)}. For a backend that only the pods' image knows, set spec.endpoint",
         )
+
+    def observer(self, name: str) -> Observer:
+        """How the operator looks at worlds of this backend; of one that nobody registered, at its pods only."""
+        return self._observers.get(name, observe_pods)
 
     def create_handler(self, params: RendezvousParameters) -> RendezvousHandler:
         """Creates the handler of the backend that `params` names; names that only torch knows are torch's to create.

@@ -20,6 +20,19 @@ PLURAL = "rendezvous"
 LABEL = f"{GROUP}/rendezvous"
 
 
+#: Set by the operator on the one pod that hosts the store of a backend that needs a host.
+HOST_LABEL = f"{GROUP}/host"
+
+#: Labels that hold a pod's index, first found first taken: the user's own, then what controllers set.
+INDEX_LABELS = (
+    f"{GROUP}/slot",
+    "batch.kubernetes.io/job-completion-index",
+    "apps.kubernetes.io/pod-index",
+    "leaderworkerset.sigs.k8s.io/worker-index",
+    "training.kubeflow.org/replica-index",
+)
+
+
 @dataclass(frozen=True)
 class Nodes:
     """How many nodes (torchrun agents, one per pod) the world may have. `min == max` is a fixed world."""

@@ -77,13 +77,13 @@ def rss():
     with open("/proc/self/smaps_rollup") as f:
         return next(int(line.split()[1]) for line in f if line.startswith("Private_Dirty")) / 1024
 began, cpu, before = time.monotonic(), time.process_time(), rss()
-import rdzv.k8s.handler
+import rdzv.agent.handler
 print(json.dumps([(time.monotonic() - began) * 1000, (time.process_time() - cpu) * 1000, rss() - before]))
 """
 
 
 def library(results: Results, runs: int) -> None:
-    """Import time and memory of `rdzv.k8s.handler` in a process that has imported what torchrun imports."""
+    """Import time and memory of `rdzv.agent.handler` in a process that has imported what torchrun imports."""
     env = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[2] / "src")}
     env.pop("PYTHONDONTWRITEBYTECODE", None)  # pip compiles what it installs.
     metrics = (("import", "ms over torch"), ("import-cpu", "ms over torch"), ("memory", "MB over torch"))

@@ -15,7 +15,7 @@ from typing import Any
 
 from bench.world import Commands, Plan
 
-from rdzv.k8s.config import Config, from_kubeconfig
+from rdzv.kube.config import Config, from_kubeconfig
 
 _LABEL = "bench"
 

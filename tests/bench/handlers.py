@@ -12,7 +12,7 @@ from torch.distributed.elastic.rendezvous import RendezvousHandler, RendezvousIn
 from torch.distributed.elastic.rendezvous.registry import get_rendezvous_handler
 
 # Imported before agents are forked, as torch's own backends are: agents are not to import it at the same time each.
-import rdzv.k8s.handler  # noqa: F401
+import rdzv.agent.handler  # noqa: F401
 
 ADDRESS = "127.0.0.1"
 

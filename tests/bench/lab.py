@@ -13,13 +13,14 @@ from typing import Any, TypeVar
 
 from bench.handlers import Meeting
 from bench.servers import Servers, free_port
-from operator_process import Kube
+from support.operator_process import Kube
 
-from rdzv.k8s.api import Object, Resource
-from rdzv.k8s.client import Client
-from rdzv.k8s.config import from_kubeconfig
-from rdzv.k8s.coordination import RENDEZVOUS
-from rdzv.k8s.records import Roster
+from rdzv.kube.api import Resource
+from rdzv.kube.client import Client
+from rdzv.kube.config import from_kubeconfig
+from rdzv.objects import Object
+from rdzv.protocol.records import Roster
+from rdzv.resources import RENDEZVOUS
 
 T = TypeVar("T")
 

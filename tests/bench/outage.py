@@ -11,8 +11,8 @@ from bench.lab import NAMESPACES, Lab
 from bench.records import Results, Sample
 from bench.world import World
 
-from rdzv.k8s.api import ApiError
-from rdzv.k8s.client import Client
+from rdzv.kube.api import ApiError
+from rdzv.kube.client import Client
 
 AGENTS = 4
 AWAY_SECONDS = 60.0

@@ -20,8 +20,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bench.records import Results, Sample
-from cluster.workloads import Object, Place, read_steps, rendezvous, restarts, workload
-from cluster_fixtures import LocalCluster, local
+from support.cluster_fixtures import LocalCluster, local
+from support.workloads import Object, Place, read_steps, rendezvous, restarts, workload
 
 from deploy.demo import demo, view
 from deploy.demo.demo import Images

@@ -15,9 +15,9 @@ from bench.records import Results, Sample
 from torch.distributed import Store, TCPStore
 from torch.distributed.elastic.rendezvous.etcd_store import EtcdStore
 
-from rdzv.k8s.client import Client
-from rdzv.k8s.config import from_kubeconfig
-from rdzv.k8s.store import KubernetesStore
+from rdzv.kube.client import Client
+from rdzv.kube.config import from_kubeconfig
+from rdzv.store.store import KubernetesStore
 
 CLIENTS = 8
 _SECONDS = 2.0

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
-from cluster.workloads import Place
-from cluster_fixtures import LocalCluster
+from support.cluster_fixtures import LocalCluster
+from support.workloads import Place
 
 from deploy.demo import demo
 from deploy.demo.demo import Images

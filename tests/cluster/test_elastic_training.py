@@ -9,7 +9,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
-from cluster.workloads import Object, Place, read_steps, rendezvous, restarts, workload
+from support.workloads import Object, Place, read_steps, rendezvous, restarts, workload
 
 from deploy.demo.demo import Images
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cluster_fixtures import LocalCluster, local
+from support.cluster_fixtures import LocalCluster, local
 
 IMAGE = "localhost/debian:bookworm"
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 
 import pytest
-from cluster.workloads import Place, rendezvous, workload
-from operator_process import eventually
+from support.operator_process import eventually
+from support.workloads import Place, rendezvous, workload
 
 from deploy.demo import demo
 from deploy.demo.demo import Images

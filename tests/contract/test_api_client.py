@@ -17,18 +17,17 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import yaml
-from contract.fault_proxy import FaultProxy
+from support.fault_proxy import FaultProxy
 
-from rdzv.k8s import client as client_module
-from rdzv.k8s import kubeconfig
-from rdzv.k8s.api import (
+from rdzv.kube import client as client_module
+from rdzv.kube import kubeconfig
+from rdzv.kube.api import (
     AlreadyExists,
     ApiError,
     Conflict,
     Forbidden,
     Invalid,
     NotFound,
-    Object,
     Resource,
     ServerError,
     Stopped,
@@ -39,13 +38,14 @@ from rdzv.k8s.api import (
     Unreachable,
     Untrusted,
 )
-from rdzv.k8s.client import Client
-from rdzv.k8s.config import Config, from_kubeconfig
-from rdzv.k8s.credentials import StaticCredentials, TokenFile
-from rdzv.k8s.retry import Retry
+from rdzv.kube.client import Client
+from rdzv.kube.config import Config, from_kubeconfig
+from rdzv.kube.credentials import StaticCredentials, TokenFile
+from rdzv.kube.retry import Retry
+from rdzv.objects import Object
 
 if TYPE_CHECKING:
-    from cluster_fixtures import LocalCluster
+    from support.cluster_fixtures import LocalCluster
 
 MAPS = Resource("v1", "configmaps")
 ROLES = Resource("rbac.authorization.k8s.io/v1", "roles")

@@ -16,16 +16,17 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from cluster_fixtures import LocalCluster, local
-from contract.fault_proxy import FaultProxy
+from support.cluster_fixtures import LocalCluster, local
+from support.fault_proxy import FaultProxy
 
-from rdzv.k8s import watch as watch_module
-from rdzv.k8s.api import Forbidden, NotFound, Object, Resource, Unreachable
-from rdzv.k8s.client import Client
-from rdzv.k8s.config import from_kubeconfig
-from rdzv.k8s.credentials import StaticCredentials
-from rdzv.k8s.retry import Retry
-from rdzv.k8s.watch import ADDED, DELETED, MODIFIED, SYNCED, Watch
+from rdzv.kube import watch as watch_module
+from rdzv.kube.api import Forbidden, NotFound, Resource, Unreachable
+from rdzv.kube.client import Client
+from rdzv.kube.config import from_kubeconfig
+from rdzv.kube.credentials import StaticCredentials
+from rdzv.kube.retry import Retry
+from rdzv.kube.watch import ADDED, DELETED, MODIFIED, SYNCED, Watch
+from rdzv.objects import Object
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

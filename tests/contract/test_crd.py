@@ -12,16 +12,14 @@ from typing import Any
 
 import pytest
 import yaml
-from builders import pod_object
-from cluster_fixtures import LocalCluster
-from crd_invalid import DEFAULT_NAME, REFUSED, Object, Refused, rendezvous
 from hypothesis import given, settings
-from spec_strategies import CONFIG_KEYS, OPERATORS_KEYS, specs
+from support import builders
+from support.builders import pod_object
+from support.cluster_fixtures import LocalCluster
+from support.crd_invalid import DEFAULT_NAME, REFUSED, Object, Refused, rendezvous
+from support.spec_strategies import CONFIG_KEYS, OPERATORS_KEYS, specs
 
-from rdzv.control.observed import Observed, Pod
-from rdzv.control.plan import plan
-from rdzv.control.status import compute_status
-from rdzv.registry import backend_registry
+from rdzv.observed import Observed
 from rdzv.spec import Rendezvous
 
 ROOT = Path(__file__).parents[2]
@@ -218,8 +216,8 @@ def status_of(obj: Object) -> Object:
     """The operator's status for four pods, one of which runs."""
     subject = Rendezvous.from_object(obj)
     pods = [pod_object(f"mnist-{index}", index=index, phase="Pending" if index else "Running") for index in range(4)]
-    observed = Observed(pods=[Pod.from_object(pod) for pod in pods])
-    return compute_status(subject, observed, plan(subject, observed, backend_registry()), {}, 1795428000.0)
+    observed = Observed(pods=[builders.pod(obj) for obj in pods])
+    return builders.status_of(subject, observed, {}, 1795428000.0)
 
 
 def test_operators_status_is_kept_and_shown(api: LocalCluster, light_namespace: str) -> None:

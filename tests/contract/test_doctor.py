@@ -14,9 +14,9 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from cluster_fixtures import LocalCluster, _shared
+from support.cluster_fixtures import LocalCluster, _shared
 
-from rdzv.k8s.records import Coordinator, Leader, Member, Round, fingerprints
+from rdzv.protocol.records import Coordinator, Leader, Member, Round, fingerprints
 
 ROOT = Path(__file__).parents[2]
 CRDS = ROOT / "charts/rendezvous-operator/files/crds"
@@ -27,7 +27,7 @@ Object = dict[str, Any]
 
 def rdzv(kubeconfig: Path, *words: str, **environ: str) -> subprocess.CompletedProcess[str]:
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("PET_", "RDZV_", "KUBE"))}
-    command = [sys.executable, "-m", "rdzv.cli", *words]
+    command = [sys.executable, "-m", "rdzv", *words]
     env = {**kept, "KUBECONFIG": str(kubeconfig), "PYTHONPATH": str(ROOT / "src"), **environ}
     return subprocess.run(command, env=env, capture_output=True, text=True, check=False, timeout=240)
 

@@ -13,11 +13,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
-from cluster_fixtures import LocalCluster
+from support.cluster_fixtures import LocalCluster
+from support.torchrun_fleet import install_crds
 from torch.distributed import TCPStore
 from torch.distributed.elastic.rendezvous import RendezvousClosedError, RendezvousParameters, RendezvousTimeoutError
 from torch.distributed.elastic.rendezvous.registry import get_rendezvous_handler
-from torchrun_fleet import install_crds
 
 WAIT = 60.0
 

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from builders import rendezvous
+from support.builders import rendezvous
 
 from rdzv.env import render
 from rdzv.registry import backend_registry

@@ -23,14 +23,14 @@ import pytest
 import yaml
 from hypothesis import HealthCheck, given, settings
 from kubernetes import client, config
-from operator_process import ROOT, eventually
-from pod_strategies import pods
+from support.operator_process import ROOT, eventually
+from support.pod_strategies import pods
 
 from rdzv.control.inject import CONTAINERS_ANNOTATION, LIBRARY_ANNOTATION, Settings, inject
 from rdzv.spec import LABEL
 
 if TYPE_CHECKING:
-    from cluster_fixtures import LocalCluster
+    from support.cluster_fixtures import LocalCluster
 
 Object = dict[str, Any]
 

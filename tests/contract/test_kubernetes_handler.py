@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cluster_fixtures import LocalCluster
-from contract.fault_proxy import FaultProxy
-from torchrun_fleet import Fleet, install_crds
+from support.cluster_fixtures import LocalCluster
+from support.fault_proxy import FaultProxy
+from support.torchrun_fleet import Fleet, install_crds
 
 
 @pytest.fixture

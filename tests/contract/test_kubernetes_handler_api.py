@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cluster_fixtures import LocalCluster
-from contract.fault_proxy import FaultProxy
+from support.cluster_fixtures import LocalCluster
+from support.fault_proxy import FaultProxy
+from support.torchrun_fleet import install_crds
 from torch.distributed.elastic.rendezvous import RendezvousConnectionError, RendezvousParameters, RendezvousTimeoutError
 from torch.distributed.elastic.rendezvous.registry import get_rendezvous_handler
-from torchrun_fleet import install_crds
 
 ROOT = Path(__file__).parents[2]
 QUIET_SECONDS = 20.0

@@ -12,9 +12,10 @@ from dataclasses import dataclass, field, replace
 
 import pytest
 
-from rdzv.k8s.liveness import Callbacks, Liveness
-from rdzv.k8s.loop import Loop, SignalPipe
-from rdzv.k8s.records import Coordinator
+from rdzv.agent.liveness import Callbacks, Liveness
+from rdzv.agent.loop import Loop
+from rdzv.agent.signals import SignalPipe
+from rdzv.protocol.records import Coordinator
 
 
 @dataclass

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 import yaml
-from cluster_fixtures import LocalCluster
-from operator_process import ROOT, eventually
+from support.cluster_fixtures import LocalCluster
+from support.operator_process import ROOT, eventually
 
 Object = dict[str, Any]
 

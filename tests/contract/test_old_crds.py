@@ -16,19 +16,19 @@ from typing import Any
 
 import pytest
 import yaml
-from cluster_fixtures import LocalCluster, _shared
-from operator_process import eventually
+from support.cluster_fixtures import LocalCluster, _shared
+from support.operator_process import eventually
+from support.torchrun_fleet import CRDS, install_crds
 from torch.distributed import DistStoreError
 from torch.distributed.elastic.rendezvous import RendezvousConnectionError, RendezvousParameters
 from torch.distributed.elastic.rendezvous.registry import get_rendezvous_handler
-from torchrun_fleet import CRDS, install_crds
 
-from rdzv.doctor import OK
-from rdzv.examination import examine
-from rdzv.k8s import config as k8s_config
-from rdzv.k8s.client import Client
-from rdzv.k8s.store import KubernetesStore
-from rdzv.schemas import lacking, written
+from rdzv.cli.doctor import OK
+from rdzv.cli.examination import examine
+from rdzv.cli.schemas import lacking, written
+from rdzv.kube import config as kube_config
+from rdzv.kube.client import Client
+from rdzv.store.store import KubernetesStore
 
 QUIET_SECONDS = 5.0
 REFUSALS = 6
@@ -72,7 +72,7 @@ def make(plane: LocalCluster, namespace: str, monkeypatch: pytest.MonkeyPatch) -
 
 @pytest.fixture
 def client(plane: LocalCluster) -> Iterator[Client]:
-    client = Client(k8s_config.from_kubeconfig(str(plane.kubeconfig)))
+    client = Client(kube_config.from_kubeconfig(str(plane.kubeconfig)))
     yield client
     client.close()
 

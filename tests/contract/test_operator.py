@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from builders import pod_object
-from cluster_fixtures import LocalCluster
-from contract.fault_proxy import FaultProxy
-from operator_process import ROOT, Kube, OperatorProcess, eventually, running_operator
+from support.builders import pod_object
+from support.cluster_fixtures import LocalCluster
+from support.fault_proxy import FaultProxy
+from support.operator_process import ROOT, Kube, OperatorProcess, eventually, running_operator
 
 Object = dict[str, Any]
 

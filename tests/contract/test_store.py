@@ -20,12 +20,12 @@ import torch
 from torch import distributed as dist
 from torch.distributed.elastic.utils import store as elastic
 
-from rdzv.k8s.client import Client
-from rdzv.k8s.config import from_kubeconfig
-from rdzv.k8s.store import KubernetesStore
+from rdzv.kube.client import Client
+from rdzv.kube.config import from_kubeconfig
+from rdzv.store.store import KubernetesStore
 
 if TYPE_CHECKING:
-    from cluster_fixtures import LocalCluster
+    from support.cluster_fixtures import LocalCluster
 
 CRD = Path(__file__).resolve().parents[2] / "charts/rendezvous-operator/files/crds/rendezvousstore.yaml"
 KINDS = ["tcp", "prefix-tcp", "kubernetes", "prefix-kubernetes"]

@@ -21,16 +21,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cluster_fixtures import LocalCluster, local
-from contract.fault_proxy import FaultProxy
+from support.cluster_fixtures import LocalCluster, local
+from support.fault_proxy import FaultProxy
 from torch import distributed as dist
 
-from rdzv.k8s import store_records as records
-from rdzv.k8s.api import Resource
-from rdzv.k8s.client import Client
-from rdzv.k8s.config import Config, from_kubeconfig
-from rdzv.k8s.credentials import StaticCredentials
-from rdzv.k8s.store import KubernetesStore
+from rdzv.kube.api import Resource
+from rdzv.kube.client import Client
+from rdzv.kube.config import Config, from_kubeconfig
+from rdzv.kube.credentials import StaticCredentials
+from rdzv.store import records
+from rdzv.store.store import KubernetesStore
 
 CRD = Path(__file__).resolve().parents[2] / "charts/rendezvous-operator/files/crds/rendezvousstore.yaml"
 STORES = Resource("rdzv.dev/v1alpha1", "rendezvousstores")

@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import yaml
-from operator_process import ROOT
+from support.operator_process import ROOT
 
 if TYPE_CHECKING:
-    from cluster_fixtures import LocalCluster
+    from support.cluster_fixtures import LocalCluster
 
 CHART = ROOT / "charts" / "rendezvous-operator"
 

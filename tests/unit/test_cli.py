@@ -11,13 +11,14 @@ from typing import Any
 import pytest
 import yaml
 
-from rdzv import cli, doctor
 from rdzv.backends.kubernetes import role_rules
-from rdzv.doctor import NOTE, OK, PROBLEM, Finding
-from rdzv.examination import target
-from rdzv.k8s.records import Closure, Coordinator, Leader, Member, Roster, Round, fingerprints
-from rdzv.probe import Probe, _shebang, interpreter, read
-from rdzv.snapshot import Node, Snapshot, nodes, unexpected_conditions
+from rdzv.cli import commands as cli
+from rdzv.cli import doctor
+from rdzv.cli.doctor import NOTE, OK, PROBLEM, Finding
+from rdzv.cli.examination import target
+from rdzv.cli.probe import Probe, _shebang, interpreter, read
+from rdzv.cli.snapshot import Node, Snapshot, nodes, unexpected_conditions
+from rdzv.protocol.records import Closure, Coordinator, Leader, Member, Roster, Round, fingerprints
 
 ROOT = Path(__file__).parents[2]
 

@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rdzv.k8s import api
-from rdzv.k8s.api import Call, Reply, Resource, error_of, error_of_status
-from rdzv.k8s.retry import CAP, Backoff, Retry
+from rdzv.kube import api
+from rdzv.kube.api import Call, Reply, Resource, error_of, error_of_status
+from rdzv.kube.retry import CAP, Backoff, Retry
 
 MEMBERS = Resource("rdzv.dev/v1alpha1", "rendezvousmembers")
 GET, PATCH = Call("get", MEMBERS, "train", "mnist-0"), Call("patch", MEMBERS, "train", "mnist-0")

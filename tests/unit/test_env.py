@@ -1,9 +1,9 @@
 from __future__ import annotations
 
 import pytest
-from builders import rendezvous
 from hypothesis import given
 from hypothesis import strategies as st
+from support.builders import rendezvous
 
 from rdzv.backends import Provision
 from rdzv.env import PodEnvironment, RendezvousEnvironmentError, parse_config, render, render_config

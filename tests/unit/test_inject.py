@@ -14,11 +14,10 @@ import jsonpatch
 import kopf
 import pytest
 from hypothesis import given
-from pod_strategies import pods
+from support.pod_strategies import pods
 
 from rdzv.control.inject import (
     DELIVERIES,
-    INDEX_LABELS,
     LIBRARY,
     LIBRARY_ANNOTATION,
     Settings,
@@ -28,7 +27,7 @@ from rdzv.control.inject import (
 )
 from rdzv.env import PodEnvironment, render
 from rdzv.registry import backend_registry
-from rdzv.spec import LABEL, Rendezvous
+from rdzv.spec import INDEX_LABELS, LABEL, Rendezvous
 
 Object = dict[str, Any]
 

@@ -12,8 +12,8 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rdzv.k8s import kubeconfig
-from rdzv.k8s.kubeconfig import ConfigError, parse
+from rdzv.kube import kubeconfig
+from rdzv.kube.kubeconfig import ConfigError, parse
 
 KIND = """\
 apiVersion: v1

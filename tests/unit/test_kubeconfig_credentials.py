@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from rdzv.k8s import credentials as creds
-from rdzv.k8s.config import Config, from_kubeconfig, in_cluster, load
-from rdzv.k8s.kubeconfig import ConfigError
+from rdzv.kube import credentials as creds
+from rdzv.kube.config import Config, from_kubeconfig, in_cluster, load
+from rdzv.kube.kubeconfig import ConfigError
 
 SECRET = "sEcReT-t0ken"
 

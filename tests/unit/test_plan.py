@@ -3,18 +3,19 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from builders import FakeNamespace, pod_object, rendezvous
 from hypothesis import given
 from hypothesis import strategies as st
+from support import builders
+from support.builders import FakeNamespace, pod_object, rendezvous
 
-from rdzv.control.observed import Observed, Pod
 from rdzv.control.plan import Plan, plan
+from rdzv.observed import Observed
 from rdzv.registry import backend_registry
 from rdzv.spec import Rendezvous
 
 
 def planned(subject: Rendezvous, namespace: FakeNamespace) -> Plan:
-    pods = [Pod.from_object(pod) for pod in namespace.pods.values()]
+    pods = [builders.pod(obj) for obj in namespace.pods.values()]
     return plan(subject, Observed(pods=pods, children=list(namespace.children.values())), backend_registry())
 
 
@@ -166,6 +167,6 @@ def test_any_start_and_a_crash_anywhere_end_in_the_same_state(
     for _ in range(2):
         namespace.execute(planned(subject, namespace))
     assert namespace.execute(planned(subject, namespace)) == 0
-    live = [pod for pod in map(Pod.from_object, namespace.pods.values()) if pod.live]
+    live = [pod for pod in map(builders.pod, namespace.pods.values()) if pod.live]
     eligible = live if backend == "c10d" else [pod for pod in live if pod.slot == 0]
     assert len(namespace.hosts()) == (1 if eligible else 0)

@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from builders import rendezvous
+from support.builders import rendezvous
 
 from rdzv.backends import BackendError, Provision
 from rdzv.registry import BackendRegistry, _register_default_backends
@@ -46,7 +46,7 @@ def test_plug_ins_are_found_and_a_broken_one_is_named_with_its_reason(tmp_path: 
     )
     _distribution(tmp_path, "bad_plugin", "raise RuntimeError('no licence')\n", "bad = bad_plugin:factory")
     script = """
-from builders import rendezvous
+from support.builders import rendezvous
 from rdzv.registry import backend_registry
 registry = backend_registry()
 print(registry.provision(rendezvous("good")).endpoint)

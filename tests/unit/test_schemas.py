@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 import yaml
 
-from rdzv import doctor
-from rdzv.doctor import PROBLEM
-from rdzv.k8s.records import Member, Round
-from rdzv.schemas import lacking, written
+from rdzv.cli import doctor
+from rdzv.cli.doctor import PROBLEM
+from rdzv.cli.schemas import lacking, written
+from rdzv.protocol.records import Member, Round
 
 CRDS = Path(__file__).parents[2] / "charts/rendezvous-operator/files/crds"
 WRITTEN = {obj["kind"]: obj for obj in written(with_store=True)}

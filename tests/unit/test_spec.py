@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 from hypothesis import given
-from spec_strategies import NOT_BACKENDS, specs
+from support.spec_strategies import NOT_BACKENDS, specs
 
 from rdzv.env import parse_config, render_config
 from rdzv.spec import Nodes, Rendezvous, settings_key

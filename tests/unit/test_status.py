@@ -3,14 +3,13 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from builders import pod_object, rendezvous
+from support import builders
+from support.builders import pod_object, rendezvous
 
 from rdzv.backends import BackendError
 from rdzv.control.events import events_for, events_without_rendezvous
-from rdzv.control.observed import Observed, Pod
-from rdzv.control.plan import Plan, plan
-from rdzv.control.status import compute_status, node_counts
-from rdzv.registry import backend_registry
+from rdzv.control.plan import Plan
+from rdzv.observed import Observed
 from rdzv.spec import Rendezvous
 
 NOW = 1795428000.0
@@ -20,8 +19,8 @@ NOW_TEXT = "2026-11-23T10:00:00Z"
 def status_of(
     subject: Rendezvous, pods: list[dict[str, Any]], previous: dict[str, Any] | None = None, error: str = ""
 ) -> dict[str, Any]:
-    observed = Observed(pods=[Pod.from_object(pod) for pod in pods])
-    return compute_status(subject, observed, plan(subject, observed, backend_registry()), previous or {}, NOW, error)
+    observed = Observed(pods=[builders.pod(obj) for obj in pods])
+    return builders.status_of(subject, observed, previous or {}, NOW, error)
 
 
 def condition(status: dict[str, Any], type_: str) -> dict[str, Any]:
@@ -56,8 +55,11 @@ def test_nodes_names_who_is_missing_and_why() -> None:
     [(0, 2, 4, "0/2"), (3, 2, 4, "3/3"), (6, 2, 4, "6/4"), (2, 2, 2, "2/2")],
 )
 def test_an_elastic_world_expects_the_pods_that_exist(pods: int, low: int, high: int, summary: str) -> None:
-    seen = [Pod.from_object(pod_object(f"p{i}", phase="Running")) for i in range(pods)]
-    assert node_counts(rendezvous(nodes={"min": low, "max": high}), Observed(seen))["summary"] == summary
+    seen = [builders.pod(pod_object(f"p{i}", phase="Running")) for i in range(pods)]
+    assert (
+        builders.status_of(rendezvous(nodes={"min": low, "max": high}), Observed(seen), {}, NOW)["nodes"]["summary"]
+        == summary
+    )
 
 
 def test_a_finished_job_keeps_its_count() -> None:
@@ -107,7 +109,7 @@ def test_what_is_wrong_with_the_pods_is_said(backend: str, pods: list[dict[str, 
 
 
 def test_events_name_the_object_the_cause_and_the_fix_and_do_not_repeat() -> None:
-    waiting, running = Pod.from_object(pod_object("a")), Pod.from_object(pod_object("b", phase="Running"))
+    waiting, running = builders.pod(pod_object("a")), builders.pod(pod_object("b", phase="Running"))
     (event,) = events_without_rendezvous("team", "mnsit", [waiting, running])
     assert "Rendezvous mnsit, which does not exist in namespace team" in event.message
     assert event.to_object(NOW_TEXT)["metadata"] == event.to_object("2027-01-01T00:00:00Z")["metadata"]

@@ -12,8 +12,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from rdzv.k8s import store_records as records
-from rdzv.k8s.store_records import Op, State
+from rdzv.store import records
+from rdzv.store.records import Op, State
 
 KEYS = st.sampled_from(["a", "b", "", "odd/~key %\0"])
 VALUES = st.sampled_from([b"", b"x", b"5", b"-12", b"\xff\0"])

@@ -4,13 +4,13 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from builders import FakeNamespace, pod_object, rendezvous
+from support import builders
+from support.builders import FakeNamespace, pod_object, rendezvous
 
-from rdzv.control import world
-from rdzv.control.observed import Observed, Pod
+from rdzv.backends.kubernetes import HEARTBEAT
 from rdzv.control.plan import plan
-from rdzv.control.status import compute_status
-from rdzv.k8s.records import (
+from rdzv.observed import Observed
+from rdzv.protocol.records import (
     CLOSED,
     FORMING,
     RUNNING,
@@ -41,8 +41,8 @@ def running(members: list[Member], number: int = 1, **changes: Any) -> Round:
 
 def status(pods: list[dict[str, Any]], record: Round | None, members: list[Member], **previous: Any) -> dict[str, Any]:
     subject = rendezvous("kubernetes", nodes={"min": 2, "max": 3})
-    observed = Observed(pods=[Pod.from_object(pod) for pod in pods], round=record, members=members)
-    return compute_status(subject, observed, plan(subject, observed, backend_registry()), previous, NOW)
+    observed = Observed(pods=[builders.pod(obj) for obj in pods], round=record, members=members)
+    return builders.status_of(subject, observed, previous, NOW)
 
 
 def formed(of: dict[str, Any]) -> tuple[str, str]:
@@ -103,7 +103,7 @@ def test_formed_says_what_the_record_says(record: Round | None, expected: tuple[
 def test_the_heart_beats_only_while_a_world_forms() -> None:
     members = [member(pod) for pod in PODS]
     forming = status(PODS, None, members)["roster"]["heartbeat"]
-    assert forming == NOW // world.HEARTBEAT
+    assert forming == NOW // HEARTBEAT
     quiet = status(PODS, running(members), members, roster={"heartbeat": 7}, runID="uid-1")
     assert quiet["roster"]["heartbeat"] == 7, "nothing to write in a quiet minute"
     assert status([], None, [], roster={"heartbeat": 7})["roster"]["heartbeat"] == 7, "nobody is there to form one"
@@ -126,7 +126,7 @@ def test_the_pods_accounts_may_take_part_and_no_others() -> None:
     pods[1]["spec"]["serviceAccountName"] = "trainer"
     namespace = FakeNamespace(pods)
     subject = rendezvous("kubernetes")
-    observed = Observed(pods=[Pod.from_object(pod) for pod in pods])
+    observed = Observed(pods=[builders.pod(obj) for obj in pods])
     namespace.execute(plan(subject, observed, backend_registry()))
     binding = namespace.children["RoleBinding", "rdzv-mnist"]
     assert [subject["name"] for subject in binding["subjects"]] == ["default", "trainer"]

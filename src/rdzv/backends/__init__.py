@@ -1,7 +1,7 @@
-"""Backends: one file each, with the operator's half (`provision`) and the pod's half (`create_handler`).
+"""Backends: one file each, with the operator's halves (`provision` and `observe`) and the pod's half (`create_handler`).
 
-`provision` is pure and deals in plain dicts. `create_handler` imports torch when called, never when the module is imported: the
-operator has no torch, and a training pod should not pay for what it does not use.
+`provision` and `observe` are pure; the objects they deal in are plain dicts. `create_handler` imports torch when called, never when
+the module is imported: the operator has no torch, and a training pod should not pay for what it does not use.
 """
 
 from __future__ import annotations
@@ -10,16 +10,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from rdzv.spec import LABEL
+from rdzv.spec import HOST_LABEL, LABEL
 
 if TYPE_CHECKING:
     from torch.distributed.elastic.rendezvous import RendezvousHandler, RendezvousParameters
 
+    from rdzv.observed import Observed
     from rdzv.spec import Rendezvous
-
-
-#: Set by the operator on the one pod that hosts the store.
-HOST_LABEL = "rdzv.dev/host"
 
 
 class BackendError(ValueError):
@@ -54,17 +51,56 @@ class Provision:
     rules: Sequence[Mapping[str, Any]] = ()
 
 
+@dataclass(frozen=True)
+class Condition:
+    """One condition of the status, before it is known whether it changed. `status`: True, False or Unknown."""
+
+    type: str
+    status: str
+    reason: str
+    message: str
+
+
+@dataclass(frozen=True)
+class World:
+    """What the operator can tell of the world of one Rendezvous.
+
+    Attributes:
+        formed: condition `Formed`.
+        joined: names of the pods whose agents have joined; None: that can't be seen, and a pod that runs counts.
+        problems: what keeps these pods from meeting by this backend, most harmful first, each a reason and a text.
+        status: further fields of `Rendezvous.status`, which this backend's agents read.
+        again: seconds until the status has to be computed anew though nothing has changed; None: it need not.
+    """
+
+    formed: Condition
+    joined: frozenset[str] | None = None
+    problems: Sequence[tuple[str, str]] = ()
+    status: Mapping[str, Any] = field(default_factory=dict)
+    again: float | None = None
+
+
+def observe_pods(rendezvous: Rendezvous, observed: Observed, previous: Mapping[str, Any], now: float) -> World:
+    """The world of a backend whose store the operator does not see: all it knows is which pods run."""
+    del observed, previous, now
+    text = f"backend {rendezvous.backend} keeps its world in a store of its own"
+    return World(Condition("Formed", "Unknown", "NotObservable", text))
+
+
 Provisioner = Callable[["Rendezvous"], Provision]
+#: Takes the object, what the operator sees, the status that the object has, and the time in seconds since the epoch.
+Observer = Callable[["Rendezvous", "Observed", Mapping[str, Any], float], World]
 HandlerCreator = Callable[["RendezvousParameters"], "RendezvousHandler"]
 
 
 @dataclass(frozen=True)
 class Backend:
-    """A registered backend: its name and its two halves."""
+    """A registered backend: its name and its three halves."""
 
     name: str
     provision: Provisioner
     create_handler: HandlerCreator
+    observe: Observer = observe_pods
 
 
 def delegate_to_torch(params: RendezvousParameters) -> RendezvousHandler:

@@ -5,16 +5,21 @@ Nothing has to be reachable but the API server: no store to host, no endpoint th
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from rdzv.backends import Backend, BackendError, Provision
+from rdzv.backends import Backend, BackendError, Condition, Provision, World
+from rdzv.protocol.records import CLOSED, LIVE, RUNNING, SUCCEEDED, Absent, Member, Roster, Round
 from rdzv.spec import GROUP
 
 if TYPE_CHECKING:
     from torch.distributed.elastic.rendezvous import RendezvousHandler, RendezvousParameters
 
+    from rdzv.observed import Observed
     from rdzv.spec import Rendezvous
+
+#: Seconds. While a round forms, the roster is written anew at least this often; agents stop trusting one that is not.
+HEARTBEAT = 5.0
 
 
 def provision(rendezvous: Rendezvous) -> Provision:
@@ -58,11 +63,102 @@ def role_rules(name: str, *, with_store: bool) -> list[dict[str, Any]]:
     return rules
 
 
+def observe(rendezvous: Rendezvous, observed: Observed, previous: Mapping[str, Any], now: float) -> World:
+    """The world as its records tell it, and the roster that the agents go by."""
+    forming = is_forming(rendezvous, observed)
+    agents = _agents(rendezvous, observed)
+    return World(
+        formed=_formed(rendezvous, observed, agents),
+        joined=agents,
+        status={
+            "round": _highest_round(rendezvous, observed, previous),
+            "roster": _roster(rendezvous, observed, previous, now),
+        },
+        again=HEARTBEAT if forming else None,
+    )
+
+
+def is_forming(rendezvous: Rendezvous, observed: Observed) -> bool:
+    """Whether pods are there, and no world is (or the one that is has been asked to form anew)."""
+    record = _round(rendezvous, observed)
+    if record is not None and record.phase == CLOSED:
+        return False
+    running = record is not None and record.phase == RUNNING and record.want <= record.round
+    return not running and any(pod.live for pod in observed.pods)
+
+
+def _round(rendezvous: Rendezvous, observed: Observed) -> Round | None:
+    """The round of this incarnation of the Rendezvous; one of a deleted namesake counts for nothing."""
+    found = observed.round
+    return found if found is not None and found.run_id == rendezvous.uid else None
+
+
+def _members(rendezvous: Rendezvous, observed: Observed) -> Sequence[Member]:
+    return [member for member in observed.members if member.run_id == rendezvous.uid]
+
+
+def _roster(rendezvous: Rendezvous, observed: Observed, previous: Mapping[str, Any], now: float) -> dict[str, Any]:
+    """Who is expected, who leaves or is gone, and who will not come without help."""
+    live = [pod for pod in observed.pods if pod.live]
+    uids = {pod.uid for pod in observed.pods}
+    gone = {member.pod_uid for member in _members(rendezvous, observed)} - uids
+    failed = {pod.uid for pod in observed.pods if pod.phase == "Failed"}
+    beat = (
+        int(now // HEARTBEAT)
+        if is_forming(rendezvous, observed)
+        else (previous.get("roster") or {}).get("heartbeat", 0)
+    )
+    return Roster(
+        run_id=rendezvous.uid,
+        min_nodes=rendezvous.nodes.min,
+        max_nodes=rendezvous.nodes.max,
+        known=True,
+        expected=frozenset(pod.slot for pod in live if pod.slot is not None),
+        expected_count=len(live),
+        hopeless=tuple(Absent(pod.name, pod.slot, pod.reason) for pod in live if pod.hopeless),
+        draining=frozenset(pod.uid for pod in observed.pods if pod.terminating),
+        dead=frozenset(gone | failed),
+        heartbeat=beat,
+        heartbeat_seconds=HEARTBEAT,
+    ).to_status()
+
+
+def _agents(rendezvous: Rendezvous, observed: Observed) -> frozenset[str]:
+    """Names of the pods whose agents are in the world, or, while there is none, have asked to be, or ended well."""
+    record = _round(rendezvous, observed)
+    members = _members(rendezvous, observed)
+    if record is not None and record.phase == RUNNING:
+        return frozenset(member.name for member in members if record.rank_of(member.incarnation) is not None)
+    return frozenset(member.name for member in members if member.state in {LIVE, SUCCEEDED})
+
+
+def _formed(rendezvous: Rendezvous, observed: Observed, agents: frozenset[str]) -> Condition:
+    record = _round(rendezvous, observed)
+    if record is not None and record.closed is not None:
+        text = f"closed by {record.closed.by} after round {record.round}"
+        return Condition("Formed", "False", f"Closed{record.closed.reason}", text)
+    if record is not None and record.phase == RUNNING and record.leader is not None:
+        text = f"round {record.round}: {record.size} nodes, led by slot {record.leader.slot} at {record.leader.address}"
+        if record.want > record.round:
+            text = f"{text}; forming round {record.want}: {record.want_reason}"
+            return Condition("Formed", "False", "FormingAnew", text)
+        return Condition("Formed", "True", "Formed", text)
+    joined, expected = len(observed.joined(agents)), observed.expected(rendezvous.nodes)
+    return Condition("Formed", "False", "Forming", f"{joined} of {expected} expected nodes have joined")
+
+
+def _highest_round(rendezvous: Rendezvous, observed: Observed, previous: Mapping[str, Any]) -> int:
+    """The highest round of this incarnation that is known: agents continue after it when their record was deleted."""
+    record = _round(rendezvous, observed)
+    before = previous.get("round", 0) if previous.get("runID") == rendezvous.uid else 0
+    return max(before, record.round if record is not None else 0)
+
+
 def create_handler(params: RendezvousParameters) -> RendezvousHandler:
     """Creates the handler; raises `ValueError` for parameters that are not usable."""
-    from rdzv.k8s.handler import create_handler
+    from rdzv.agent.handler import create_handler
 
     return create_handler(params)
 
 
-BACKEND = Backend("kubernetes", provision, create_handler)
+BACKEND = Backend("kubernetes", provision, create_handler, observe)

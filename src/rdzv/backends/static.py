@@ -6,11 +6,24 @@ an Indexed Job or a StatefulSet puts on each pod.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
-from rdzv.backends import Backend, BackendError, Host, Provision, delegate_to_torch, endpoint_service
+from rdzv.backends import (
+    Backend,
+    BackendError,
+    Host,
+    Provision,
+    World,
+    delegate_to_torch,
+    endpoint_service,
+    observe_pods,
+)
+from rdzv.observed import shown
 
 if TYPE_CHECKING:
+    from rdzv.observed import Observed
     from rdzv.spec import Rendezvous
 
 #: torchrun's default `--master-port`.
@@ -41,4 +54,14 @@ def provision(rendezvous: Rendezvous) -> Provision:
     )
 
 
-BACKEND = Backend("static", provision, delegate_to_torch)
+def observe(rendezvous: Rendezvous, observed: Observed, previous: Mapping[str, Any], now: float) -> World:
+    """What is known of any store of torch's own, and which pods have no rank."""
+    world = observe_pods(rendezvous, observed, previous, now)
+    without = [pod.name for pod in observed.pods if pod.live and pod.slot is None]
+    if not without:
+        return world
+    text = f"{shown(without)} have no index, which backend static takes ranks from: use an Indexed Job or a StatefulSet"
+    return replace(world, problems=[("NoIndex", text)])
+
+
+BACKEND = Backend("static", provision, delegate_to_torch, observe)

@@ -16,9 +16,9 @@ from urllib3.exceptions import HTTPError
 
 from rdzv.control.events import Event
 from rdzv.control.plan import MANAGED_BY_LABEL, MANAGER, RBAC, Plan, PodPatch
+from rdzv.objects import Object
+from rdzv.resources import MEMBERS, ROUNDS
 from rdzv.spec import API_VERSION, LABEL, PLURAL
-
-Object = dict[str, Any]
 
 _log = logging.getLogger(__name__)
 
@@ -33,8 +33,8 @@ _PLURALS = {
     "Event": "events",
     "Pod": "pods",
     "Rendezvous": PLURAL,
-    "RendezvousMember": "rendezvousmembers",
-    "RendezvousRound": "rendezvousrounds",
+    "RendezvousMember": MEMBERS.plural,
+    "RendezvousRound": ROUNDS.plural,
     "Role": "roles",
     "RoleBinding": "rolebindings",
     "Service": "services",

@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from rdzv.control.observed import Pod
 from rdzv.control.plan import MANAGER, Plan
+from rdzv.observed import Pod
 from rdzv.spec import API_VERSION, KIND, LABEL, Rendezvous
 
 

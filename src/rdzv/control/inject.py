@@ -14,7 +14,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from rdzv.spec import GROUP, LABEL
+from rdzv.env import LIBRARY_PATH
+from rdzv.objects import ReadOnlyObject
+from rdzv.spec import GROUP, INDEX_LABELS, LABEL
 
 #: Containers to inject, separated by commas; without it every regular container.
 CONTAINERS_ANNOTATION = f"{GROUP}/containers"
@@ -23,19 +25,8 @@ LIBRARY_ANNOTATION = f"{GROUP}/library"
 #: Static pods: what the API server has of them is a mirror, which must stay as the kubelet made it.
 MIRROR_ANNOTATION = "kubernetes.io/config.mirror"
 
-#: Labels that hold a pod's index, first found first taken: the user's own, then what controllers set.
-INDEX_LABELS = (
-    f"{GROUP}/slot",
-    "batch.kubernetes.io/job-completion-index",
-    "apps.kubernetes.io/pod-index",
-    "leaderworkerset.sigs.k8s.io/worker-index",
-    "training.kubeflow.org/replica-index",
-)
-
 #: Name of the library's volume and of the init container that fills it.
 LIBRARY = "rdzv-library"
-#: Where the library is mounted; the operator's image holds it at the same place.
-LIBRARY_PATH = "/opt/rdzv"
 DELIVERIES = ("image-volume", "init", "none")
 
 #: The user of the operator's image.
@@ -67,8 +58,6 @@ _VARIABLES = frozenset(
 )
 _FLAG = re.compile(rf"(?<![\w-])--({'|'.join(_FLAGS).replace('-', '[-_]')}|standalone)(?![\w-])")
 
-Object = Mapping[str, Any]
-
 
 @dataclass(frozen=True)
 class Settings:
@@ -86,7 +75,7 @@ class Settings:
             raise ValueError(f"delivery is {self.delivery!r}: write one of {', '.join(DELIVERIES)}")
 
 
-def inject(pod: Object, settings: Settings) -> dict[str, Any]:
+def inject(pod: ReadOnlyObject, settings: Settings) -> dict[str, Any]:
     """The pod as it should be admitted: `pod` with what it lacks, or an equal copy when there is nothing to do.
 
     Pods without the label (or with an empty one), mirror pods and pods whose annotation names none of their containers stay as they are.
@@ -111,13 +100,13 @@ def inject(pod: Object, settings: Settings) -> dict[str, Any]:
     return result
 
 
-def is_injected(pod: Object) -> bool:
+def is_injected(pod: ReadOnlyObject) -> bool:
     """Whether a container of the pod gets its environment from the ConfigMap of the Rendezvous that its label names."""
     name = _rendezvous(pod)
     return bool(name) and any(_refers(container, name) for container in _containers(pod))
 
 
-def shadowed(pod: Object) -> list[tuple[str, str]]:
+def shadowed(pod: ReadOnlyObject) -> list[tuple[str, str]]:
     """What the user's own variables and flags keep from taking effect, as (container, variable or flag).
 
     Values from the user's own `envFrom` beat ours too, but can't be seen in the pod. `PYTHONPATH` counts where the library is mounted
@@ -139,7 +128,7 @@ def shadowed(pod: Object) -> list[tuple[str, str]]:
     return found
 
 
-def _env(pod: Object, library: bool) -> list[dict[str, Any]]:
+def _env(pod: ReadOnlyObject, library: bool) -> list[dict[str, Any]]:
     """The variables that are a pod's own."""
     fields = [
         ("RDZV_POD_NAME", "metadata.name"),
@@ -157,12 +146,12 @@ def _env(pod: Object, library: bool) -> list[dict[str, Any]]:
     return env
 
 
-def _delivery(pod: Object, settings: Settings) -> str:
+def _delivery(pod: ReadOnlyObject, settings: Settings) -> str:
     wish = _annotations(pod).get(LIBRARY_ANNOTATION)
     return wish if wish in DELIVERIES else settings.delivery
 
 
-def _delivers(pod: Object, delivery: str) -> bool:
+def _delivers(pod: ReadOnlyObject, delivery: str) -> bool:
     """A volume of our name is used as it is, whoever made it; a container of our name that is not ours leaves no way to fill one."""
     if delivery == "none":
         return False
@@ -183,7 +172,7 @@ def _add_volume(spec: dict[str, Any], delivery: str, settings: Settings) -> None
     spec["volumes"] = [*(spec.get("volumes") or []), volume]
 
 
-def _init_container(spec: Object, settings: Settings) -> dict[str, Any]:
+def _init_container(spec: ReadOnlyObject, settings: Settings) -> dict[str, Any]:
     """Copies the library, before all else. Every Pod Security Standard admits it."""
     security: dict[str, Any] = {
         "allowPrivilegeEscalation": False,
@@ -206,13 +195,13 @@ def _init_container(spec: Object, settings: Settings) -> dict[str, Any]:
     }
 
 
-def _rendezvous(pod: Object) -> str:
+def _rendezvous(pod: ReadOnlyObject) -> str:
     """Name of the ConfigMap of the Rendezvous that the pod's label names; empty when it names none."""
     name = _labels(pod).get(LABEL)
     return f"rdzv-{name}" if name else ""
 
 
-def _targets(pod: Object) -> list[Any]:
+def _targets(pod: ReadOnlyObject) -> list[Any]:
     # Only the space is dropped, as CEL and Python agree on it; a container's name has no other white space either.
     named = {name for name in _annotations(pod).get(CONTAINERS_ANNOTATION, "").replace(" ", "").split(",") if name}
     spec = pod.get("spec") or {}
@@ -221,37 +210,37 @@ def _targets(pod: Object) -> list[Any]:
     return [*inits, *(container for container in spec["containers"] if not named or container["name"] in named)]
 
 
-def _containers(pod: Object) -> list[Any]:
+def _containers(pod: ReadOnlyObject) -> list[Any]:
     spec = pod.get("spec") or {}
     return [*(spec.get("initContainers") or []), *(spec.get("containers") or [])]
 
 
-def _refers(container: Object, config_map: str) -> bool:
+def _refers(container: ReadOnlyObject, config_map: str) -> bool:
     return any(
         (source.get("configMapRef") or {}).get("name") == config_map for source in container.get("envFrom") or []
     )
 
 
-def _has_library_path(container: Object) -> bool:
+def _has_library_path(container: ReadOnlyObject) -> bool:
     return any(
         mount["mountPath"] in {LIBRARY_PATH, f"{LIBRARY_PATH}/"} for mount in container.get("volumeMounts") or []
     )
 
 
-def _plain(entry: Object) -> dict[str, Any]:
+def _plain(entry: ReadOnlyObject) -> dict[str, Any]:
     """An entry of `env` as we write it, without the `apiVersion` that the API server adds."""
     source = (entry.get("valueFrom") or {}).get("fieldRef")
     path = {"valueFrom": {"fieldRef": {"fieldPath": source["fieldPath"]}}} if source else {}
     return {**entry, **path}
 
 
-def _names(items: Sequence[Object] | None) -> set[str]:
+def _names(items: Sequence[ReadOnlyObject] | None) -> set[str]:
     return {item["name"] for item in items or []}
 
 
-def _labels(pod: Object) -> Mapping[str, str]:
+def _labels(pod: ReadOnlyObject) -> Mapping[str, str]:
     return pod["metadata"].get("labels") or {}
 
 
-def _annotations(pod: Object) -> Mapping[str, str]:
+def _annotations(pod: ReadOnlyObject) -> Mapping[str, str]:
     return pod["metadata"].get("annotations") or {}

@@ -12,18 +12,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from rdzv.backends import HOST_LABEL, BackendError, Host, Provision
-from rdzv.control.observed import Observed, Pod
+from rdzv.backends import BackendError, Host, Provision
 from rdzv.env import render
+from rdzv.objects import ReadOnlyObject
+from rdzv.observed import Observed, Pod
 from rdzv.registry import BackendRegistry
-from rdzv.spec import API_VERSION, KIND, LABEL, Rendezvous
+from rdzv.spec import API_VERSION, HOST_LABEL, KIND, LABEL, Rendezvous
 
 MANAGED_BY_LABEL = "app.kubernetes.io/managed-by"
 MANAGER = "rendezvous-operator"
 APPLIED_ANNOTATION = "rdzv.dev/applied"
 RBAC = "rbac.authorization.k8s.io/v1"
-
-Object = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -43,8 +42,8 @@ class Plan:
     `host`: the pod that the backend's Service leads to.
     """
 
-    delete: Sequence[Object] = ()
-    apply: Sequence[Object] = ()
+    delete: Sequence[ReadOnlyObject] = ()
+    apply: Sequence[ReadOnlyObject] = ()
     patches: Sequence[PodPatch] = ()
     provision: Provision | None = None
     refused: BackendError | None = None
@@ -109,7 +108,7 @@ def _access(rendezvous: Rendezvous, provision: Provision, pods: Sequence[Pod]) -
     ]
 
 
-def _child(obj: Object, rendezvous: Rendezvous) -> dict[str, Any]:
+def _child(obj: ReadOnlyObject, rendezvous: Rendezvous) -> dict[str, Any]:
     """`obj` in the namespace of its owner, deleted with it by Kubernetes' garbage collector."""
     owner = {
         "apiVersion": API_VERSION,
@@ -149,7 +148,7 @@ def _host_patches(pods: Sequence[Pod], chosen: Pod | None) -> list[PodPatch]:
     ]
 
 
-def _refuse_taken_names(provision: Provision, foreign: Sequence[Object], rendezvous: Rendezvous) -> None:
+def _refuse_taken_names(provision: Provision, foreign: Sequence[ReadOnlyObject], rendezvous: Rendezvous) -> None:
     """Never takes over an object that somebody else made."""
     wanted = {("ConfigMap", rendezvous.child_name), *(_key(obj) for obj in provision.objects)}
     for child in foreign:
@@ -161,19 +160,19 @@ def _refuse_taken_names(provision: Provision, foreign: Sequence[Object], rendezv
             )
 
 
-def _key(obj: Object) -> tuple[str, str]:
+def _key(obj: ReadOnlyObject) -> tuple[str, str]:
     return obj["kind"], obj["metadata"]["name"]
 
 
-def _owners(obj: Object) -> Sequence[Object]:
+def _owners(obj: ReadOnlyObject) -> Sequence[ReadOnlyObject]:
     return obj["metadata"].get("ownerReferences") or []
 
 
-def _owned_by(obj: Object, rendezvous: Rendezvous) -> bool:
+def _owned_by(obj: ReadOnlyObject, rendezvous: Rendezvous) -> bool:
     return any(owner["uid"] == rendezvous.uid for owner in _owners(obj))
 
 
-def _is_of_predecessor(obj: Object, rendezvous: Rendezvous) -> bool:
+def _is_of_predecessor(obj: ReadOnlyObject, rendezvous: Rendezvous) -> bool:
     """Whether it belonged to a deleted Rendezvous of the same name, and waits for the garbage collector."""
     return any((owner["kind"], owner["name"]) == (KIND, rendezvous.name) for owner in _owners(obj))
 

@@ -7,14 +7,14 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
-from rdzv.control import world
 from rdzv.control.apply import APIError, KubernetesAPI
 from rdzv.control.events import events_for, events_without_rendezvous
-from rdzv.control.inject import shadowed
-from rdzv.control.observed import Observed, Pod
+from rdzv.control.inject import is_injected, shadowed
 from rdzv.control.plan import plan
 from rdzv.control.status import compute_status, rfc3339
-from rdzv.k8s.records import Member, Round
+from rdzv.objects import ReadOnlyObject
+from rdzv.observed import Observed, Pod
+from rdzv.protocol.records import Member, Round
 from rdzv.registry import BackendRegistry
 from rdzv.spec import Rendezvous
 
@@ -37,25 +37,26 @@ def reconcile(api: KubernetesAPI, registry: BackendRegistry, key: Key) -> float 
     namespace, name = key
     obj = api.rendezvous(namespace, name)
     if obj is None or "deletionTimestamp" in obj["metadata"]:
-        waiting = [Pod.from_object(pod) for pod in api.pods(namespace, name)]
+        waiting = _pods(api.pods(namespace, name))
         api.post_events(events_without_rendezvous(namespace, name, waiting), rfc3339(time.time()))
         return None
 
     rendezvous = Rendezvous.from_object(obj)
     # Members before pods: whose pod is not there then was deleted, not created in between.
-    record, members = _read_world(api, rendezvous) if rendezvous.backend == world.BACKEND else (None, [])
+    record, members = _read_world(api, rendezvous)
     pod_objects = api.pods(namespace, name)
     observed = Observed(
-        pods=[Pod.from_object(pod) for pod in pod_objects],
+        pods=_pods(pod_objects),
         children=api.children(namespace, name, rendezvous.child_name),
         round=record,
         members=members,
     )
     decided = plan(rendezvous, observed, registry)
     previous = obj.get("status") or {}
+    world = registry.observer(rendezvous.backend)(rendezvous, observed, previous, time.time())
 
     def report(error: str = "") -> None:
-        status = compute_status(rendezvous, observed, decided, previous, time.time(), error)
+        status = compute_status(rendezvous, observed, world, decided, previous, time.time(), error)
         _write_status_if_changed(api, rendezvous, previous, status)
 
     try:
@@ -69,7 +70,11 @@ def reconcile(api: KubernetesAPI, registry: BackendRegistry, key: Key) -> float 
         for pod in pod_objects
     }
     api.post_events(events_for(rendezvous, decided, observed.pods, overridden), rfc3339(time.time()))
-    return world.HEARTBEAT if rendezvous.backend == world.BACKEND and world.is_forming(rendezvous, observed) else None
+    return world.again
+
+
+def _pods(objects: Sequence[ReadOnlyObject]) -> list[Pod]:
+    return [Pod.from_object(obj, injected=is_injected(obj)) for obj in objects]
 
 
 def _read_world(api: KubernetesAPI, rendezvous: Rendezvous) -> tuple[Round | None, list[Member]]:

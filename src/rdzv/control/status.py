@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from datetime import datetime, timezone
 from typing import Any
 
-from rdzv.control import world
-from rdzv.control.observed import Observed, Pod
+from rdzv.backends import Condition, World
 from rdzv.control.plan import Plan
+from rdzv.observed import Observed, Pod, shown
 from rdzv.spec import Rendezvous
 
 #: How many absent pods the status names; the rest are counted in its message.
@@ -18,19 +17,10 @@ MAX_MISSING = 20
 NOT_JOINED = "NotJoined: its container runs, and its agent has not asked to join"
 
 
-@dataclass(frozen=True)
-class Condition:
-    """One condition, before it is known whether it changed."""
-
-    type: str
-    status: str
-    reason: str
-    message: str
-
-
 def compute_status(
     rendezvous: Rendezvous,
     observed: Observed,
+    world: World,
     plan: Plan,
     previous: Mapping[str, Any],
     now: float,
@@ -41,18 +31,20 @@ def compute_status(
     Args:
         rendezvous: the object.
         observed: what the pass read.
+        world: what the backend makes of it.
         plan: what the pass decided.
         previous: the status that the object has.
         now: seconds since the epoch.
         error: what kept the pass from writing its plan ("" if nothing did).
     """
-    nodes = node_counts(rendezvous, observed)
+    nodes = node_counts(rendezvous, observed, world)
     conditions = [
         *_provisioned_and_ready(rendezvous, plan, nodes, error),
-        _formed(rendezvous, observed, nodes),
-        _degraded(rendezvous, observed),
+        world.formed,
+        _degraded(rendezvous, observed, world),
     ]
     status: dict[str, Any] = {
+        **world.status,
         "observedGeneration": rendezvous.generation,
         "runID": rendezvous.uid,
         "nodes": nodes,
@@ -63,9 +55,6 @@ def compute_status(
     if plan.provision is not None:
         status["endpoint"] = plan.provision.endpoint
         status["binding"] = {"name": rendezvous.child_name}
-    if rendezvous.backend == world.BACKEND:
-        status["round"] = world.highest_round(rendezvous, observed, previous)
-        status["roster"] = world.roster(rendezvous, observed, previous, now)
     return status
 
 
@@ -74,21 +63,11 @@ def rfc3339(seconds: float) -> str:
     return datetime.fromtimestamp(seconds, timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
-def node_counts(rendezvous: Rendezvous, observed: Observed) -> dict[str, Any]:
-    """Who of the expected nodes is there: `{expected, joined, summary, missing}`.
-
-    A fixed world expects `max`; an elastic one as many as there are pods, within its bounds. With the `kubernetes` backend a node has
-    joined when its agent has; the operator does not see into the store of any other, where a pod that runs counts. One that ran to
-    completion counts as well.
-    """
-    pods = observed.pods
-    joined_names = {pod.name for pod in pods if pod.there}
-    if rendezvous.backend == world.BACKEND:
-        completed = {pod.name for pod in pods if pod.phase == "Succeeded"}
-        joined_names &= world.present(rendezvous, observed) | completed
-    candidates = [pod for pod in pods if pod.live or pod.phase == "Succeeded"]
-    joined = sum(pod.name in joined_names for pod in candidates)
-    expected = min(max(len(candidates), rendezvous.nodes.min), rendezvous.nodes.max)
+def node_counts(rendezvous: Rendezvous, observed: Observed, world: World) -> dict[str, Any]:
+    """Who of the expected nodes is there: `{expected, joined, summary, missing}`."""
+    pods, candidates = observed.pods, observed.candidates
+    expected, there = observed.expected(rendezvous.nodes), observed.joined(world.joined)
+    joined, joined_names = len(there), {pod.name for pod in there}
     missing = [
         {"pod": pod.name, "reason": pod.reason or NOT_JOINED}
         for pod in _by_slot(candidates)
@@ -132,21 +111,14 @@ def _provisioned_and_ready(rendezvous: Rendezvous, plan: Plan, nodes: Mapping[st
     return [Condition("Provisioned", "True", "Provisioned", text), ready]
 
 
-def _formed(rendezvous: Rendezvous, observed: Observed, nodes: Mapping[str, Any]) -> Condition:
-    if rendezvous.backend == world.BACKEND:
-        return Condition("Formed", *world.describe(rendezvous, observed, nodes["joined"], nodes["expected"]))
-    text = f"backend {rendezvous.backend} keeps its world in a store of its own"
-    return Condition("Formed", "Unknown", "NotObservable", text)
-
-
-def _degraded(rendezvous: Rendezvous, observed: Observed) -> Condition:
+def _degraded(rendezvous: Rendezvous, observed: Observed, world: World) -> Condition:
     """The first thing that is wrong with the pods, most harmful first."""
     live = [pod for pod in observed.pods if pod.live]
     uninjected = [pod.name for pod in live if not pod.injected]
     if uninjected:
         return _yes(
             "NotInjected",
-            f"{_names(uninjected)} got no rendezvous environment: created before the operator was installed, or labelled later. "
+            f"{shown(uninjected)} got no rendezvous environment: created before the operator was installed, or labelled later. "
             "Delete them so that their controller makes them again",
         )
     slots: dict[int, list[str]] = {}
@@ -156,14 +128,10 @@ def _degraded(rendezvous: Rendezvous, observed: Observed) -> Condition:
     for slot, names in sorted(slots.items()):
         if len(names) > 1:
             return _yes(
-                "DuplicateIndex", f"{_names(names)} all have index {slot}: give each workload its own Rendezvous"
+                "DuplicateIndex", f"{shown(names)} all have index {slot}: give each workload its own Rendezvous"
             )
-    if rendezvous.backend == "static" and any(pod.slot is None for pod in live):
-        names = [pod.name for pod in live if pod.slot is None]
-        return _yes(
-            "NoIndex",
-            f"{_names(names)} have no index, which backend static takes ranks from: use an Indexed Job or a StatefulSet",
-        )
+    for reason, text in world.problems:
+        return _yes(reason, text)
     if len(live) > rendezvous.nodes.max:
         return _yes(
             "TooManyPods",
@@ -176,11 +144,6 @@ def _degraded(rendezvous: Rendezvous, observed: Observed) -> Condition:
             f"{hopeless[0].name}: {hopeless[0].reason}" + (f" (and {len(hopeless) - 1} more)" if hopeless[1:] else ""),
         )
     return Condition("Degraded", "False", "AsExpected", "")
-
-
-def _names(names: Sequence[str]) -> str:
-    shown = ", ".join(sorted(names)[:3])
-    return f"pods {shown}" + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
 def _no(type_: str, reason: str, message: str) -> Condition:

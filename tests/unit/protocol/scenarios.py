@@ -11,8 +11,8 @@ from dataclasses import replace
 
 from unit.protocol.sim import NAME, Pod, Process, Scenario, Sim, Violation, show_round
 
-from rdzv.k8s import events as ev
-from rdzv.k8s.records import RUNNING, SUCCEEDED, Round
+from rdzv.protocol import events as ev
+from rdzv.protocol.records import RUNNING, SUCCEEDED, Round
 
 #: Simulated seconds from the last fault within which a round must have formed.
 BOUND = 90.0

@@ -1,6 +1,6 @@
 """A simulated cluster for the protocol: API server, network, clocks, operator, agents that crash; all from one seed.
 
-Runs the production functions `rdzv.k8s.member.step` and `rdzv.k8s.coordinator.step` and nothing else of the product. What
+Runs the production functions `rdzv.protocol.member.step` and `rdzv.protocol.coordinator.step` and nothing else of the product. What
 must never happen raises `Violation`. Schedules are drawn in `scenarios`.
 """
 
@@ -13,10 +13,10 @@ from dataclasses import dataclass, field
 from itertools import count
 from typing import Any
 
-from rdzv.k8s import coordinator, member
-from rdzv.k8s import events as ev
-from rdzv.k8s.fields import replace
-from rdzv.k8s.records import CLOSED, LIVE, RUNNING, Member, Roster, Round
+from rdzv.protocol import coordinator, member
+from rdzv.protocol import events as ev
+from rdzv.protocol.fields import replace
+from rdzv.protocol.records import CLOSED, LIVE, RUNNING, Member, Roster, Round
 
 NAME = "job"
 Counted = dict[str, tuple[Member, int]]

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from rdzv.k8s.coordinator import CoordinatorState, Decision, Policy, View, close, step
-from rdzv.k8s.events import Identity
-from rdzv.k8s.records import (
+from rdzv.protocol.coordinator import CoordinatorState, Decision, Policy, View, close, step
+from rdzv.protocol.events import Identity
+from rdzv.protocol.records import (
     CLOSED,
     FORMING,
     RUNNING,

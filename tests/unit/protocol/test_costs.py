@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 from unit.protocol.sim import NAME, Pod, Scenario, Sim
 
-from rdzv.k8s.coordinator import Policy
-from rdzv.k8s.events import Timing
-from rdzv.k8s.records import RUNNING, Round
+from rdzv.protocol.coordinator import Policy
+from rdzv.protocol.events import Timing
+from rdzv.protocol.records import RUNNING, Round
 
 
 def cluster(seed: int, pods: int, low: int, high: int, *, round_exists: bool = True, roster: str = "present") -> Sim:

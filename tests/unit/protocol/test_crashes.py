@@ -7,9 +7,9 @@ from collections.abc import Callable
 import pytest
 from unit.protocol.sim import Process, Scenario, Sim
 
-from rdzv.k8s.coordinator import Policy
-from rdzv.k8s.events import Timing
-from rdzv.k8s.records import RUNNING
+from rdzv.protocol.coordinator import Policy
+from rdzv.protocol.events import Timing
+from rdzv.protocol.records import RUNNING
 
 SIZE = 4
 

@@ -7,9 +7,20 @@ from typing import Any, TypeVar
 
 import pytest
 
-from rdzv.k8s import events as ev
-from rdzv.k8s.member import MemberState, num_nodes_waiting, step
-from rdzv.k8s.records import CLOSED, RUNNING, Absent, Closure, Coordinator, Leader, Member, Roster, Round, fingerprints
+from rdzv.protocol import events as ev
+from rdzv.protocol.member import MemberState, num_nodes_waiting, step
+from rdzv.protocol.records import (
+    CLOSED,
+    RUNNING,
+    Absent,
+    Closure,
+    Coordinator,
+    Leader,
+    Member,
+    Roster,
+    Round,
+    fingerprints,
+)
 
 ME = ev.Identity("job", "run", "pod-1", "uid-1/0", "10.0.0.1", 7001, "node-a", slot=1)
 FIRST = Coordinator(0, "uid-0/0", "10.0.0.0", 7000, 1)

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rdzv.k8s.records import (
+from rdzv.protocol.records import (
     CLOSED,
     MAX_SLOTS,
     PHASES,

@@ -13,9 +13,9 @@ import pytest
 from unit.protocol.scenarios import play
 from unit.protocol.sim import Sim
 
-from rdzv.k8s import coordinator, member
-from rdzv.k8s import events as ev
-from rdzv.k8s.records import CLOSED, RUNNING, Closure, Member, Round
+from rdzv.protocol import coordinator, member
+from rdzv.protocol import events as ev
+from rdzv.protocol.records import CLOSED, RUNNING, Closure, Member, Round
 
 #: Schedules that a bug may survive before the simulator counts as blind to it.
 LIMIT = 4000

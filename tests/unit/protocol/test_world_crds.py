@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
-from rdzv.k8s.records import (
+from rdzv.protocol.records import (
     MAX_SLOTS,
     PHASES,
     RUNNING,

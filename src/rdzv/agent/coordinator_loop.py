@@ -1,0 +1,324 @@
+"""The coordinator function of one agent: watches of Members and of the Rendezvous, and the loop around `coordinator.step`."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from rdzv.kube.api import ApiError, Conflict, Forbidden, Invalid, NotFound, Stopped, UnknownResource
+from rdzv.kube.retry import Backoff, Retry
+from rdzv.kube.watch import DELETED, SYNCED, Watch
+from rdzv.objects import Object
+from rdzv.protocol import coordinator
+from rdzv.protocol.coordinator import CoordinatorState, Decision, View
+from rdzv.protocol.events import INVALID_SECONDS
+from rdzv.protocol.records import LEAVING, LIVE, RUNNING, Member, Roster, Round, resource_version
+from rdzv.resources import MEMBERS, RENDEZVOUS, ROUNDS
+from rdzv.spec import API_VERSION, LABEL
+
+if TYPE_CHECKING:
+    from rdzv.agent.liveness import Liveness
+    from rdzv.kube.client import Client
+
+__all__ = ["Coordination", "Latest"]
+
+log = logging.getLogger("rdzv.agent")
+
+_EXPECT_SECONDS = 0.25
+_SAY_SECONDS = 10.0
+_UNREADABLE_SECONDS = 60.0
+
+
+@dataclass(frozen=True)
+class Latest:
+    """The newest Round that this agent knows, `record` None when there is none: then `rv` is the one since when.
+
+    `metadata` is kept by a replace.
+    """
+
+    record: Round | None = None
+    rv: int | None = None
+    metadata: Object | None = None
+
+
+@dataclass(frozen=True)
+class Surroundings:
+    """What the function shares with its agent.
+
+    `top` is `MemberState.top`; `seen` takes a Round that was read or written, None for none.
+    """
+
+    client: Client
+    namespace: str
+    latest: Callable[[], Latest]
+    top: Callable[[], int]
+    seen: Callable[[Object | None], None]
+    stepped_down: Callable[[int], None]
+    failed: Callable[[ApiError], None]
+
+
+class Coordination:
+    """Use: `prepare()` any time ahead to fill the caches, `start()` when this agent is a candidate, `stop()` at the end."""
+
+    def __init__(self, around: Surroundings, liveness: Liveness, name: str) -> None:
+        self.around = around
+        self.waiting_for = ""
+        """Who is missing, for people."""
+        self.active = False
+        """Whether the function runs."""
+        self._liveness = liveness
+        self._name = name
+        self._changed = threading.Condition()
+        self._dirty = False
+        self._members: dict[str, tuple[Member, int]] = {}
+        self._members_rv = 0
+        self._roster: Roster | None = None
+        self._synced = {MEMBERS: False, RENDEZVOUS: False}
+        self._stop = threading.Event()
+        self._watches: list[Watch] = []
+        self._threads: list[threading.Thread] = []
+        self._expected_at = 0.0
+        self._said = ("", 0.0)
+
+    def prepare(self) -> None:
+        """Start the watches."""
+        if self._watches:
+            return
+        client, namespace = self.around.client, self.around.namespace
+        members = Watch(client, MEMBERS, namespace, label_selector=f"{LABEL}={self._name}", fresh=False)
+        rendezvous = Watch(client, RENDEZVOUS, namespace, name=self._name)
+        self._watches = [members, rendezvous]
+        self._spawn("members", lambda: self._watch(members, self._take_member))
+        self._spawn("rendezvous", lambda: self._watch(rendezvous, self._take_rendezvous))
+
+    def start(self, state: CoordinatorState) -> None:
+        """Run the function until it steps down or is stopped."""
+        self.prepare()
+        self.active = True
+        self._spawn("coordinator", lambda: self._run(state))
+
+    def stop(self) -> None:
+        """End it, watches included."""
+        self.active = False
+        self._stop.set()
+        for watch in self._watches:
+            watch.close()
+        self.poke()
+        self._liveness.expect(())
+
+    def join(self, seconds: float) -> None:
+        """Wait for its threads, which `stop` has told to end."""
+        for thread in self._threads:
+            if thread is not threading.current_thread():
+                thread.join(seconds)
+
+    def poke(self) -> None:
+        """Something that the function looks at has changed."""
+        with self._changed:
+            self._dirty = True
+            self._changed.notify_all()
+
+    def _spawn(self, what: str, target: Callable[[], None]) -> None:
+        thread = threading.Thread(target=target, name=f"rdzv-{what}-{self._name}", daemon=True)
+        self._threads.append(thread)
+        thread.start()
+
+    # Caches.
+
+    def _watch(self, watch: Watch, take: Callable[[str, Object], None]) -> None:
+        while not self._stop.is_set():
+            try:
+                for event in watch.events():
+                    take(event.type, event.object)
+            except Stopped:
+                return
+            except ApiError as error:
+                if watch.call.resource == MEMBERS:
+                    self.around.failed(error)
+                elif isinstance(error, (Forbidden, UnknownResource)):
+                    # Standalone use may have no Rendezvous: torch's own timeouts apply then.
+                    log.info("going on without the Rendezvous: %s", error)
+                    self._take_rendezvous(SYNCED, {})
+                self._stop.wait(_UNREADABLE_SECONDS if self._synced[watch.call.resource] else 1.0)
+
+    def _take_member(self, kind: str, obj: Object) -> None:
+        if kind == SYNCED:
+            self._synced[MEMBERS] = True
+            self.poke()
+            return
+        rv = resource_version(obj)
+        with self._changed:
+            self._members_rv = max(self._members_rv, rv)
+            if kind == DELETED:
+                self._members.pop(obj["metadata"]["name"], None)
+            else:
+                try:
+                    self._members[obj["metadata"]["name"]] = (Member.from_object(obj), rv)
+                except ValueError as error:
+                    log.warning("RendezvousMember %s is not one: %s", obj["metadata"]["name"], error)
+                    self._members.pop(obj["metadata"]["name"], None)
+            self._dirty = True
+            self._changed.notify_all()
+
+    def _take_rendezvous(self, kind: str, obj: Object) -> None:
+        if kind == SYNCED:
+            self._synced[RENDEZVOUS] = True
+        else:
+            try:
+                self._roster = None if kind == DELETED else Roster.from_object(obj)
+            except ValueError as error:
+                log.warning("the Rendezvous is not readable: %s", error)
+        self.poke()
+
+    # The function.
+
+    def _run(self, state: CoordinatorState) -> None:
+        log.info("coordinating Rendezvous %s", self._name)
+        backoff, look_again, pause = Backoff(), 0.0, 0.0
+        while not self._stop.is_set():
+            with self._changed:
+                while not (self._dirty and all(self._synced.values())) and not self._stop.is_set():
+                    left = look_again - time.monotonic() if look_again else None
+                    if left is not None and left <= 0:
+                        break
+                    self._changed.wait(left)
+            # At most every other moment: N members that join together are one burst of work, not N.
+            if self._stop.wait(pause):
+                break
+            began = time.monotonic()
+            state, decision = coordinator.step(state, self._view(), began)
+            pause = time.monotonic() - began
+            look_again = decision.look_again or 0.0
+            if decision.step_down:
+                self._step_down()
+                return
+            self._say(decision)
+            if again := self._expect():
+                look_again = min(look_again or again, again)
+            if decision.write is not None:
+                self._commit(decision, backoff)
+
+    def _view(self) -> View:
+        latest, top = self.around.latest(), self.around.top()
+        with self._changed:
+            self._dirty = False
+            return View(
+                members=dict(self._members),
+                members_rv=self._members_rv,
+                roster=self._roster,
+                round=latest.record,
+                round_rv=latest.rv if latest.record is not None else None,
+                dead=self._liveness.dead,
+                suspected=self._liveness.suspected,
+                connected=self._liveness.connected,
+                top=top,
+            )
+
+    def _commit(self, decision: Decision, backoff: Backoff) -> None:
+        """One compare-and-set. Whatever comes of it, the Round is known afterwards, and the next step decides anew."""
+        around, record = self.around, decision.write
+        if record is None:
+            return
+        metadata = around.latest().metadata or {}
+        obj = record.to_object(around.namespace, decision.rv, self._owner(record))
+        try:
+            if decision.rv is None:
+                around.seen(around.client.create(ROUNDS, around.namespace, obj))
+            else:
+                obj["metadata"] = {**metadata, "resourceVersion": str(decision.rv)}
+                around.seen(around.client.replace(ROUNDS, around.namespace, obj))
+        except Stopped:
+            return
+        except ApiError as error:
+            log.info("the Round was not written: %s", error)
+            gone = isinstance(error, NotFound) and decision.rv is not None
+            if not (gone or isinstance(error, Conflict) or error.maybe_applied):
+                around.failed(error)
+                self._stop.wait(INVALID_SECONDS if isinstance(error, Invalid) else backoff.next(error.retry_after))
+            self._reread()
+        else:
+            backoff.reset()
+        self.poke()
+
+    def _reread(self) -> None:
+        around = self.around
+        try:
+            around.seen(around.client.get(ROUNDS, around.namespace, self._name, retry=Retry(stop=self._stop)))
+        except NotFound:
+            around.seen(None)
+        except Stopped:
+            pass
+        except ApiError as error:
+            around.failed(error)
+
+    def _owner(self, record: Round) -> Object | None:
+        roster = self._roster
+        if roster is None or roster.run_id != record.run_id:
+            return None
+        return {"apiVersion": API_VERSION, "kind": "Rendezvous", "name": self._name, "uid": roster.run_id}
+
+    def _step_down(self) -> None:
+        self.active = False
+        log.info("another agent coordinates Rendezvous %s", self._name)
+        self.stop()
+        self.around.stepped_down(self.around.latest().rv or 0)
+
+    def _expect(self) -> float | None:
+        """Tells liveness who ought to be connected: who is in the world, or asks to be. Returns when to do so again."""
+        record, now = self.around.latest().record, time.monotonic()
+        if record is None or record.coordinator is None:
+            return None
+        if record.coordinator.incarnation != self._liveness.incarnation:
+            return None
+        if now < self._expected_at + _EXPECT_SECONDS:
+            return self._expected_at + _EXPECT_SECONDS
+        self._expected_at = now
+        with self._changed:
+            members = [member for member, _ in self._members.values()]
+        running = record.phase == RUNNING
+        self._liveness.expect(
+            member.incarnation
+            for member in members
+            if member.state == LIVE
+            and member.run_id == record.run_id
+            and (member.want_round > record.round or (running and record.rank_of(member.incarnation) is not None))
+        )
+        return None
+
+    def _say(self, decision: Decision) -> None:
+        self.waiting_for = decision.waiting_for
+        now, (text, at) = time.monotonic(), self._said
+        if decision.waiting_for and decision.waiting_for != text and now > at + _SAY_SECONDS:
+            if text:
+                log.info("Rendezvous %s: %s", self._name, decision.waiting_for)
+            self._said = (decision.waiting_for, now)
+
+    def missing(self, state: CoordinatorState) -> str:
+        """Who is missing, worked out anew from the API; empty when that is not known or may not be read."""
+        around = self.around
+        retry = Retry.within(2.0)
+        try:
+            found = around.client.list(MEMBERS, around.namespace, label_selector=f"{LABEL}={self._name}", retry=retry)
+            listed = [Member.from_object(item) for item in found["items"]]
+            roster = self._read_roster(retry)
+        except (ApiError, ValueError):
+            return ""
+        latest = around.latest()
+        # The others' time is up at about the same moment; who has given up had joined.
+        there_were = [replace(member, state=LIVE) if member.state == LEAVING else member for member in listed]
+        members = {member.name: (member, 1) for member in there_were}
+        lost = latest.record.coordinator if latest.record else None
+        there = frozenset({lost.incarnation}) if lost else frozenset()
+        view = View(members, 1, roster, latest.record, latest.rv, connected=there)
+        return coordinator.step(replace(state, lost=lost), view, time.monotonic())[1].waiting_for
+
+    def _read_roster(self, retry: Retry) -> Roster | None:
+        try:
+            obj = self.around.client.get(RENDEZVOUS, self.around.namespace, self._name, retry=retry)
+        except (NotFound, UnknownResource, Forbidden):
+            return None
+        return Roster.from_object(obj)

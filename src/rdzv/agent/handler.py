@@ -1,0 +1,327 @@
+"""torch's RendezvousHandler on the Kubernetes API. Imports torch: only the backend's creator imports this module.
+
+The contract is torch's (`torch/distributed/elastic/rendezvous/api.py`) as its agent uses it; what is decided, and why, is
+in docs/adr/0010-kubernetes-protocol.md.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import re
+import secrets
+import socket
+import sys
+import threading
+from collections.abc import Mapping
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+from torch.distributed import PrefixStore, TCPStore
+from torch.distributed.elastic.rendezvous import (
+    RendezvousClosedError,
+    RendezvousConnectionError,
+    RendezvousHandler,
+    RendezvousInfo,
+    RendezvousParameters,
+    RendezvousStoreInfo,
+    RendezvousTimeoutError,
+)
+
+from rdzv.agent.agent import Agent, AgentError, Settings
+from rdzv.agent.liveness import listen
+from rdzv.env import LAUNCH_TIMEOUT
+from rdzv.kube import config as kube_config
+from rdzv.kube.api import ApiError
+from rdzv.kube.client import Client
+from rdzv.protocol.coordinator import Policy
+from rdzv.protocol.events import CLOSED_ERROR, GRACEFUL, TIMEOUT, Identity, Timing
+from rdzv.protocol.records import MAX_SLOTS, ROUND_KIND
+from rdzv.spec import API_VERSION
+
+if TYPE_CHECKING:
+    from torch.distributed import Store
+
+    from rdzv.protocol.events import Accept
+    from rdzv.protocol.records import Leader
+
+__all__ = ["KubernetesRendezvousHandler", "create_handler"]
+
+log = logging.getLogger("rdzv.agent")
+
+BACKEND = "kubernetes"
+STORES = ("tcp", "kubernetes")
+JOIN_TIMEOUT = 600.0
+LAST_CALL_TIMEOUT = 30.0
+"""Seconds; torch's own defaults (`dynamic_rendezvous.py`)."""
+STORE_TIMEOUT = timedelta(seconds=300)
+_CONNECT_SECONDS = 20.0
+"""torch's client and its server each look up the name of the other's address: two DNS timeouts must fit."""
+_LOOK_SECONDS = 0.1
+_NAME = re.compile(r"[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?")
+
+
+class KubernetesRendezvousHandler(RendezvousHandler):  # type: ignore[misc]  # torch is not analysed, its classes are Any
+    """A rendezvous whose state is a few objects of group `rdzv.dev` in one namespace.
+
+    Args:
+        params: as torchrun makes them. Configuration keys: `join_timeout`, `last_call_timeout`, `timeout` (seconds),
+            `store` (tcp or kubernetes), `slot` (this node's index) and `member` (its name).
+
+    Raises:
+        ValueError: a parameter is not usable; the text says what it should be.
+        ConfigError: no API server is configured (not in a pod, no kubeconfig).
+    """
+
+    def __init__(self, params: RendezvousParameters) -> None:
+        namespace, name = _endpoint(params.endpoint)
+        self._store_kind = str(params.get("store") or "tcp")
+        if self._store_kind not in STORES:
+            raise ValueError(f"store={self._store_kind}: write one of {', '.join(STORES)}")
+        timing = Timing(join_timeout=_join_timeout(params))
+        policy = Policy(
+            params.min_nodes, params.max_nodes, last_call=_seconds(params, "last_call_timeout", LAST_CALL_TIMEOUT)
+        )
+        api = kube_config.load()
+        identity, owned = _identity(params, name, api, os.environ)
+        self._address = identity.address
+        self._listener: socket.socket | None = None
+        self._store: Store | None = None
+        self._shut_down = False
+        self._client = Client(api)
+        self._namespace, self._name = namespace, name
+        self._agent = Agent(self._client, Settings(namespace, identity, timing, policy, self._rebind, owned))
+
+    def get_backend(self) -> str:
+        """`kubernetes`."""
+        return BACKEND
+
+    @property
+    def use_agent_store(self) -> bool:
+        """Whether workers use the store of the round, which rank 0's agent serves."""
+        return self._store_kind == "tcp"
+
+    def next_rendezvous(self) -> RendezvousInfo:
+        """Join, wait for the round, and connect to its store.
+
+        Raises:
+            RendezvousClosedError: it was closed, or this pod has no place in it any more.
+            RendezvousTimeoutError: too few joined in time; the text says who is missing.
+            RendezvousConnectionError: the API server could not be reached, or refused; the text says what to allow.
+            SystemExit: 0, for a spare that is not needed any more because the others have finished.
+        """
+        try:
+            accept = self._agent.join(self._rebind())
+            while True:
+                store = self._make_store(accept)
+                if store is not None:
+                    break
+                accept = self._agent.rejoin(accept.round)
+        except AgentError as error:
+            self._drop_listener()
+            raise _torch_error(error) from error
+        self._replace_store(store)
+        log.info("round %d of Rendezvous %s: rank %d of %d", accept.round, self._name, accept.rank, accept.size)
+        leader = RendezvousStoreInfo(accept.leader.address, accept.leader.port)
+        return RendezvousInfo(PrefixStore(f"/rdzv/{accept.round}", store), accept.rank, accept.size, leader)
+
+    def is_closed(self) -> bool:
+        """Whether it was closed, as far as this agent has seen."""
+        return self._agent.is_closed()
+
+    def set_closed(self) -> None:
+        """Close it for everybody.
+
+        Raises:
+            RendezvousConnectionError: that could not be written.
+        """
+        try:
+            self._agent.close("Closed")
+        except (ApiError, AgentError) as error:
+            raise RendezvousConnectionError(str(error)) from error
+
+    def num_nodes_waiting(self) -> int:
+        """1 when the world is to be formed anew: somebody is gone, or waits to be let in. No I/O; never raises."""
+        return self._agent.num_nodes_waiting()
+
+    def get_run_id(self) -> str:
+        """The run: UID of the Rendezvous, or torchrun's `--rdzv-id`."""
+        return self._agent.run_id()
+
+    def shutdown(self) -> bool:
+        """Leave. An exception in flight means that this node failed: that is said, and nothing is closed for the others."""
+        error = sys.exc_info()[1]
+        success = error is None or (isinstance(error, SystemExit) and not error.code)
+        if self._shut_down:
+            return True
+        self._shut_down = True
+        try:
+            return self._agent.finish(success)
+        except (
+            Exception
+        ):  # Older torch does not guard this call, and the reason of a failure would be lost (pytorch#194871).
+            log.exception("the rendezvous could not be left in order")
+            return False
+        finally:
+            self._drop_listener()
+            self._replace_store(None)
+
+    # The store of a round.
+
+    def _replace_store(self, store: Store | None) -> None:
+        """Others may have been using the one before until now."""
+        before, self._store = self._store, store
+        if self._store_kind == "kubernetes" and before is not None:
+            before.close()
+
+    def _rebind(self) -> int:
+        """A fresh listening socket, on which a store can be served should this agent lead; returns its port."""
+        self._drop_listener()
+        self._listener = listen(self._address)
+        return int(self._listener.getsockname()[1])
+
+    def _drop_listener(self) -> None:
+        listener, self._listener = self._listener, None
+        if listener is not None:
+            listener.close()
+
+    def _make_store(self, accept: Accept) -> Store | None:
+        """The store of this round; None when its leader cannot be reached, or the round is over already."""
+        leader = accept.leader
+        if self._store_kind == "kubernetes":
+            self._drop_listener()  # Its port is for the workers' own store, as torch does without a shared one.
+            return self._kubernetes_store(accept)
+        if accept.rank == 0 and self._listener is not None:
+            fd, self._listener = self._listener.detach(), None
+            return _tcp_store(leader.address, leader.port, is_master=True, master_listen_fd=fd)
+        self._drop_listener()
+        return self._connect(leader)
+
+    def _connect(self, leader: Leader) -> Store | None:
+        """torch's client, made in a thread: it does not look whether the round is still wanted while it tries."""
+        made: list[Store] = []
+        done = threading.Event()
+
+        def make() -> None:
+            try:
+                made.append(_tcp_store(leader.address, leader.port, is_master=False))
+            except RuntimeError as error:
+                log.info("the store at %s port %d: %s", leader.address, leader.port, error)
+            finally:
+                done.set()
+
+        threading.Thread(target=make, name="rdzv-connect", daemon=True).start()
+        while not done.wait(_LOOK_SECONDS):
+            if self._agent.num_nodes_waiting():
+                return None
+        return made[0] if made else None
+
+    def _kubernetes_store(self, accept: Accept) -> Store:
+        from rdzv.store.store import KubernetesStore
+
+        prefix = re.sub("[^a-z0-9-]", "-", f"{self._name[:36]}-{accept.uid[:8]}-")
+        owner = {"apiVersion": API_VERSION, "kind": ROUND_KIND, "metadata": {"name": self._name, "uid": accept.uid}}
+        store = KubernetesStore(
+            f"{prefix}{accept.round}", self._namespace, client=self._client, owner=owner, timeout=STORE_TIMEOUT
+        )
+        if accept.rank == 0:
+            # Of earlier rounds only: this agent may be the last to learn of its own, and others be in a later one.
+            store.delete_others({f"{prefix}{number}" for number in range(accept.round)})
+        return store
+
+
+def create_handler(params: RendezvousParameters) -> RendezvousHandler:
+    """torch's creator for backend `kubernetes`. Raises as the handler's constructor."""
+    return KubernetesRendezvousHandler(params)
+
+
+def _tcp_store(address: str, port: int, **options: Any) -> Store:
+    store = TCPStore(
+        address, port, None, timeout=timedelta(seconds=_CONNECT_SECONDS), wait_for_workers=False, **options
+    )
+    store.set_timeout(STORE_TIMEOUT)
+    return store
+
+
+def _torch_error(error: AgentError) -> BaseException:
+    if error.kind == GRACEFUL:
+        # torch <= 2.15 dies with an AttributeError on its own RendezvousGracefulExitError (pytorch#194710).
+        log.info("%s", error)
+        return SystemExit(0)
+    kinds = {CLOSED_ERROR: RendezvousClosedError, TIMEOUT: RendezvousTimeoutError}
+    exception: BaseException = kinds.get(error.kind, RendezvousConnectionError)(str(error))
+    return exception
+
+
+def _endpoint(text: str) -> tuple[str, str]:
+    parts = (text or "").split("/")
+    if len(parts) != 2 or not all(_NAME.fullmatch(part) for part in parts):
+        raise ValueError(f"endpoint {text!r} of backend {BACKEND}: write NAMESPACE/NAME, where NAME is the Rendezvous")
+    return parts[0], parts[1]
+
+
+def _seconds(params: RendezvousParameters, key: str, default: float) -> float:
+    value = params.get(key)
+    try:
+        seconds = default if value is None else float(value)
+    except ValueError:
+        seconds = -1.0
+    if not 0 <= seconds < float("inf"):
+        raise ValueError(f"{key}={value}: write a number of seconds")
+    return seconds
+
+
+def _join_timeout(params: RendezvousParameters) -> float:
+    """`join_timeout` as in torch's own handlers; else `timeout`, unless that is what torchrun passes by itself."""
+    timeout = _seconds(params, "timeout", LAUNCH_TIMEOUT)
+    return _seconds(params, "join_timeout", JOIN_TIMEOUT if timeout == LAUNCH_TIMEOUT else timeout)
+
+
+def _identity(
+    params: RendezvousParameters, rendezvous: str, api: kube_config.Config, environ: Mapping[str, str]
+) -> tuple[Identity, bool]:
+    """Who this agent is, and whether it is a pod that its Member can be owned by."""
+    given = params.get("member")
+    slot = _slot(params, environ)
+    uid, pod = environ.get("RDZV_POD_UID", ""), environ.get("RDZV_POD_NAME", "")
+    owned = bool(uid and pod and not given)
+    name = str(given) if given else pod or _local_name(slot)
+    identity = Identity(
+        rendezvous=rendezvous,
+        run_id=str(params.run_id),
+        name=name,
+        # Another start of an agent in the same pod is somebody else.
+        incarnation=f"{uid if owned else name}/{secrets.token_hex(4)}",
+        address=str(params.local_addr or environ.get("RDZV_POD_IP") or _local_address(api)),
+        port=0,
+        node=environ.get("RDZV_NODE_NAME", ""),
+        slot=slot,
+    )
+    return identity, owned
+
+
+def _slot(params: RendezvousParameters, environ: Mapping[str, str]) -> int | None:
+    given = params.get("slot")
+    text = str(given) if given is not None else environ.get("RDZV_SLOT", "")
+    if not text:
+        return None
+    if not text.isdigit() or int(text) >= MAX_SLOTS:
+        raise ValueError(f"slot={text}: write the index of this node, 0 to {MAX_SLOTS - 1}")
+    return int(text)
+
+
+def _local_name(slot: int | None) -> str:
+    """A name for an agent outside of a pod: that of the machine, and what tells its agents apart."""
+    host = re.sub(r"[^a-z0-9]+", "-", socket.gethostname().lower()).strip("-")[:200] or "node"
+    return f"{host}-{os.getpid() if slot is None else slot}"
+
+
+def _local_address(api: kube_config.Config) -> str:
+    """This machine's address on the way to the API server. Nothing is sent, no name of this machine is looked up."""
+    with contextlib.suppress(OSError):
+        family, kind, proto, _, address = socket.getaddrinfo(api.host, api.port, type=socket.SOCK_DGRAM)[0]
+        with socket.socket(family, kind, proto) as probe:
+            probe.connect(address)
+            return str(probe.getsockname()[0])
+    return "127.0.0.1"

@@ -1,0 +1,135 @@
+"""What the operator sees of one Rendezvous: pods, children and records, reduced to what decisions need (pure)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence, Set
+from dataclasses import dataclass, field
+
+from rdzv.objects import ReadOnlyObject
+from rdzv.protocol.records import Member, Round
+from rdzv.spec import HOST_LABEL, INDEX_LABELS, Nodes
+
+#: Why a container waits, when it won't stop waiting by itself soon.
+_HOPELESS_WAITS = frozenset(
+    {"ImagePullBackOff", "ErrImagePull", "InvalidImageName", "ErrImageNeverPull", "CreateContainerError"}
+)
+
+
+@dataclass(frozen=True)
+class Pod:
+    """One opted-in pod.
+
+    `slot`: its index (None: it has none). `started`: a container of it runs or ran. `hopeless`: it won't start without help.
+    `reason`: why it is not there yet ("" when it is). `created`: RFC 3339, so that text order is time order.
+    """
+
+    name: str
+    uid: str
+    phase: str
+    slot: int | None = None
+    created: str = ""
+    terminating: bool = False
+    started: bool = False
+    hopeless: bool = False
+    reason: str = ""
+    injected: bool = True
+    host: bool = False
+    service_account: str = "default"
+
+    @property
+    def live(self) -> bool:
+        """Whether it is, or may yet be, a node of the world."""
+        return not self.terminating and self.phase in {"Pending", "Running", "Unknown"}
+
+    @property
+    def there(self) -> bool:
+        """Whether it runs now or ran to completion."""
+        return self.phase == "Succeeded" or (self.live and not self.reason)
+
+    @classmethod
+    def from_object(cls, obj: ReadOnlyObject, *, injected: bool = True) -> Pod:
+        """Reads a Pod as the API server returns it."""
+        meta, status = obj["metadata"], obj.get("status", {})
+        labels = meta.get("labels") or {}
+        statuses = status.get("containerStatuses") or []
+        reason, hopeless = _waiting(status, statuses)
+        return cls(
+            name=meta["name"],
+            uid=meta["uid"],
+            phase=status.get("phase", "Pending"),
+            slot=_slot(labels),
+            created=meta.get("creationTimestamp") or "",
+            terminating="deletionTimestamp" in meta,
+            started=any("waiting" not in s.get("state", {}) or s.get("restartCount") for s in statuses),
+            hopeless=hopeless,
+            reason=reason,
+            injected=injected,
+            host=labels.get(HOST_LABEL) == "true",
+            service_account=obj["spec"].get("serviceAccountName") or "default",
+        )
+
+
+@dataclass(frozen=True)
+class Observed:
+    """Everything that a decision about one Rendezvous rests on, read at the start of a pass.
+
+    `round` and `members`: the `kubernetes` backend's records; None and empty for any other.
+    """
+
+    pods: Sequence[Pod] = ()
+    children: Sequence[ReadOnlyObject] = field(default_factory=tuple)
+    round: Round | None = None
+    members: Sequence[Member] = ()
+
+    @property
+    def candidates(self) -> list[Pod]:
+        """Pods that are, may yet be, or were to the end, a node of the world."""
+        return [pod for pod in self.pods if pod.live or pod.phase == "Succeeded"]
+
+    def expected(self, nodes: Nodes) -> int:
+        """How many nodes the world should have: as many as there are candidates, within the bounds of the spec."""
+        return min(max(len(self.candidates), nodes.min), nodes.max)
+
+    def joined(self, agents: Set[str] | None) -> list[Pod]:
+        """The candidates that count as joined: their agent is among `agents` (names of pods) or has completed.
+
+        None for `agents`: the operator does not see into the store of the backend, so a pod that runs counts.
+        """
+        return [
+            pod
+            for pod in self.candidates
+            if pod.there and (agents is None or pod.name in agents or pod.phase == "Succeeded")
+        ]
+
+
+def shown(names: Sequence[str]) -> str:
+    """Names of pods for a sentence, three at most."""
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return f"pods {', '.join(sorted(names)[:3])}{more}"
+
+
+def _slot(labels: Mapping[str, str]) -> int | None:
+    text = next((labels[label] for label in INDEX_LABELS if label in labels), "")
+    return int(text) if text.isdecimal() else None
+
+
+def _waiting(status: ReadOnlyObject, statuses: Sequence[ReadOnlyObject]) -> tuple[str, bool]:
+    """Why the pod is not there yet, in Kubernetes' own words, and whether that will not pass by itself."""
+    for condition in status.get("conditions") or []:
+        if condition["type"] == "PodScheduled" and condition["status"] == "False":
+            reason = condition.get("reason", "NotScheduled")
+            return _join(reason, condition.get("message")), reason == "Unschedulable"
+    for container in (*(status.get("initContainerStatuses") or []), *statuses):
+        waiting = container.get("state", {}).get("waiting")
+        if waiting:
+            reason = waiting.get("reason", "Waiting")
+            return _join(reason, waiting.get("message")), reason in _HOPELESS_WAITS
+    phase = status.get("phase", "Pending")
+    return (
+        "" if phase in {"Running", "Succeeded"} else _join(status.get("reason") or phase, status.get("message"))
+    ), False
+
+
+def _join(reason: str, message: str | None) -> str:
+    # Messages carry lists of nodes and digests; the first part says what it is, and status has no room for the rest.
+    return f"{reason}: {message[:200]}" if message else reason

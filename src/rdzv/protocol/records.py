@@ -1,0 +1,410 @@
+"""The records of the `kubernetes` backend: `Round`, `Member` and `Roster`, and their form as Kubernetes objects.
+
+Pure: nothing here does I/O. `from_object` raises `ValueError` naming the field for anything that is not as described,
+because these objects are written by other processes and, by hand, by people. Why the fields are what they are:
+docs/adr/0010-kubernetes-protocol.md.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+from rdzv.objects import Object
+from rdzv.protocol.fields import Fields
+from rdzv.spec import API_VERSION, LABEL
+
+ROUND_KIND = "RendezvousRound"
+
+MAX_SLOTS = 4096
+"""Slots are 0 .. MAX_SLOTS-1; bounds the size of a Round (bitmap 684 characters, checks 16 KiB at most)."""
+
+FORMING, RUNNING, CLOSED = "Forming", "Running", "Closed"
+PHASES = (FORMING, RUNNING, CLOSED)
+LIVE, LEAVING, SUCCEEDED, FAILED = "live", "leaving", "succeeded", "failed"
+SUCCESS = "Succeeded"
+"""Reason of the one closure that is not an error."""
+STATES = (LIVE, LEAVING, SUCCEEDED, FAILED)
+
+_CHECK_BYTES = 3
+
+
+@dataclass(frozen=True)
+class Leader:
+    """Whose agent serves the TCPStore of the round: the member of rank 0, at the port it bound before it joined."""
+
+    slot: int
+    address: str
+    port: int
+
+
+@dataclass(frozen=True)
+class Coordinator:
+    """Which agent commits rounds. `address:port` is where members keep their liveness connection; `term` grows by takeover."""
+
+    slot: int | None
+    incarnation: str
+    address: str
+    port: int
+    term: int
+
+
+@dataclass(frozen=True)
+class Closure:
+    """Why and by whom a Rendezvous was closed; every reason but `SUCCESS` is an error."""
+
+    reason: str
+    by: str
+
+
+@dataclass(frozen=True)
+class Round:
+    """The world record, one object per Rendezvous, replaced as a whole by compare-and-set on its resourceVersion.
+
+    In phase Running it *is* the world of number `round`: `slots` ascending are ranks 0 .. size-1, and `checks[rank]` is
+    the fingerprint of the incarnation that was counted, so that two pods that claim one slot cannot both find themselves
+    in it, and a pod without a slot finds the one it was allotted. In phase Forming there is no world; the next one is
+    `round + 1`. `want > round` asks everybody to join again.
+    """
+
+    name: str
+    run_id: str
+    round: int = 0
+    phase: str = FORMING
+    slots: tuple[int, ...] = ()
+    checks: tuple[str, ...] = ()
+    salt: int = 0
+    leader: Leader | None = None
+    coordinator: Coordinator | None = None
+    want: int = 0
+    want_reason: str = ""
+    members_rv: int = 0
+    closed: Closure | None = None
+    uid: str = ""
+    """Of the object, as the API server set it: another one when the Round was deleted and made again. Not written."""
+
+    @property
+    def size(self) -> int:
+        """Number of members."""
+        return len(self.slots)
+
+    @property
+    def term(self) -> int:
+        """Term of the coordinator; 0 before the first one."""
+        return self.coordinator.term if self.coordinator else 0
+
+    def rank_of(self, incarnation: str) -> int | None:
+        """Rank of this incarnation, or None when it was not counted. Its slot is `slots[rank]`."""
+        check = fingerprint(self.salt, incarnation)
+        return self.checks.index(check) if check in self.checks else None
+
+    def to_object(self, namespace: str, resource_version: int | None = None, owner: Object | None = None) -> Object:
+        """The RendezvousRound; `resource_version` makes a replace conditional, `owner` is an ownerReference (the Rendezvous)."""
+        spec: Object = {
+            "runID": self.run_id,
+            "round": self.round,
+            "phase": self.phase,
+            "slots": encode_slots(self.slots),
+            "checks": base64.b64encode(bytes.fromhex("".join(self.checks))).decode(),
+            "salt": self.salt,
+            "size": self.size,
+            "want": self.want,
+            "wantReason": self.want_reason,
+            "membersRV": str(self.members_rv),
+        }
+        if self.leader:
+            spec["leader"] = {"slot": self.leader.slot, "address": self.leader.address, "port": self.leader.port}
+        if self.coordinator:
+            c = self.coordinator
+            spec["coordinator"] = {"incarnation": c.incarnation, "address": c.address, "port": c.port, "term": c.term}
+            if c.slot is not None:
+                spec["coordinator"]["slot"] = c.slot
+        if self.closed:
+            spec["closed"] = {"reason": self.closed.reason, "by": self.closed.by}
+        metadata = _metadata(self.name, namespace, self.name, resource_version, owner)
+        return {"apiVersion": API_VERSION, "kind": ROUND_KIND, "metadata": metadata, "spec": spec}
+
+    @staticmethod
+    def from_object(obj: Mapping[str, Any]) -> Round:
+        """Reads a RendezvousRound. Raises ValueError, naming the field."""
+        spec = Fields(obj, "spec")
+        slots, checks = decode_slots(spec.text("slots")), _decode_checks(spec.text("checks"))
+        if len(checks) != len(slots) or spec.integer("size", default=len(slots)) != len(slots):
+            raise ValueError(
+                f"spec.size: slots has {len(slots)} members, checks {len(checks)}, size says {spec.integer('size')}"
+            )
+        record = Round(
+            name=Fields(obj, "metadata").text("name", required=True),
+            run_id=spec.text("runID", required=True),
+            round=spec.integer("round"),
+            phase=spec.choice("phase", PHASES),
+            slots=slots,
+            checks=checks,
+            salt=spec.integer("salt"),
+            leader=_leader(spec.child("leader")),
+            coordinator=_coordinator(spec.child("coordinator")),
+            want=spec.integer("want"),
+            want_reason=spec.text("wantReason"),
+            members_rv=spec.version("membersRV"),
+            closed=_closure(spec.child("closed")),
+            uid=Fields(obj, "metadata").text("uid"),
+        )
+        if record.phase == RUNNING and (record.leader is None or not slots or record.leader.slot != slots[0]):
+            raise ValueError("spec.leader: a running round has members, and the lowest slot leads")
+        return record
+
+
+@dataclass(frozen=True)
+class Member:
+    """What one agent says about itself; written by that agent only, deleted with its pod.
+
+    `want_round` is the round it asks to be counted in, `seen_round` the highest round it knew when it wrote, `port` the
+    TCPStore it has bound for the round it asks for. Once counted it says nothing more: `want_round <= Round.round` and
+    its fingerprint in the Round mean that it is in the world.
+    """
+
+    name: str
+    rendezvous: str
+    run_id: str
+    incarnation: str
+    address: str
+    port: int
+    want_round: int
+    seen_round: int = 0
+    round_uid: str = ""
+    """Of the Round that the request was made for: it counts for no other one of that name."""
+    slot: int | None = None
+    allotted: bool = False
+    """The slot is not the pod's index: a Round allotted it, and may allot another one."""
+    state: str = LIVE
+    node: str = ""
+    created: str = ""
+    """creationTimestamp, as the API server set it; decides which of two pods on one slot is the newer. Not written."""
+
+    @property
+    def index(self) -> int | None:
+        """The slot if it is the pod's own, which nobody else may have."""
+        return None if self.allotted else self.slot
+
+    @property
+    def pod_uid(self) -> str:
+        """The part of `incarnation` before the first slash."""
+        return self.incarnation.partition("/")[0]
+
+    def to_object(self, namespace: str, resource_version: int | None = None) -> Object:
+        """The RendezvousMember, owned by its pod; `resource_version` makes a replace conditional."""
+        spec: Object = {
+            "runID": self.run_id,
+            "incarnation": self.incarnation,
+            "address": self.address,
+            "port": self.port,
+            "wantRound": self.want_round,
+            "seenRound": self.seen_round,
+            "roundUID": self.round_uid,
+            "state": self.state,
+            "node": self.node,
+        }
+        if self.slot is not None:
+            spec["slot"] = self.slot
+        if self.allotted:
+            spec["allotted"] = True
+        owner = {"apiVersion": "v1", "kind": "Pod", "name": self.name, "uid": self.pod_uid}
+        metadata = _metadata(self.name, namespace, self.rendezvous, resource_version, owner)
+        return {"apiVersion": API_VERSION, "kind": "RendezvousMember", "metadata": metadata, "spec": spec}
+
+    @staticmethod
+    def from_object(obj: Mapping[str, Any]) -> Member:
+        """Reads a RendezvousMember. Raises ValueError, naming the field."""
+        spec, metadata = Fields(obj, "spec"), Fields(obj, "metadata")
+        slot = None if spec.data.get("slot") is None else spec.integer("slot", below=MAX_SLOTS)
+        labels = metadata.data.get("labels")
+        if not isinstance(labels, Mapping) or not isinstance(labels.get(LABEL), str):
+            raise ValueError(f"metadata.labels: {LABEL} is missing")
+        return Member(
+            name=metadata.text("name", required=True),
+            rendezvous=labels[LABEL],
+            run_id=spec.text("runID", required=True),
+            incarnation=spec.text("incarnation", required=True),
+            address=spec.text("address", required=True),
+            port=spec.integer("port", below=65536),
+            want_round=spec.integer("wantRound"),
+            seen_round=spec.integer("seenRound"),
+            round_uid=spec.text("roundUID"),
+            slot=slot,
+            allotted=spec.flag("allotted"),
+            state=spec.choice("state", STATES),
+            node=spec.text("node"),
+            created=metadata.text("creationTimestamp"),
+        )
+
+
+@dataclass(frozen=True)
+class Absent:
+    """An expected pod that has not joined and will not soon: `reason` is the operator's text (Unschedulable …)."""
+
+    pod: str
+    slot: int | None
+    reason: str
+
+
+@dataclass(frozen=True)
+class Roster:
+    """What the Rendezvous says: bounds from its spec and, when `known`, who is expected, from the operator's status.
+
+    `expected` has the slots, `expected_count` the number, of pods that exist (or are about to) and are not terminal,
+    draining or dead; pods without a slot are in the number only. `draining` and `dead` are pod UIDs; `hopeless` are
+    expected pods that will not join soon. `heartbeat` changes at least every `heartbeat_seconds` while a round forms;
+    0 seconds means that it never goes stale.
+    """
+
+    run_id: str
+    min_nodes: int
+    max_nodes: int
+    known: bool = False
+    expected: frozenset[int] = frozenset()
+    expected_count: int = 0
+    hopeless: tuple[Absent, ...] = ()
+    draining: frozenset[str] = frozenset()
+    dead: frozenset[str] = frozenset()
+    round: int = 0
+    heartbeat: int = 0
+    heartbeat_seconds: float = 0.0
+
+    def to_status(self) -> Object:
+        """The value of `Rendezvous.status.roster`, as the operator writes it."""
+        return {
+            "expected": encode_slots(sorted(self.expected)),
+            "expectedCount": self.expected_count,
+            "hopeless": [
+                {"pod": a.pod, "reason": a.reason} | ({} if a.slot is None else {"slot": a.slot}) for a in self.hopeless
+            ],
+            "draining": sorted(self.draining),
+            "dead": sorted(self.dead),
+            "heartbeat": self.heartbeat,
+            "heartbeatSeconds": self.heartbeat_seconds,
+        }
+
+    @staticmethod
+    def from_object(obj: Mapping[str, Any]) -> Roster:
+        """Reads a Rendezvous: bounds from spec.nodes, the rest from status.roster if it is there. Raises ValueError."""
+        nodes = Fields(obj, "spec").child("nodes") or Fields({}, "spec.nodes")
+        minimum = nodes.integer("min", default=1)
+        maximum = nodes.integer("max", default=minimum)
+        if not 1 <= minimum <= maximum:
+            raise ValueError(f"spec.nodes.max: {maximum} is below min {minimum}, or min is below 1")
+        run_id = Fields(obj, "metadata").text("uid", required=True)
+        status = Fields(obj, "status")
+        roster = status.child("roster")
+        # A status that an operator wrote for another incarnation of this name says nothing about this one.
+        if roster is None or status.text("runID") not in ("", run_id):
+            return Roster(run_id, minimum, maximum)
+        return Roster(
+            run_id,
+            minimum,
+            maximum,
+            known=True,
+            expected=frozenset(decode_slots(roster.text("expected"), "status.roster.expected")),
+            expected_count=roster.integer("expectedCount"),
+            hopeless=tuple(_absent(item) for item in roster.children("hopeless")),
+            draining=roster.names("draining"),
+            dead=roster.names("dead"),
+            round=status.integer("round"),
+            heartbeat=roster.integer("heartbeat"),
+            heartbeat_seconds=roster.number("heartbeatSeconds"),
+        )
+
+
+@lru_cache(maxsize=4 * MAX_SLOTS)
+def fingerprint(salt: int, incarnation: str) -> str:
+    """24 bits of an incarnation as six hexadecimal digits. `salt` is chosen so that no two members of a round share one."""
+    key = salt.to_bytes(8, "big")
+    return hashlib.blake2b(incarnation.encode(), digest_size=_CHECK_BYTES, key=key).hexdigest()
+
+
+def fingerprints(incarnations: Sequence[str]) -> tuple[int, tuple[str, ...]]:
+    """The smallest salt under which these (different) incarnations have different fingerprints, and those fingerprints."""
+    salt = 0
+    while True:
+        checks = tuple(fingerprint(salt, incarnation) for incarnation in incarnations)
+        if len(set(checks)) == len(checks):
+            return salt, checks
+        salt += 1
+
+
+def encode_slots(slots: Iterable[int]) -> str:
+    """Base64 of a bitmap: slot s is bit s % 8 (least significant first) of byte s // 8, no trailing zero bytes."""
+    bits = 0
+    for slot in slots:
+        bits |= 1 << slot
+    return base64.b64encode(bits.to_bytes((bits.bit_length() + 7) // 8, "little")).decode()
+
+
+def decode_slots(text: str, field: str = "spec.slots") -> tuple[int, ...]:
+    """The set slots in ascending order. Raises ValueError naming `field`."""
+    data = _decode(text, field)
+    if len(data) * 8 > MAX_SLOTS:
+        raise ValueError(f"{field}: more than {MAX_SLOTS} slots")
+    return tuple(i * 8 + bit for i, byte in enumerate(data) for bit in range(8) if byte >> bit & 1)
+
+
+def resource_version(obj: Mapping[str, Any]) -> int:
+    """`metadata.resourceVersion` as a number: comparable within one kind (Kubernetes 1.35 says so; etcd always did)."""
+    return Fields(obj, "metadata").version("resourceVersion")
+
+
+def _decode(text: str, field: str) -> bytes:
+    try:
+        return base64.b64decode(text, validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise ValueError(f"{field}: not base64: {error}") from None
+
+
+def _decode_checks(text: str) -> tuple[str, ...]:
+    data = _decode(text, "spec.checks")
+    if len(data) % _CHECK_BYTES or len(data) > MAX_SLOTS * _CHECK_BYTES:
+        raise ValueError(
+            f"spec.checks: {len(data)} bytes is not {_CHECK_BYTES} for each of at most {MAX_SLOTS} members"
+        )
+    return tuple(data[i : i + _CHECK_BYTES].hex() for i in range(0, len(data), _CHECK_BYTES))
+
+
+def _metadata(name: str, namespace: str, rendezvous: str, resource_version: int | None, owner: Object | None) -> Object:
+    metadata: Object = {"name": name, "namespace": namespace, "labels": {LABEL: rendezvous}}
+    if resource_version is not None:
+        metadata["resourceVersion"] = str(resource_version)
+    if owner is not None:
+        metadata["ownerReferences"] = [owner]
+    return metadata
+
+
+def _leader(fields: Fields | None) -> Leader | None:
+    if fields is None:
+        return None
+    port = fields.integer("port", below=65536)
+    return Leader(fields.integer("slot", below=MAX_SLOTS), fields.text("address", required=True), port)
+
+
+def _coordinator(fields: Fields | None) -> Coordinator | None:
+    if fields is None:
+        return None
+    return Coordinator(
+        slot=None if fields.data.get("slot") is None else fields.integer("slot", below=MAX_SLOTS),
+        incarnation=fields.text("incarnation", required=True),
+        address=fields.text("address", required=True),
+        port=fields.integer("port", below=65536),
+        term=fields.integer("term"),
+    )
+
+
+def _closure(fields: Fields | None) -> Closure | None:
+    return None if fields is None else Closure(fields.text("reason", required=True), fields.text("by"))
+
+
+def _absent(fields: Fields) -> Absent:
+    slot = None if fields.data.get("slot") is None else fields.integer("slot", below=MAX_SLOTS)
+    return Absent(fields.text("pod", required=True), slot, fields.text("reason"))

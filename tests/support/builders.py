@@ -1,0 +1,91 @@
+"""Objects for unit tests, as the API server would return them."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from typing import Any
+
+from rdzv.control.inject import is_injected
+from rdzv.control.plan import Plan, plan
+from rdzv.control.status import compute_status
+from rdzv.observed import Observed, Pod
+from rdzv.registry import backend_registry
+from rdzv.spec import HOST_LABEL, LABEL, Rendezvous
+
+Object = dict[str, Any]
+
+INDEX_LABEL = "batch.kubernetes.io/job-completion-index"
+
+
+def pod(obj: Mapping[str, Any]) -> Pod:
+    """A pod as a pass reads it."""
+    return Pod.from_object(obj, injected=is_injected(obj))
+
+
+def status_of(
+    subject: Rendezvous, observed: Observed, previous: Mapping[str, Any], now: float, error: str = ""
+) -> Object:
+    """The status that a pass over `subject` writes."""
+    registry = backend_registry()
+    world = registry.observer(subject.backend)(subject, observed, previous, now)
+    return compute_status(subject, observed, world, plan(subject, observed, registry), previous, now, error)
+
+
+def rendezvous(backend: str = "c10d", *, uid: str = "uid-1", **spec: Any) -> Rendezvous:
+    nodes = spec.pop("nodes", {"min": 2, "max": 2})
+    return Rendezvous.from_object(
+        {
+            "metadata": {"name": "mnist", "namespace": "team", "uid": uid, "generation": 1},
+            "spec": {"backend": backend, "nodes": nodes, **spec},
+        }
+    )
+
+
+def pod_object(name: str, *, index: int | None = None, phase: str = "Pending", **meta: Any) -> Object:
+    """An injected pod; containers wait while it is Pending and run while it is Running."""
+    labels = {LABEL: "mnist", **({INDEX_LABEL: str(index)} if index is not None else {}), **meta.pop("labels", {})}
+    state: Object = {"waiting": {"reason": "ContainerCreating"}} if phase == "Pending" else {"running": {}}
+    return {
+        "metadata": {"name": name, "namespace": "team", "uid": f"uid-of-{name}", "labels": labels, **meta},
+        "spec": {"containers": [{"name": "train", "envFrom": [{"configMapRef": {"name": "rdzv-mnist"}}]}]},
+        "status": {"phase": phase, "containerStatuses": [{"name": "train", "state": state, "restartCount": 0}]},
+    }
+
+
+class FakeNamespace:
+    """What a plan leaves behind when it is executed: enough of the API server to plan again. Not a mock of its behaviour."""
+
+    def __init__(self, pods: list[Object]) -> None:
+        self.pods = {pod["metadata"]["name"]: pod for pod in pods}
+        self.children: dict[tuple[str, str], Object] = {}
+
+    def execute(self, plan: Plan, stop_after: int | None = None) -> int:
+        """Writes a plan step by step; returns how many steps there were. `stop_after` ends it early, as a crash would."""
+        steps: list[tuple[str, Any]] = [
+            *(("delete", obj) for obj in plan.delete),
+            *(("apply", obj) for obj in plan.apply),
+            *(("patch", patch) for patch in plan.patches),
+        ]
+        for verb, what in steps[:stop_after]:
+            if verb == "patch":
+                meta = self.pods[what.name]["metadata"]
+                _merge(meta.setdefault("labels", {}), what.labels)
+            else:
+                key = (what["kind"], what["metadata"]["name"])
+                if verb == "delete":
+                    self.children.pop(key, None)
+                else:
+                    self.children[key] = copy.deepcopy(what)
+        return len(steps)
+
+    def hosts(self) -> list[str]:
+        return [name for name, pod in self.pods.items() if pod["metadata"].get("labels", {}).get(HOST_LABEL) == "true"]
+
+
+def _merge(target: Object, patch: Mapping[str, str | None]) -> None:
+    for key, value in patch.items():
+        if value is None:
+            target.pop(key, None)
+        else:
+            target[key] = value

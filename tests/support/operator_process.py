@@ -1,0 +1,143 @@
+"""The real operator as a process of the test, and what tests ask of the API server."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+from kubernetes import client, config
+from kubernetes.dynamic import DynamicClient
+
+ROOT = Path(__file__).parents[2]
+
+T = TypeVar("T")
+Object = dict[str, Any]
+
+
+class Kube:
+    """A few verbs on plain dicts, for tests."""
+
+    def __init__(self, kubeconfig: Path) -> None:
+        configuration = client.Configuration()
+        config.load_kube_config(str(kubeconfig), client_configuration=configuration)
+        self._dynamic = DynamicClient(client.ApiClient(configuration))
+
+    def _resource(self, kind: str) -> Any:
+        api_version = "rdzv.dev/v1alpha1" if kind.startswith("Rendezvous") else "v1"
+        return self._dynamic.resources.get(api_version=api_version, kind=kind)
+
+    def create(self, obj: Object) -> Object:
+        """Creates an object; `status` is written too, as its controller would."""
+        resource, namespace = self._resource(obj["kind"]), obj["metadata"].get("namespace")
+        created: Object = resource.create(body=obj, namespace=namespace).to_dict()
+        if "status" in obj:
+            self.patch(obj["kind"], namespace, obj["metadata"]["name"], {"status": obj["status"]}, status=True)
+        return created
+
+    def patch(self, kind: str, namespace: str, name: str, body: Object, *, status: bool = False) -> None:
+        resource = self._resource(kind)
+        target = resource.subresources["status"] if status else resource
+        target.patch(body=body, name=name, namespace=namespace, content_type="application/merge-patch+json")
+
+    def delete(self, kind: str, namespace: str, name: str) -> None:
+        self._resource(kind).delete(name=name, namespace=namespace, body={"gracePeriodSeconds": 0})
+
+    def get(self, kind: str, namespace: str, name: str) -> Object | None:
+        try:
+            found: Object = self._resource(kind).get(name=name, namespace=namespace).to_dict()
+        except client.ApiException as error:
+            if error.status == 404:
+                return None
+            raise
+        return found
+
+    def list(self, kind: str, namespace: str) -> list[Object]:
+        items: list[Object] = self._resource(kind).get(namespace=namespace).to_dict()["items"]
+        return items
+
+
+def eventually(what: Callable[[], T | None], timeout: float = 30.0) -> T:
+    """The first true answer of `what`; fails with its last answer, or the assertion it raised, after `timeout` seconds."""
+    deadline = time.monotonic() + timeout
+    while True:
+        answer: T | None = None
+        problem: AssertionError | None = None
+        try:
+            answer = what()
+        except AssertionError as error:
+            problem = error
+        if answer:
+            return answer
+        if time.monotonic() > deadline:
+            raise problem or AssertionError(f"not within {timeout:.0f} s; last answer: {answer!r}")
+        time.sleep(0.05)
+
+
+class OperatorProcess:
+    """`kopf run operator/main.py`, as the image runs it."""
+
+    def __init__(self, kubeconfig: Path, log: Path, namespace: str) -> None:
+        self._kubeconfig, self.log, self._namespace = kubeconfig, log, namespace
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        env = {**os.environ, "KUBECONFIG": str(self._kubeconfig), "PYTHONPATH": str(ROOT / "src")}
+        command = [
+            sys.executable,
+            "-m",
+            "kopf",
+            "run",
+            "operator/main.py",
+            "--namespace",
+            self._namespace,
+            "--standalone",
+        ]
+        with self.log.open("ab") as log:
+            self._process = subprocess.Popen(command, cwd=ROOT, env=env, stdout=log, stderr=log)
+
+    def kill(self) -> None:
+        """Ends it at once, wherever it is."""
+        self._end(signal.SIGKILL)
+
+    def stop(self) -> None:
+        self._end(signal.SIGTERM)
+
+    @property
+    def running(self) -> bool:
+        return self._process is not None and self._process.poll() is None
+
+    def rss(self) -> int:
+        """Resident memory in bytes."""
+        assert self._process is not None
+        pages = int(Path(f"/proc/{self._process.pid}/statm").read_text().split()[1])
+        return pages * os.sysconf("SC_PAGESIZE")
+
+    def _end(self, how: signal.Signals) -> None:
+        if self._process is not None:
+            self._process.send_signal(how)
+            try:
+                self._process.wait(20)
+            except subprocess.TimeoutExpired:
+                self._process.kill()
+                self._process.wait()
+            self._process = None
+
+
+@contextmanager
+def running_operator(kubeconfig: Path, log: Path, namespace: str) -> Iterator[OperatorProcess]:
+    """Serves one namespace, so that tests side by side do not serve each other's objects."""
+    operator = OperatorProcess(kubeconfig, log, namespace)
+    operator.start()
+    try:
+        yield operator
+    finally:
+        operator.kill()
+        # pytest shows it where the test failed; a fixture is not told of that.
+        print(f"--- the operator's log ---\n{log.read_text()[-8000:]}")
