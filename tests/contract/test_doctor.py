@@ -16,7 +16,7 @@ import torch
 import yaml
 from support.cluster_fixtures import LocalCluster, _shared
 
-from rdzv.protocol.records import Coordinator, Leader, Member, Round, fingerprints
+from rdzv.protocol.records import Coordinator, Leader, Member, Round, salted_fingerprints
 
 ROOT = Path(__file__).parents[2]
 CRDS = ROOT / "charts/rendezvous-operator/files/crds"
@@ -172,9 +172,9 @@ def test_the_world_is_shown(api: LocalCluster, light_namespace: str) -> None:
         Member(f"mnist-{slot}", "mnist", uid, f"pod-{slot}/1", f"10.0.0.{slot}", 30000, 1, slot=slot, node="node-1")
         for slot in (0, 2, 3)
     ]
-    salt, checks = fingerprints([member.incarnation for member in members[:2]])
+    salt, fingerprints = salted_fingerprints([member.incarnation for member in members[:2]])
     record = Round(
-        *("mnist", uid, 1, "Running", (0, 2), checks, salt, Leader(0, "10.0.0.0", 30000)),
+        *("mnist", uid, 1, "Running", (0, 2), fingerprints, salt, Leader(0, "10.0.0.0", 30000)),
         coordinator=Coordinator(0, "pod-0/1", "10.0.0.0", 30001, 1),
     )
     apply(api, record.to_object(light_namespace), *(member.to_object(light_namespace) for member in members))

@@ -18,7 +18,7 @@ from rdzv.cli.doctor import NOTE, OK, PROBLEM, Finding
 from rdzv.cli.examination import target
 from rdzv.cli.probe import Probe, _shebang, interpreter, read
 from rdzv.cli.snapshot import Node, Snapshot, nodes, unexpected_conditions
-from rdzv.protocol.records import Closure, Coordinator, Leader, Member, Roster, Round, fingerprints
+from rdzv.protocol.records import Closure, Coordinator, Leader, Member, Roster, Round, salted_fingerprints
 
 ROOT = Path(__file__).parents[2]
 
@@ -252,9 +252,9 @@ def member(slot: int, *, state: str = "live", run_id: str = "uid-1") -> Member:
 
 
 def running(*slots: int, run_id: str = "uid-1") -> Round:
-    salt, checks = fingerprints([member(slot).incarnation for slot in slots])
+    salt, fingerprints = salted_fingerprints([member(slot).incarnation for slot in slots])
     leader, coordinator = Leader(slots[0], "10.0.0.1", 1), Coordinator(slots[0], "pod-0/1", "10.0.0.1", 2, 1)
-    return Round("mnist", run_id, 3, "Running", slots, checks, salt, leader, coordinator)
+    return Round("mnist", run_id, 3, "Running", slots, fingerprints, salt, leader, coordinator)
 
 
 def world(**parts: Any) -> Snapshot:

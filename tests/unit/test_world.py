@@ -19,7 +19,7 @@ from rdzv.protocol.records import (
     Member,
     Roster,
     Round,
-    fingerprints,
+    salted_fingerprints,
 )
 from rdzv.registry import backend_registry
 
@@ -33,9 +33,9 @@ def member(pod: dict[str, Any], **changes: Any) -> Member:
 
 
 def running(members: list[Member], number: int = 1, **changes: Any) -> Round:
-    salt, checks = fingerprints([each.incarnation for each in members])
+    salt, fingerprints = salted_fingerprints([each.incarnation for each in members])
     leader = Leader(0, "10.0.0.1", 29400)
-    record = Round("mnist", "uid-1", number, RUNNING, tuple(range(len(members))), checks, salt, leader)
+    record = Round("mnist", "uid-1", number, RUNNING, tuple(range(len(members))), fingerprints, salt, leader)
     return replace(record, **changes)
 
 

@@ -1,7 +1,7 @@
 """One agent of the `kubernetes` backend: carries out what the pure functions of `member` and `coordinator` decide.
 
 Threads, all daemons, ended by `stop`: the loop (sockets, times, signals), one for the own requests, one for the watch of
-the Round, and those of `Coordination` while this agent coordinates. Every event goes through `_feed`, one at a time.
+the Round, and those of `CoordinatorLoop` while this agent coordinates. Every event goes through `_feed`, one at a time.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from rdzv.agent.coordinator_loop import Coordination, Surroundings
+from rdzv.agent.coordinator_loop import CoordinatorLoop, Shared
 from rdzv.agent.liveness import Callbacks, Liveness
 from rdzv.agent.loop import Loop
 from rdzv.agent.own_member import HOPELESS, OwnMember
@@ -28,7 +28,7 @@ from rdzv.kube.retry import Retry
 from rdzv.kube.watch import SYNCED, Watch
 from rdzv.objects import Object
 from rdzv.protocol import member
-from rdzv.protocol.coordinator import CoordinatorState, Policy
+from rdzv.protocol.coordinator_state import CoordinatorState, Policy
 from rdzv.protocol.events import (
     CONNECTION,
     TIMEOUT,
@@ -38,11 +38,11 @@ from rdzv.protocol.events import (
     Candidate,
     CoordinatorFound,
     CoordinatorLost,
-    Event,
     Finished,
     Identity,
     Join,
     LeaderUnreachable,
+    MemberEvent,
     Raise,
     Read,
     Rebind,
@@ -54,11 +54,11 @@ from rdzv.protocol.events import (
     Wake,
     Write,
 )
-from rdzv.protocol.member import MemberState
+from rdzv.protocol.member_state import MemberState, Standing
 from rdzv.protocol.records import CLOSED, Coordinator, Round
 from rdzv.resources import RENDEZVOUS, ROUNDS
 
-__all__ = ["Agent", "AgentError", "Settings"]
+__all__ = ["Agent", "AgentError", "AgentSettings"]
 
 log = logging.getLogger("rdzv.agent")
 
@@ -80,7 +80,7 @@ class AgentError(Exception):
 
 
 @dataclass(frozen=True)
-class Settings:
+class AgentSettings:
     """Who the agent is and how it behaves.
 
     Attributes:
@@ -100,11 +100,11 @@ class Settings:
 class Agent:
     """Create it early: its connections and watches are made in the background. Thread-safe."""
 
-    def __init__(self, client: Client, settings: Settings) -> None:
+    def __init__(self, client: Client, settings: AgentSettings) -> None:
         self._client, self._settings = client, settings
         self._lock = threading.RLock()
         self._told = threading.Condition(self._lock)
-        self._inbox: list[Event] = []
+        self._inbox: list[MemberEvent] = []
         self._stepping = False
         self._outcome: Accept | Raise | None = None
         self._error: Exception | None = None
@@ -113,7 +113,7 @@ class Agent:
         self._round = RoundRecord(
             client, settings.namespace, settings.identity.rendezvous, self._lock, self._round_changed
         )
-        self._coordination: Coordination | None = None
+        self._coordinator: CoordinatorLoop | None = None
         self._stop = threading.Event()
         self._requests: queue.SimpleQueue[Write | Read | None] = queue.SimpleQueue()
         name = settings.identity.name
@@ -160,8 +160,9 @@ class Agent:
     def is_closed(self) -> bool:
         """Whether the Rendezvous was closed, as far as this agent has seen, since it started."""
         state = self._state
-        seen = state.seen if state is not None else None
-        return seen is not None and seen.phase == CLOSED and state is not None and seen.round != state.ended
+        if state is None or state.known.record is None:
+            return False
+        return state.known.record.phase == CLOSED and state.known.record.round != state.known.ended
 
     def run_id(self) -> str:
         """Of the identity, or of the Rendezvous that it was taken from."""
@@ -189,20 +190,20 @@ class Agent:
         atexit.unregister(self._at_exit)
         self._stop.set()
         with self._lock:
-            coordination = self._coordination
+            coordinator = self._coordinator
             self._told.notify_all()
         self._requests.put(None)
         self._watch.close()
-        if coordination is not None:
-            coordination.stop()
+        if coordinator is not None:
+            coordinator.stop()
         self._client.close()
         self._signals.close()
         self._loop.stop()
         for thread in self._threads:
             if thread is not threading.current_thread():
                 thread.join(_THREAD_SECONDS)
-        if coordination is not None:
-            coordination.join(_THREAD_SECONDS)
+        if coordinator is not None:
+            coordinator.join(_THREAD_SECONDS)
 
     # Waiting.
 
@@ -222,7 +223,7 @@ class Agent:
             error, self._error = self._error, None
             raise AgentError(CONNECTION, str(error)) from error
 
-    def _wait_for_outcome(self, event: Event) -> Accept:
+    def _wait_for_outcome(self, event: MemberEvent) -> Accept:
         with self._told:
             self._outcome = self._error = None  # What was refused while nobody waited may be allowed by now.
             self._feed(event)
@@ -236,8 +237,8 @@ class Agent:
         raise AgentError(outcome.kind, f"{outcome.message}: {missing}" if missing else outcome.message)
 
     def _missing(self) -> str:
-        state = CoordinatorState(self._identity, self._settings.policy)
-        return (self._coordination or self._new_coordination()).missing(state)
+        loop = self._coordinator or self._new_coordinator()
+        return loop.missing(self._settings.policy, self._identity.run_id)
 
     def _say_goodbye(self, success: bool) -> bool:
         with self._lock:
@@ -256,27 +257,31 @@ class Agent:
 
     def _heard(self) -> bool:
         state = self._state
-        return state is None or state.desired is None or state.replaced or state.acked == state.desired
+        if state is None or state.own.desired is None or state.standing is Standing.REPLACED:
+            return True
+        return state.own.acked == state.own.desired
 
     def _over(self) -> bool:
         state = self._state
-        return state is None or not state.mine or (state.seen is not None and state.seen.phase == CLOSED)
+        if state is None or not state.accepted:
+            return True
+        return state.known.record is not None and state.known.record.phase == CLOSED
 
     def _coordinates(self) -> bool:
-        return self._coordination is not None and self._coordination.active
+        return self._coordinator is not None and self._coordinator.active
 
     def _at_exit(self) -> None:
         """After SIGTERM torch ends without a word to the handler; what was to be written should get through."""
         deadline = time.monotonic() + _EXIT_SECONDS
         with self._told:
-            while self._state is not None and self._state.leaving and not self._heard():
+            while self._state is not None and self._state.ending and not self._heard():
                 if not self._told.wait(deadline - time.monotonic()) and time.monotonic() >= deadline:
                     break
         self.stop()
 
     # Events and actions.
 
-    def _feed(self, event: Event) -> None:
+    def _feed(self, event: MemberEvent) -> None:
         """One event at a time; those that arise while an action is carried out come after it."""
         with self._lock:
             self._inbox.append(event)
@@ -312,32 +317,32 @@ class Agent:
         state = self._state
         if state is None or self._stop.is_set():
             return
-        if self._coordination is None:
-            self._coordination = self._new_coordination()
-        start = CoordinatorState(self._identity, self._settings.policy, ended=state.ended)
-        self._coordination.start(replace(start, lost=lost))
+        if self._coordinator is None:
+            self._coordinator = self._new_coordinator()
+        start = CoordinatorState(self._identity, self._settings.policy, ended=state.known.ended)
+        self._coordinator.start(replace(start, lost=lost))
 
-    def _new_coordination(self) -> Coordination:
-        around = Surroundings(
+    def _new_coordinator(self) -> CoordinatorLoop:
+        shared = Shared(
             client=self._client,
             namespace=self._settings.namespace,
             latest=lambda: self._round.latest,
-            top=lambda: self._state.top if self._state is not None else 0,
-            seen=self._seen,
+            highest_seen=lambda: self._state.known.highest_seen if self._state is not None else 0,
+            take=self._take,
             stepped_down=self._stepped_down,
             failed=self._failed,
         )
-        return Coordination(around, self._liveness, self._identity.rendezvous)
+        return CoordinatorLoop(shared, self._liveness, self._identity.rendezvous)
 
     def _stepped_down(self, rv: int) -> None:
         with self._lock:
-            self._coordination = None
+            self._coordinator = None
         self._feed(SteppedDown(rv))
 
     def _poke(self) -> None:
-        coordination = self._coordination
-        if coordination is not None:
-            coordination.poke()
+        coordinator = self._coordinator
+        if coordinator is not None:
+            coordinator.poke()
 
     def _sigterm(self) -> None:
         log.info("told to stop: leaving Rendezvous %s", self._identity.rendezvous)
@@ -378,7 +383,7 @@ class Agent:
 
     def _none_yet(self) -> None:
         state = self._state
-        if state is not None and not state.observed:
+        if state is not None and not state.known.observed:
             self._feed(RoundSeen(None, 0))
 
     def _start(self) -> None:
@@ -395,8 +400,8 @@ class Agent:
             self._state = MemberState(me, self._settings.timing)
             if me.slot == 0:
                 # The first to coordinate, most likely: then its caches should be there.
-                self._coordination = self._new_coordination()
-                self._coordination.prepare()
+                self._coordinator = self._new_coordinator()
+                self._coordinator.prepare()
             self._told.notify_all()
 
     def _uid_of_rendezvous(self) -> str | None:
@@ -413,7 +418,7 @@ class Agent:
                 return str(uid)
         return None
 
-    def _seen(self, obj: Object | None) -> None:
+    def _take(self, obj: Object | None) -> None:
         if self._round.take(obj):
             self._after_round()
 
@@ -430,10 +435,10 @@ class Agent:
         mine = target is not None and target.incarnation == self._identity.incarnation
         self._liveness.follow(None if mine else target)
         with self._lock:
-            prepared = self._coordination
+            prepared = self._coordinator
             if prepared is None or prepared.active or target is None or mine:
                 return
-            self._coordination = None  # Somebody else coordinates: the caches made ahead are not needed.
+            self._coordinator = None  # Somebody else coordinates: the caches made ahead are not needed.
         prepared.stop()
 
     # The own Member.

@@ -1,4 +1,4 @@
-"""The coordinator function of one agent: watches of Members and of the Rendezvous, and the loop around `coordinator.step`."""
+"""The coordinator function of one agent: watches of Members and of the Rendezvous, and the loop shared `coordinator.step`."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from rdzv.kube.api import ApiError, Conflict, Forbidden, Invalid, NotFound, Stopped, UnknownResource
@@ -14,9 +14,10 @@ from rdzv.kube.retry import Backoff, Retry
 from rdzv.kube.watch import DELETED, SYNCED, Watch
 from rdzv.objects import Object
 from rdzv.protocol import coordinator
-from rdzv.protocol.coordinator import CoordinatorState, Decision, View
+from rdzv.protocol.completion import missing
+from rdzv.protocol.coordinator_state import CoordinatorState, Decision, Policy, View
 from rdzv.protocol.events import INVALID_SECONDS
-from rdzv.protocol.records import LEAVING, LIVE, RUNNING, Member, Roster, Round, resource_version
+from rdzv.protocol.records import LIVE, RUNNING, Member, Roster, Round, resource_version
 from rdzv.resources import MEMBERS, RENDEZVOUS, ROUNDS
 from rdzv.spec import API_VERSION, LABEL
 
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from rdzv.agent.liveness import Liveness
     from rdzv.kube.client import Client
 
-__all__ = ["Coordination", "Latest"]
+__all__ = ["CoordinatorLoop", "Latest", "Shared"]
 
 log = logging.getLogger("rdzv.agent")
 
@@ -46,26 +47,33 @@ class Latest:
 
 
 @dataclass(frozen=True)
-class Surroundings:
-    """What the function shares with its agent.
+class Shared:
+    """What the coordinator function shares with its agent.
 
-    `top` is `MemberState.top`; `seen` takes a Round that was read or written, None for none.
+    Attributes:
+        client: of the API server.
+        namespace: of the Rendezvous.
+        latest: the newest Round that the agent knows.
+        highest_seen: `KnownRound.highest_seen`.
+        take: takes a Round that was read or written, None for none.
+        stepped_down: another agent coordinates, as the Round of this resourceVersion says.
+        failed: takes an error of a request.
     """
 
     client: Client
     namespace: str
     latest: Callable[[], Latest]
-    top: Callable[[], int]
-    seen: Callable[[Object | None], None]
+    highest_seen: Callable[[], int]
+    take: Callable[[Object | None], None]
     stepped_down: Callable[[int], None]
     failed: Callable[[ApiError], None]
 
 
-class Coordination:
+class CoordinatorLoop:
     """Use: `prepare()` any time ahead to fill the caches, `start()` when this agent is a candidate, `stop()` at the end."""
 
-    def __init__(self, around: Surroundings, liveness: Liveness, name: str) -> None:
-        self.around = around
+    def __init__(self, shared: Shared, liveness: Liveness, name: str) -> None:
+        self.shared = shared
         self.waiting_for = ""
         """Who is missing, for people."""
         self.active = False
@@ -88,7 +96,7 @@ class Coordination:
         """Start the watches."""
         if self._watches:
             return
-        client, namespace = self.around.client, self.around.namespace
+        client, namespace = self.shared.client, self.shared.namespace
         members = Watch(client, MEMBERS, namespace, label_selector=f"{LABEL}={self._name}", fresh=False)
         rendezvous = Watch(client, RENDEZVOUS, namespace, name=self._name)
         self._watches = [members, rendezvous]
@@ -138,7 +146,7 @@ class Coordination:
                 return
             except ApiError as error:
                 if watch.call.resource == MEMBERS:
-                    self.around.failed(error)
+                    self.shared.failed(error)
                 elif isinstance(error, (Forbidden, UnknownResource)):
                     # Standalone use may have no Rendezvous: torch's own timeouts apply then.
                     log.info("going on without the Rendezvous: %s", error)
@@ -203,7 +211,7 @@ class Coordination:
                 self._commit(decision, backoff)
 
     def _view(self) -> View:
-        latest, top = self.around.latest(), self.around.top()
+        latest, highest_seen = self.shared.latest(), self.shared.highest_seen()
         with self._changed:
             self._dirty = False
             return View(
@@ -215,29 +223,30 @@ class Coordination:
                 dead=self._liveness.dead,
                 suspected=self._liveness.suspected,
                 connected=self._liveness.connected,
-                top=top,
+                highest_seen=highest_seen,
             )
 
     def _commit(self, decision: Decision, backoff: Backoff) -> None:
         """One compare-and-set. Whatever comes of it, the Round is known afterwards, and the next step decides anew."""
-        around, record = self.around, decision.write
+        shared, record = self.shared, decision.write
         if record is None:
             return
-        metadata = around.latest().metadata or {}
-        obj = record.to_object(around.namespace, decision.rv, self._owner(record))
+        log.debug("writing round %d of Rendezvous %s, %s: %s", record.round, self._name, record.phase, decision.why)
+        metadata = shared.latest().metadata or {}
+        obj = record.to_object(shared.namespace, decision.rv, self._owner(record))
         try:
             if decision.rv is None:
-                around.seen(around.client.create(ROUNDS, around.namespace, obj))
+                shared.take(shared.client.create(ROUNDS, shared.namespace, obj))
             else:
                 obj["metadata"] = {**metadata, "resourceVersion": str(decision.rv)}
-                around.seen(around.client.replace(ROUNDS, around.namespace, obj))
+                shared.take(shared.client.replace(ROUNDS, shared.namespace, obj))
         except Stopped:
             return
         except ApiError as error:
             log.info("the Round was not written: %s", error)
             gone = isinstance(error, NotFound) and decision.rv is not None
             if not (gone or isinstance(error, Conflict) or error.maybe_applied):
-                around.failed(error)
+                shared.failed(error)
                 self._stop.wait(INVALID_SECONDS if isinstance(error, Invalid) else backoff.next(error.retry_after))
             self._reread()
         else:
@@ -245,15 +254,15 @@ class Coordination:
         self.poke()
 
     def _reread(self) -> None:
-        around = self.around
+        shared = self.shared
         try:
-            around.seen(around.client.get(ROUNDS, around.namespace, self._name, retry=Retry(stop=self._stop)))
+            shared.take(shared.client.get(ROUNDS, shared.namespace, self._name, retry=Retry(stop=self._stop)))
         except NotFound:
-            around.seen(None)
+            shared.take(None)
         except Stopped:
             pass
         except ApiError as error:
-            around.failed(error)
+            shared.failed(error)
 
     def _owner(self, record: Round) -> Object | None:
         roster = self._roster
@@ -265,11 +274,11 @@ class Coordination:
         self.active = False
         log.info("another agent coordinates Rendezvous %s", self._name)
         self.stop()
-        self.around.stepped_down(self.around.latest().rv or 0)
+        self.shared.stepped_down(self.shared.latest().rv or 0)
 
     def _expect(self) -> float | None:
         """Tells liveness who ought to be connected: who is in the world, or asks to be. Returns when to do so again."""
-        record, now = self.around.latest().record, time.monotonic()
+        record, now = self.shared.latest().record, time.monotonic()
         if record is None or record.coordinator is None:
             return None
         if record.coordinator.incarnation != self._liveness.incarnation:
@@ -297,28 +306,21 @@ class Coordination:
                 log.info("Rendezvous %s: %s", self._name, decision.waiting_for)
             self._said = (decision.waiting_for, now)
 
-    def missing(self, state: CoordinatorState) -> str:
-        """Who is missing, worked out anew from the API; empty when that is not known or may not be read."""
-        around = self.around
+    def missing(self, policy: Policy, run_id: str) -> str:
+        """Who is missing, read anew from the API; empty when that is not known or may not be read."""
+        shared = self.shared
         retry = Retry.within(2.0)
         try:
-            found = around.client.list(MEMBERS, around.namespace, label_selector=f"{LABEL}={self._name}", retry=retry)
+            found = shared.client.list(MEMBERS, shared.namespace, label_selector=f"{LABEL}={self._name}", retry=retry)
             listed = [Member.from_object(item) for item in found["items"]]
             roster = self._read_roster(retry)
         except (ApiError, ValueError):
             return ""
-        latest = around.latest()
-        # The others' time is up at about the same moment; who has given up had joined.
-        there_were = [replace(member, state=LIVE) if member.state == LEAVING else member for member in listed]
-        members = {member.name: (member, 1) for member in there_were}
-        lost = latest.record.coordinator if latest.record else None
-        there = frozenset({lost.incarnation}) if lost else frozenset()
-        view = View(members, 1, roster, latest.record, latest.rv, connected=there)
-        return coordinator.step(replace(state, lost=lost), view, time.monotonic())[1].waiting_for
+        return missing(listed, roster, shared.latest().record, policy, run_id)
 
     def _read_roster(self, retry: Retry) -> Roster | None:
         try:
-            obj = self.around.client.get(RENDEZVOUS, self.around.namespace, self._name, retry=retry)
+            obj = self.shared.client.get(RENDEZVOUS, self.shared.namespace, self._name, retry=retry)
         except (NotFound, UnknownResource, Forbidden):
             return None
         return Roster.from_object(obj)

@@ -29,13 +29,13 @@ from torch.distributed.elastic.rendezvous import (
     RendezvousTimeoutError,
 )
 
-from rdzv.agent.agent import Agent, AgentError, Settings
+from rdzv.agent.agent import Agent, AgentError, AgentSettings
 from rdzv.agent.liveness import listen
 from rdzv.env import LAUNCH_TIMEOUT
 from rdzv.kube import config as kube_config
 from rdzv.kube.api import ApiError
 from rdzv.kube.client import Client
-from rdzv.protocol.coordinator import Policy
+from rdzv.protocol.coordinator_state import Policy
 from rdzv.protocol.events import CLOSED_ERROR, GRACEFUL, TIMEOUT, Identity, Timing
 from rdzv.protocol.records import MAX_SLOTS, ROUND_KIND
 from rdzv.spec import API_VERSION
@@ -91,7 +91,7 @@ class KubernetesRendezvousHandler(RendezvousHandler):  # type: ignore[misc]  # t
         self._shut_down = False
         self._client = Client(api)
         self._namespace, self._name = namespace, name
-        self._agent = Agent(self._client, Settings(namespace, identity, timing, policy, self._rebind, owned))
+        self._agent = Agent(self._client, AgentSettings(namespace, identity, timing, policy, self._rebind, owned))
 
     def get_backend(self) -> str:
         """`kubernetes`."""

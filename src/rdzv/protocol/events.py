@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from rdzv.protocol.records import Coordinator, Leader, Member, Roster, Round
+    from rdzv.protocol.records import Coordinator, Leader, Member, Round
 
 CLOSED_ERROR, TIMEOUT, CONNECTION, GRACEFUL = "closed", "timeout", "connection", "graceful"
 """Kinds of `Raise`."""
@@ -104,13 +104,6 @@ class RoundSeen:
 
 
 @dataclass(frozen=True)
-class RosterSeen:
-    """The Rendezvous; only to say at a timeout who is missing."""
-
-    roster: Roster
-
-
-@dataclass(frozen=True)
 class CoordinatorLost:
     """The connection to this coordinator broke and could not be made again, or was silent for too long."""
 
@@ -155,7 +148,7 @@ class Finished:
     success: bool
 
 
-Event = (
+MemberEvent = (
     Join
     | Bound
     | Written
@@ -164,7 +157,6 @@ Event = (
     | OwnRead
     | ReadFailed
     | RoundSeen
-    | RosterSeen
     | CoordinatorLost
     | CoordinatorFound
     | SteppedDown

@@ -22,7 +22,7 @@ from rdzv.spec import API_VERSION, LABEL
 ROUND_KIND = "RendezvousRound"
 
 MAX_SLOTS = 4096
-"""Slots are 0 .. MAX_SLOTS-1; bounds the size of a Round (bitmap 684 characters, checks 16 KiB at most)."""
+"""Slots are 0 .. MAX_SLOTS-1; bounds the size of a Round (bitmap 684 characters, fingerprints 16 KiB at most)."""
 
 FORMING, RUNNING, CLOSED = "Forming", "Running", "Closed"
 PHASES = (FORMING, RUNNING, CLOSED)
@@ -31,7 +31,7 @@ SUCCESS = "Succeeded"
 """Reason of the one closure that is not an error."""
 STATES = (LIVE, LEAVING, SUCCEEDED, FAILED)
 
-_CHECK_BYTES = 3
+_FINGERPRINT_BYTES = 3
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ class Closure:
 class Round:
     """The world record, one object per Rendezvous, replaced as a whole by compare-and-set on its resourceVersion.
 
-    In phase Running it *is* the world of number `round`: `slots` ascending are ranks 0 .. size-1, and `checks[rank]` is
+    In phase Running it *is* the world of number `round`: `slots` ascending are ranks 0 .. size-1, and `fingerprints[rank]` is
     the fingerprint of the incarnation that was counted, so that two pods that claim one slot cannot both find themselves
     in it, and a pod without a slot finds the one it was allotted. In phase Forming there is no world; the next one is
     `round + 1`. `want > round` asks everybody to join again.
@@ -77,7 +77,7 @@ class Round:
     round: int = 0
     phase: str = FORMING
     slots: tuple[int, ...] = ()
-    checks: tuple[str, ...] = ()
+    fingerprints: tuple[str, ...] = ()
     salt: int = 0
     leader: Leader | None = None
     coordinator: Coordinator | None = None
@@ -100,8 +100,8 @@ class Round:
 
     def rank_of(self, incarnation: str) -> int | None:
         """Rank of this incarnation, or None when it was not counted. Its slot is `slots[rank]`."""
-        check = fingerprint(self.salt, incarnation)
-        return self.checks.index(check) if check in self.checks else None
+        own = fingerprint(self.salt, incarnation)
+        return self.fingerprints.index(own) if own in self.fingerprints else None
 
     def to_object(self, namespace: str, resource_version: int | None = None, owner: Object | None = None) -> Object:
         """The RendezvousRound; `resource_version` makes a replace conditional, `owner` is an ownerReference (the Rendezvous)."""
@@ -110,7 +110,7 @@ class Round:
             "round": self.round,
             "phase": self.phase,
             "slots": encode_slots(self.slots),
-            "checks": base64.b64encode(bytes.fromhex("".join(self.checks))).decode(),
+            "checks": base64.b64encode(bytes.fromhex("".join(self.fingerprints))).decode(),
             "salt": self.salt,
             "size": self.size,
             "want": self.want,
@@ -133,10 +133,10 @@ class Round:
     def from_object(obj: Mapping[str, Any]) -> Round:
         """Reads a RendezvousRound. Raises ValueError, naming the field."""
         spec = Fields(obj, "spec")
-        slots, checks = decode_slots(spec.text("slots")), _decode_checks(spec.text("checks"))
-        if len(checks) != len(slots) or spec.integer("size", default=len(slots)) != len(slots):
+        slots, fingerprints = decode_slots(spec.text("slots")), _decode_fingerprints(spec.text("checks"))
+        if len(fingerprints) != len(slots) or spec.integer("size", default=len(slots)) != len(slots):
             raise ValueError(
-                f"spec.size: slots has {len(slots)} members, checks {len(checks)}, size says {spec.integer('size')}"
+                f"spec.size: slots has {len(slots)} members, checks {len(fingerprints)}, size says {spec.integer('size')}"
             )
         record = Round(
             name=Fields(obj, "metadata").text("name", required=True),
@@ -144,7 +144,7 @@ class Round:
             round=spec.integer("round"),
             phase=spec.choice("phase", PHASES),
             slots=slots,
-            checks=checks,
+            fingerprints=fingerprints,
             salt=spec.integer("salt"),
             leader=_leader(spec.child("leader")),
             coordinator=_coordinator(spec.child("coordinator")),
@@ -323,16 +323,16 @@ class Roster:
 def fingerprint(salt: int, incarnation: str) -> str:
     """24 bits of an incarnation as six hexadecimal digits. `salt` is chosen so that no two members of a round share one."""
     key = salt.to_bytes(8, "big")
-    return hashlib.blake2b(incarnation.encode(), digest_size=_CHECK_BYTES, key=key).hexdigest()
+    return hashlib.blake2b(incarnation.encode(), digest_size=_FINGERPRINT_BYTES, key=key).hexdigest()
 
 
-def fingerprints(incarnations: Sequence[str]) -> tuple[int, tuple[str, ...]]:
+def salted_fingerprints(incarnations: Sequence[str]) -> tuple[int, tuple[str, ...]]:
     """The smallest salt under which these (different) incarnations have different fingerprints, and those fingerprints."""
     salt = 0
     while True:
-        checks = tuple(fingerprint(salt, incarnation) for incarnation in incarnations)
-        if len(set(checks)) == len(checks):
-            return salt, checks
+        fingerprints = tuple(fingerprint(salt, incarnation) for incarnation in incarnations)
+        if len(set(fingerprints)) == len(fingerprints):
+            return salt, fingerprints
         salt += 1
 
 
@@ -364,13 +364,13 @@ def _decode(text: str, field: str) -> bytes:
         raise ValueError(f"{field}: not base64: {error}") from None
 
 
-def _decode_checks(text: str) -> tuple[str, ...]:
+def _decode_fingerprints(text: str) -> tuple[str, ...]:
     data = _decode(text, "spec.checks")
-    if len(data) % _CHECK_BYTES or len(data) > MAX_SLOTS * _CHECK_BYTES:
+    if len(data) % _FINGERPRINT_BYTES or len(data) > MAX_SLOTS * _FINGERPRINT_BYTES:
         raise ValueError(
-            f"spec.checks: {len(data)} bytes is not {_CHECK_BYTES} for each of at most {MAX_SLOTS} members"
+            f"spec.checks: {len(data)} bytes is not {_FINGERPRINT_BYTES} for each of at most {MAX_SLOTS} members"
         )
-    return tuple(data[i : i + _CHECK_BYTES].hex() for i in range(0, len(data), _CHECK_BYTES))
+    return tuple(data[i : i + _FINGERPRINT_BYTES].hex() for i in range(0, len(data), _FINGERPRINT_BYTES))
 
 
 def _metadata(name: str, namespace: str, rendezvous: str, resource_version: int | None, owner: Object | None) -> Object:

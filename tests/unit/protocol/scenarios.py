@@ -12,6 +12,7 @@ from dataclasses import replace
 from unit.protocol.sim import NAME, Pod, Process, Scenario, Sim, Violation, show_round
 
 from rdzv.protocol import events as ev
+from rdzv.protocol.member_state import Standing
 from rdzv.protocol.records import RUNNING, SUCCEEDED, Round
 
 #: Simulated seconds from the last fault within which a round must have formed.
@@ -87,8 +88,9 @@ class Schedule:
         sim.scenario.timing = replace(sim.scenario.timing, join_timeout=PATIENT)
         for process in sim.processes():
             process.cut_until = 0.0
-            deadline = process.state.deadline + PATIENT
-            process.state = replace(process.state, timing=sim.scenario.timing, deadline=deadline)
+            deadline = process.state.request.deadline + PATIENT
+            request = replace(process.state.request, deadline=deadline)
+            process.state = replace(process.state, timing=sim.scenario.timing, request=request)
         for pod in sim.pods:
             if pod.run == sim.run_id and (pod.process is None or not pod.process.alive):
                 sim.at(self.random.uniform(0, 1), sim.start, pod)
@@ -121,7 +123,11 @@ class Schedule:
         sim = self.sim
         newest: dict[object, Process] = {}
         for process in sim.processes():
-            usable = process.me.run_id == sim.run_id and not process.state.leaving and not process.raised
+            usable = (
+                process.me.run_id == sim.run_id
+                and process.state.standing is not Standing.LEAVING
+                and not process.raised
+            )
             if usable and not process.pod.gone and not process.pod.draining:
                 key = process.me.slot if process.me.slot is not None else process.me.incarnation
                 rival = newest.get(key)
@@ -143,7 +149,7 @@ class Schedule:
         inside = [
             p
             for p in sim.processes()
-            if p.state.mine == record.round and not p.state.joining and p.me.run_id == sim.run_id
+            if p.state.accepted == record.round and not p.state.joining and p.me.run_id == sim.run_id
         ]
         if len(inside) != record.size or any(record.rank_of(p.me.incarnation) is None for p in inside):
             return False
@@ -180,7 +186,7 @@ class Schedule:
 
     def differs(self, process: Process) -> bool:
         record, _ = self.sim.members.get(process.pod.name, (None, 0))
-        return record is None or replace(record, created="") != process.state.acked
+        return record is None or replace(record, created="") != process.state.own.acked
 
     def end(self) -> None:
         """The job ends, well or not; then another job may use the same Rendezvous."""
@@ -325,7 +331,7 @@ class Schedule:
         process = self.victim()
         if process is None:
             return
-        seen = process.state.seen
+        seen = process.state.known.record
         if process.coordinates is not None and process.coordinates.connected:
             victim = self.random.choice(sorted(process.coordinates.connected))
             process.coordinates.dead.add(victim)

@@ -15,7 +15,9 @@ from typing import Any
 
 from rdzv.protocol import coordinator, member
 from rdzv.protocol import events as ev
+from rdzv.protocol.coordinator_state import CoordinatorState, Policy, View
 from rdzv.protocol.fields import replace
+from rdzv.protocol.member_state import MemberState, Standing
 from rdzv.protocol.records import CLOSED, LIVE, RUNNING, Member, Roster, Round
 
 NAME = "job"
@@ -47,7 +49,7 @@ class Pod:
 class CoordinatorSide:
     """The coordinator function running in one process, with its caches."""
 
-    state: coordinator.CoordinatorState
+    state: CoordinatorState
     members: dict[str, tuple[Member, int]]
     members_rv: int
     position: int
@@ -65,7 +67,7 @@ class Process:
     def __init__(self, pod: Pod, incarnation: str, offset: float, rate: float, timing: ev.Timing, port: int) -> None:
         self.pod = pod
         self.me = ev.Identity(NAME, pod.run, pod.name, incarnation, pod.address, port, "node", pod.slot)
-        self.state = member.MemberState(self.me, timing)
+        self.state = MemberState(self.me, timing)
         self.offset, self.rate = offset, rate
         self.alive = True
         self.cut_until = 0.0
@@ -294,12 +296,12 @@ class Sim:
             return
         key = (record.run_id, record.round)
         known = self.committed.get(key)
-        world = (record.slots, record.checks, record.leader)
-        if known is not None and (known.slots, known.checks, known.leader) == world:
+        world = (record.slots, record.fingerprints, record.leader)
+        if known is not None and (known.slots, known.fingerprints, known.leader) == world:
             return
         # Where nobody is left who knew (every process and every object gone), numbers may begin again.
         witnesses = [p for p in self.processes() if p.me.run_id == record.run_id and not p.pod.gone]
-        latest = max((p.state.top for p in witnesses), default=0)
+        latest = max((p.state.known.highest_seen for p in witnesses), default=0)
         if record.round <= latest:
             raise Violation(f"round {record.round} is formed after round {latest}: {known} and {record}")
         if record.leader is None or not self.scenario.least_ever <= record.size <= self.scenario.most_ever:
@@ -322,7 +324,7 @@ class Sim:
     def check_accept(self, process: Process, world: ev.Accept) -> None:
         run, me = process.me.run_id, process.me.incarnation
         key = (run, world.round)
-        if process.state.leaving:
+        if process.state.standing is Standing.LEAVING:
             raise Violation(f"{me} is leaving and accepts round {world.round}")
         if key not in self.committed:
             raise Violation(f"{me} accepts a world that was never written: {key}")
@@ -334,7 +336,7 @@ class Sim:
         if world.rank == 0 and world.leader.port != process.store:
             raise Violation(f"{me} is to lead round {world.round} with a store that it has closed")
         request, rv = mine
-        acked, acked_rv = process.state.acked, process.state.acked_rv or 0
+        acked, acked_rv = process.state.own.acked, process.state.own.acked_rv or 0
         # A late write of the same agent may have followed the one that it knows of: then only its port differs.
         port = request.port if rv <= acked_rv or acked is None else acked.port
         if rv < acked_rv or replace(request, created="", port=port) != acked:
@@ -377,7 +379,7 @@ class Sim:
     def local(self, process: Process) -> float:
         return process.offset + self.now * process.rate
 
-    def send(self, process: Process, event: ev.Event) -> None:
+    def send(self, process: Process, event: ev.MemberEvent) -> None:
         if not process.alive:
             return
         process.state, actions = member.step(process.state, event, self.local(process))
@@ -399,7 +401,7 @@ class Sim:
 
     def join(self, process: Process) -> None:
         process.rejoining = False
-        if not (process.state.joining or process.state.finished or process.raised):
+        if not (process.state.joining or process.state.standing is Standing.FINISHED or process.raised):
             process.store = next(self.ports)
             self.send(process, ev.Join(process.store))
 
@@ -460,7 +462,7 @@ class Sim:
 
     def raised(self, process: Process, kind: str, message: str) -> None:
         self.log(f"{process.me.incarnation} raises {kind}: {message}")
-        impatient = process.state.timing.join_timeout < 100 and not process.state.leaving and not process.state.finished
+        impatient = process.state.timing.join_timeout < 100 and not process.state.ending
         if kind in (ev.TIMEOUT, ev.CONNECTION) and impatient:
             self.at(0.1, self._if_alive, process, self.join, process)  # user code that tries again
             return
@@ -471,7 +473,7 @@ class Sim:
             p is not process.pod and (p.name == process.pod.name or p.slot == process.pod.slot is not None)
             for p in self.pods
         )
-        ended = superseded or process.state.leaving or process.state.finished or kind in allowed
+        ended = superseded or process.state.ending or kind in allowed
         if not ended and not rival:
             raise Violation(f"{process.me.incarnation} ends with {kind}: {message}")
         process.pod.exited = ended
@@ -500,7 +502,7 @@ class Sim:
     # The liveness connection to the coordinator.
 
     def follow(self, process: Process) -> None:
-        seen = process.state.seen
+        seen = process.state.known.record
         named = seen.coordinator if seen is not None else None
         link = (named.incarnation, named.term) if named is not None else None
         if link != process.link:
@@ -534,7 +536,7 @@ class Sim:
         if side is None:
             return
         for other in self.processes():
-            seen = other.state.seen
+            seen = other.state.known.record
             named = seen.coordinator if seen is not None else None
             if (
                 named is not None
@@ -547,7 +549,7 @@ class Sim:
 
     def become(self, process: Process, lost: Any) -> None:
         policy = self.scenario.policy
-        state = coordinator.CoordinatorState(process.me, policy, lost, process.state.ended)
+        state = CoordinatorState(process.me, policy, lost, process.state.known.ended)
         self.log(f"{process.me.incarnation} is a candidate, lost {lost and (lost.incarnation, lost.term)}")
         position = max(0, len(self.member_log) - (self.random.randrange(3) if self.faults else 0))
         members: dict[str, tuple[Member, int]] = {}
@@ -584,7 +586,7 @@ class Sim:
         if side is None or not process.alive or side.busy or (wake is not None and side.wake != wake):
             return
         record, rv = process.round
-        view = coordinator.View(
+        view = View(
             members=side.members,
             members_rv=side.members_rv,
             roster=self.roster,
@@ -592,7 +594,7 @@ class Sim:
             round_rv=rv if record is not None else None,
             dead=frozenset(side.dead),
             connected=frozenset(side.connected),
-            top=process.state.top,
+            highest_seen=process.state.known.highest_seen,
         )
         side.state, decision = coordinator.step(side.state, view, self.local(process))
         side.wake += 1
@@ -689,8 +691,8 @@ class Scenario:
     ending: bool = False
     pauses: tuple[float, ...] = (0.0,)
     """Between a handler's construction and its next_rendezvous."""
-    policy: coordinator.Policy = field(
-        default_factory=lambda: coordinator.Policy(2, 3, last_call=5.0, settle=0.3, grace=1.0, scale_up_window=4.0)
+    policy: Policy = field(
+        default_factory=lambda: Policy(2, 3, last_call=5.0, settle=0.3, grace=1.0, scale_up_window=4.0)
     )
     timing: ev.Timing = field(default_factory=lambda: ev.Timing(join_timeout=1000.0, check_interval=3.0))
 

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from rdzv.protocol.coordinator import CoordinatorState, Decision, Policy, View, close, step
+from rdzv.protocol.coordinator import close, step
+from rdzv.protocol.coordinator_state import CoordinatorState, Decision, Policy, View
 from rdzv.protocol.events import Identity
 from rdzv.protocol.records import (
     CLOSED,
@@ -23,7 +24,7 @@ from rdzv.protocol.records import (
     Member,
     Roster,
     Round,
-    fingerprints,
+    salted_fingerprints,
 )
 
 ME = Identity("job", "run", "pod-0", "uid-0/0", "10.0.0.0", 7000, slot=0)
@@ -49,7 +50,7 @@ def member(number: int, want: int = 1, **changes: Any) -> Member:
 
 def running(members: Sequence[Member], number: int = 1, **changes: Any) -> Round:
     ordered = sorted(members, key=lambda m: m.slot or 0)
-    salt, checks = fingerprints([m.incarnation for m in ordered])
+    salt, fingerprints = salted_fingerprints([m.incarnation for m in ordered])
     slots = tuple(m.slot or 0 for m in ordered)
     record = Round(
         "job",
@@ -57,7 +58,7 @@ def running(members: Sequence[Member], number: int = 1, **changes: Any) -> Round
         round=number,
         phase=RUNNING,
         slots=slots,
-        checks=checks,
+        fingerprints=fingerprints,
         salt=salt,
         leader=Leader(slots[0], ordered[0].address, ordered[0].port),
         coordinator=MINE,
@@ -84,7 +85,7 @@ class Bench:
         self.dead: set[str] = set()
         self.suspected: set[str] = set()
         self.connected: set[str] = set()
-        self.top = 0
+        self.highest_seen = 0
         self.put(*members)
 
     def put(self, *members: Member) -> None:
@@ -102,7 +103,7 @@ class Bench:
             frozenset(self.dead),
             frozenset(self.suspected),
             frozenset(self.connected),
-            self.top,
+            self.highest_seen,
         )
         self.state, decision = step(self.state, view, now)
         return decision
@@ -460,9 +461,9 @@ def test_the_replaced_coordinator_is_dead_until_it_connects() -> None:
 
 def test_numbers_go_on_from_what_this_agent_has_seen() -> None:
     bench = Bench([member(0), member(1)], None)
-    bench.top = 5
+    bench.highest_seen = 5
     assert bench.wrote(0.0).round == 5
-    bench.top = 9
+    bench.highest_seen = 9
     assert bench.wrote(1.0).round == 9
 
 

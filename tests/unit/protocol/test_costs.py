@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from unit.protocol.sim import NAME, Pod, Scenario, Sim
 
-from rdzv.protocol.coordinator import Policy
+from rdzv.protocol.coordinator_state import Policy
 from rdzv.protocol.events import Timing
 from rdzv.protocol.records import RUNNING, Round
 
@@ -31,7 +31,7 @@ def run_until_formed(sim: Sim, size: int, after: int = 0) -> float:
         record = sim.round[0] if sim.round else None
         running = record is not None and record.phase == RUNNING and record.size == size
         number = record.round if record is not None and running else 0
-        if number > after and sum(process.state.mine == number for process in sim.processes()) == size:
+        if number > after and sum(process.state.accepted == number for process in sim.processes()) == size:
             return sim.now - began
         assert sim.now < began + 60, f"no world of {size}: {record}"
         sim.step()

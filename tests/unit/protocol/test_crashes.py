@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 from unit.protocol.sim import Process, Scenario, Sim
 
-from rdzv.protocol.coordinator import Policy
+from rdzv.protocol.coordinator_state import Policy
 from rdzv.protocol.events import Timing
 from rdzv.protocol.records import RUNNING
 
@@ -29,7 +29,7 @@ def formed(sim: Sim) -> bool:
     if record is None or record.phase != RUNNING or record.want > record.round:
         return False
     living = sim.processes()
-    inside = [p for p in living if p.state.mine == record.round and not p.state.joining]
+    inside = [p for p in living if p.state.accepted == record.round and not p.state.joining]
     return len(inside) == len(living) == record.size
 
 

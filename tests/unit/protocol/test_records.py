@@ -25,8 +25,8 @@ from rdzv.protocol.records import (
     Round,
     decode_slots,
     encode_slots,
-    fingerprints,
     resource_version,
+    salted_fingerprints,
 )
 
 slots = st.integers(0, MAX_SLOTS - 1)
@@ -44,7 +44,7 @@ def through_json(obj: dict[str, Any]) -> dict[str, Any]:
 def rounds(draw: st.DrawFn) -> Round:
     members = draw(st.sets(slots, max_size=20))
     ordered = tuple(sorted(members))
-    salt, checks = fingerprints([f"uid-{slot}/0" for slot in ordered])
+    salt, fingerprints = salted_fingerprints([f"uid-{slot}/0" for slot in ordered])
     phase = draw(st.sampled_from(PHASES if members else ("Forming", "Closed")))
     coordinator = draw(st.none() | st.builds(Coordinator, st.none() | slots, names, names, ports, counts))
     return Round(
@@ -53,7 +53,7 @@ def rounds(draw: st.DrawFn) -> Round:
         round=draw(counts),
         phase=phase,
         slots=ordered,
-        checks=checks,
+        fingerprints=fingerprints,
         salt=salt,
         leader=Leader(ordered[0], draw(names), draw(ports)) if members else None,
         coordinator=coordinator,
@@ -136,27 +136,27 @@ def test_bitmap(members: set[int]) -> None:
 
 def test_size_of_a_round_is_bounded() -> None:
     everyone = tuple(range(1000))
-    salt, checks = fingerprints([f"uid-{slot}/0" for slot in everyone])
-    record = Round("n", "r", slots=everyone, checks=checks, salt=salt)
+    salt, fingerprints = salted_fingerprints([f"uid-{slot}/0" for slot in everyone])
+    record = Round("n", "r", slots=everyone, fingerprints=fingerprints, salt=salt)
     assert len(json.dumps(record.to_object("ns"))) < 5000
 
 
 def test_rank_is_the_number_of_slots_below() -> None:
     incarnations = ["a/0", "b/0", "c/0"]
-    salt, checks = fingerprints(incarnations)
-    record = Round("n", "r", slots=(1, 4, 9), checks=checks, salt=salt)
+    salt, fingerprints = salted_fingerprints(incarnations)
+    record = Round("n", "r", slots=(1, 4, 9), fingerprints=fingerprints, salt=salt)
     assert [record.rank_of(i) for i in incarnations] == [0, 1, 2]
     assert record.rank_of("b/1") is None
 
 
 def test_fingerprints_of_one_round_differ() -> None:
     # 4096 of 2^24: about every second salt has a collision, so that both cases occur here.
-    salts = {fingerprints([f"{prefix}-{slot}/0" for slot in range(MAX_SLOTS)])[0] for prefix in "abcdef"}
+    salts = {salted_fingerprints([f"{prefix}-{slot}/0" for slot in range(MAX_SLOTS)])[0] for prefix in "abcdef"}
     assert max(salts) > 0
 
 
 GOOD_ROUND = dataclasses.replace(
-    Round("n", "r", round=1, phase=RUNNING), slots=(0,), checks=("abcdef",), leader=Leader(0, "10.0.0.1", 1)
+    Round("n", "r", round=1, phase=RUNNING), slots=(0,), fingerprints=("abcdef",), leader=Leader(0, "10.0.0.1", 1)
 ).to_object("ns")
 GOOD_MEMBER = Member("n", "r", "u", "i", "10.0.0.1", 1, 1).to_object("ns")
 GOOD_RENDEZVOUS = {"metadata": {"uid": "u"}, "spec": {"nodes": {"min": 1, "max": 2}}, "status": {"roster": {}}}

@@ -13,8 +13,10 @@ import pytest
 from unit.protocol.scenarios import play
 from unit.protocol.sim import Sim
 
-from rdzv.protocol import coordinator, member
+from rdzv.protocol import candidacy, coordinator, facts, joining, member, own_record
 from rdzv.protocol import events as ev
+from rdzv.protocol.coordinator_state import View
+from rdzv.protocol.member_state import MemberState, OwnRecord, Standing
 from rdzv.protocol.records import CLOSED, RUNNING, Closure, Member, Round
 
 #: Schedules that a bug may survive before the simulator counts as blind to it.
@@ -65,8 +67,8 @@ def blind_retry(patch: pytest.MonkeyPatch) -> None:
     """Takes a lost reply for a refusal: repeats the write instead of reading what became of it."""
     wrap(
         patch,
-        member,
-        "_take_reply",
+        own_record,
+        "take_reply",
         lambda real: (
             lambda state, event, now: real(
                 state, ev.WriteFailed() if isinstance(event, ev.WriteUnknown) else event, now
@@ -78,19 +80,23 @@ def blind_retry(patch: pytest.MonkeyPatch) -> None:
 @bug
 def no_incarnation_check(patch: pytest.MonkeyPatch) -> None:
     """Accepts when the bit of the own slot is set, whoever was counted on it."""
-    real = member._accept
+    real = joining._accept
 
-    def accept(state: member.MemberState, seen: Round) -> ev.Accept | None:
+    def accept(state: MemberState, record: Round) -> ev.Accept | None:
         if state.me.slot is None or state.slot is None:
-            return real(state, seen)
-        if seen.phase != RUNNING or seen.want > seen.round or seen.leader is None or state.slot not in seen.slots:
+            return real(state, record)
+        if record.phase != RUNNING or record.want > record.round or record.leader is None:
             return None
-        if seen.round < state.want or state.acked_rv is None or state.acked_rv > seen.members_rv:
+        rv = state.own.acked_rv
+        if state.slot not in record.slots or record.round < state.request.requested:
             return None
-        return ev.Accept(seen.round, seen.slots.index(state.slot), seen.size, state.slot, seen.leader, seen.uid)
+        if rv is None or rv > record.members_rv:
+            return None
+        rank = record.slots.index(state.slot)
+        return ev.Accept(record.round, rank, record.size, state.slot, record.leader, record.uid)
 
-    patch.setattr(member, "_accept", accept)
-    patch.setattr(member, "_usurped", lambda state, seen: False)
+    patch.setattr(joining, "_accept", accept)
+    patch.setattr(joining, "_usurped", lambda state: None)
 
 
 @bug
@@ -98,16 +104,16 @@ def ignores_members_rv(patch: pytest.MonkeyPatch) -> None:
     """Accepts a round that was formed before the own join was known."""
     wrap(
         patch,
-        member,
+        joining,
         "_accept",
-        lambda real: lambda state, seen: real(state, replace(seen, members_rv=10**9)),
+        lambda real: lambda state, record: real(state, replace(record, members_rv=10**9)),
     )
 
 
 @bug
 def ignores_whether_the_join_is_acknowledged(patch: pytest.MonkeyPatch) -> None:
     """Decides on an old resourceVersion while the new request is still under way."""
-    patch.setattr(member, "_acknowledged", lambda state: state.acked_rv is not None)
+    patch.setattr(OwnRecord, "acknowledged", property(lambda own: own.acked_rv is not None))
 
 
 @bug
@@ -115,9 +121,12 @@ def takes_old_events(patch: pytest.MonkeyPatch) -> None:
     """Takes whatever a watch delivers for the present, and forgets what was later."""
 
     def make(real: Any) -> Any:
-        return lambda state, event, now: real(replace(state, seen_rv=0, top=0), event, now)
+        def known(state: MemberState, event: ev.RoundSeen, now: float) -> Any:
+            return real(replace(state, known=replace(state.known, rv=0, highest_seen=0)), event, now)
 
-    wrap(patch, member, "_see", make)
+        return known
+
+    wrap(patch, member, "_known", make)
 
 
 @bug
@@ -125,24 +134,30 @@ def asks_for_the_same_store_again(patch: pytest.MonkeyPatch) -> None:
     """Keeps the bound store for the next request, though a round may have used it."""
 
     def make(real: Any) -> Any:
-        def ask(state: member.MemberState, actions: list[ev.Action]) -> Any:
-            return real(replace(state, want=0) if state.want and state.port else state, actions)
+        def ask(state: MemberState, actions: list[ev.Action]) -> Any:
+            request = state.request
+            kept = replace(request, requested=0) if request.requested and request.port else request
+            return real(replace(state, request=kept), actions)
 
         return ask
 
-    wrap(patch, member, "_ask", make)
+    wrap(patch, joining, "_ask", make)
 
 
 @bug
 def starts_again_at_zero(patch: pytest.MonkeyPatch) -> None:
     """Makes a deleted Round with number 0."""
-    wrap(patch, coordinator, "_facts", lambda real: lambda *args: replace(real(*args), floor=0, seen=0))
+    wrap(patch, coordinator, "gather", lambda real: lambda *args: replace(real(*args), floor=0, highest_seen=0))
 
 
 @bug
 def leaves_announced_members_in(patch: pytest.MonkeyPatch) -> None:
     """Counts members that are leaving."""
-    patch.setattr(coordinator, "_alive", lambda state, dead, record, roster: record.incarnation not in dead)
+
+    def why(record: Member, dead: frozenset[str], *_: object) -> str:
+        return "its connection is gone" if record.incarnation in dead else ""
+
+    patch.setattr(facts, "why_not_alive", why)
 
 
 @bug
@@ -150,9 +165,9 @@ def counts_the_dead(patch: pytest.MonkeyPatch) -> None:
     """Counts members whose connection broke."""
     wrap(
         patch,
-        coordinator,
-        "_alive",
-        lambda real: lambda state, dead, record, roster: real(state, frozenset(), record, None),
+        facts,
+        "why_not_alive",
+        lambda real: lambda record, dead, succeeded, roster: real(record, frozenset(), succeeded, None),
     )
 
 
@@ -161,32 +176,33 @@ def counts_who_has_not_asked(patch: pytest.MonkeyPatch) -> None:
     """Counts every live member, whether it asked for this round or is still in an earlier one."""
 
     def make(real: Any) -> Any:
-        def facts(state: Any, view: coordinator.View, own: Round | None, now: float) -> Any:
+        def gather(state: Any, view: View, own: Round | None, now: float) -> Any:
             result = real(state, view, own, now)
             live = [m for m, _ in view.members.values() if m.run_id == state.me.run_id and m.state == "live"]
-            return replace(result, joined=tuple(coordinator._one_per_slot(live)))
+            joined = tuple(facts.one_per_slot(live))
+            return replace(result, attendance=replace(result.attendance, joined=joined))
 
-        return facts
+        return gather
 
-    wrap(patch, coordinator, "_facts", make)
+    wrap(patch, coordinator, "gather", make)
 
 
 @bug
 def two_pods_on_one_slot(patch: pytest.MonkeyPatch) -> None:
     """Does not notice that two pods claim a slot."""
-    patch.setattr(coordinator, "_one_per_slot", list)
+    patch.setattr(facts, "one_per_slot", list)
 
 
 @bug
 def forms_below_the_minimum(patch: pytest.MonkeyPatch) -> None:
     """Forms a world of whoever is there."""
-    wrap(patch, coordinator, "_facts", lambda real: lambda *args: replace(real(*args), least=1))
+    wrap(patch, facts, "attend", lambda real: lambda *args: replace(real(*args), least=1))
 
 
 @bug
 def forms_above_the_maximum(patch: pytest.MonkeyPatch) -> None:
     """Lets everybody in."""
-    wrap(patch, coordinator, "_facts", lambda real: lambda *args: replace(real(*args), most=100))
+    wrap(patch, facts, "attend", lambda real: lambda *args: replace(real(*args), most=100))
 
 
 @bug
@@ -196,7 +212,7 @@ def closes_when_the_first_succeeds(patch: pytest.MonkeyPatch) -> None:
     def make(real: Any) -> Any:
         def target(state: Any, facts: Any, own: Round, now: float) -> Any:
             if own.phase == RUNNING and facts.succeeded:
-                return state, replace(own, phase=CLOSED, closed=Closure("Succeeded", "x")), "", None
+                return state, coordinator.Target(replace(own, phase=CLOSED, closed=Closure("Succeeded", "x")))
             return real(state, facts, own, now)
 
         return target
@@ -207,7 +223,15 @@ def closes_when_the_first_succeeds(patch: pytest.MonkeyPatch) -> None:
 @bug
 def nobody_takes_over(patch: pytest.MonkeyPatch) -> None:
     """Only the first coordinator ever coordinates."""
-    wrap(patch, member, "_vacant", lambda real: lambda state: real(replace(state, lost=None)) and state.lost is None)
+
+    def make(real: Any) -> Any:
+        def vacant(state: MemberState) -> bool:
+            nobody_lost = replace(state, candidacy=replace(state.candidacy, lost=None))
+            return bool(real(nobody_lost)) and state.candidacy.lost is None
+
+        return vacant
+
+    wrap(patch, candidacy, "_vacant", make)
 
 
 @bug
@@ -215,7 +239,7 @@ def never_steps_down(patch: pytest.MonkeyPatch) -> None:
     """Takes back the coordination from whoever took it over."""
 
     def make(real: Any) -> Any:
-        def step(state: Any, view: coordinator.View, now: float) -> Any:
+        def step(state: Any, view: View, now: float) -> Any:
             other = view.round.coordinator if view.round is not None else None
             return real(replace(state, lost=other), view, now)
 
@@ -228,8 +252,9 @@ def never_steps_down(patch: pytest.MonkeyPatch) -> None:
 def does_not_watch_for_wanted_rounds(patch: pytest.MonkeyPatch) -> None:
     """Tells the agent of a new round only when it has been formed."""
 
-    def waiting(state: member.MemberState) -> int:
-        return int(state.seen is not None and bool(state.mine) and state.seen.round > state.mine)
+    def waiting(state: MemberState) -> int:
+        record = state.known.record
+        return int(record is not None and bool(state.accepted) and record.round > state.accepted)
 
     patch.setattr(member, "num_nodes_waiting", waiting)
 
@@ -237,13 +262,22 @@ def does_not_watch_for_wanted_rounds(patch: pytest.MonkeyPatch) -> None:
 @bug
 def forgets_the_time(patch: pytest.MonkeyPatch) -> None:
     """Waits for events only."""
-    patch.setattr(member, "_wake", lambda state: None)
+    for module in (joining, own_record, candidacy):
+        patch.setattr(module, "look_at", lambda state: None)
 
 
 @bug
 def joins_after_leaving(patch: pytest.MonkeyPatch) -> None:
     """Does not give up its place when its pod is being stopped."""
-    wrap(patch, member, "_ending", lambda real: lambda state, now: real(replace(state, leaving=False), now))
+
+    def make(real: Any) -> Any:
+        def failure(state: MemberState, now: float) -> Any:
+            stays = state.standing is Standing.LEAVING
+            return real(replace(state, standing=Standing.ACTIVE) if stays else state, now)
+
+        return failure
+
+    wrap(patch, joining, "_failure", make)
 
 
 @bug
@@ -251,22 +285,19 @@ def mixes_runs(patch: pytest.MonkeyPatch) -> None:
     """Counts the members of another run of the same name, or of a Round that was deleted."""
 
     def make(real: Any) -> Any:
-        def facts(state: Any, view: coordinator.View, own: Round | None, now: float) -> Any:
+        def gather(state: Any, view: View, own: Round | None, now: float) -> Any:
             own_ids = {"run_id": state.me.run_id, "round_uid": own.uid if own is not None else ""}
             members = {n: (replace(m, **own_ids), rv) for n, (m, rv) in view.members.items()}
             return real(state, replace(view, members=members), own, now)
 
-        return facts
+        return gather
 
-    wrap(patch, coordinator, "_facts", make)
+    wrap(patch, coordinator, "gather", make)
 
 
 def first_caught(limit: int) -> tuple[int, str] | None:
     for seed in range(limit):
-        try:
-            text = play(seed)
-        except Exception as error:  # noqa: BLE001 - a broken protocol may fail in any way; that counts as caught
-            text = f"{type(error).__name__}: {error}"
+        text = play(seed)
         if text is not None:
             return seed, text
     return None

@@ -19,7 +19,7 @@ from rdzv.protocol.records import (
     Leader,
     Member,
     Round,
-    fingerprints,
+    salted_fingerprints,
 )
 
 CRDS = Path(__file__).parents[3] / "charts/rendezvous-operator/files/crds"
@@ -27,14 +27,14 @@ CRDS = Path(__file__).parents[3] / "charts/rendezvous-operator/files/crds"
 
 def largest_round() -> dict[str, Any]:
     slots = tuple(range(MAX_SLOTS))
-    salt, checks = fingerprints([f"uid-{slot}/0" for slot in slots])
+    salt, fingerprints = salted_fingerprints([f"uid-{slot}/0" for slot in slots])
     return Round(
         "job",
         "run",
         round=1,
         phase=RUNNING,
         slots=slots,
-        checks=checks,
+        fingerprints=fingerprints,
         salt=salt,
         leader=Leader(0, "10.0.0.1", 1),
         coordinator=Coordinator(0, "uid/0", "10.0.0.1", 1, 1),

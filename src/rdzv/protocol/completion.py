@@ -1,0 +1,181 @@
+"""When the round that forms is complete, who is missing until then, and what the round is."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from rdzv.protocol.coordinator_state import note
+from rdzv.protocol.facts import Attendance, Facts, attend, one_per_slot
+from rdzv.protocol.fields import replace
+from rdzv.protocol.records import (
+    FORMING,
+    LEAVING,
+    LIVE,
+    MAX_SLOTS,
+    RUNNING,
+    Leader,
+    Member,
+    Roster,
+    Round,
+    fingerprint,
+    salted_fingerprints,
+)
+
+if TYPE_CHECKING:
+    from rdzv.protocol.coordinator_state import CoordinatorState, Policy
+
+_NAMED = 5
+
+
+@dataclass(frozen=True)
+class Outstanding:
+    """Who is waited for, in words, and whether none of them will come soon."""
+
+    who: tuple[str, ...] = ()
+    hopeless: bool = False
+
+
+@dataclass(frozen=True)
+class Completion:
+    """When (seconds) the round is complete, None: not before more join; why then; and who is missing until then."""
+
+    at: float | None
+    why: str
+    missing: str
+
+
+def completion(state: CoordinatorState, facts: Facts, now: float) -> tuple[CoordinatorState, Completion]:
+    """When the round that forms is complete, if nothing else happens."""
+    there = facts.attendance
+    waited_for = outstanding(there)
+    enough = len(there.joined) >= there.least
+    state = note(state, "ready", enough, now)
+    state = note(state, "hopeless", enough and bool(waited_for.who) and waited_for.hopeless, now)
+    at, why = _complete_at(state, enough, waited_for, now)
+    if at is not None and facts.lost:
+        # Failures seldom come alone.
+        at = max(at, state.since.get("failed", -1e9) + state.policy.settle)
+    return state, Completion(at, why, missing_text(there, waited_for))
+
+
+def _complete_at(
+    state: CoordinatorState, enough: bool, waited_for: Outstanding, now: float
+) -> tuple[float | None, str]:
+    since, policy = state.since, state.policy
+    if not enough:
+        return None, "too few have joined"
+    if not waited_for.who:
+        return now, "all have joined"
+    last_call = since["ready"] + policy.last_call
+    if waited_for.hopeless and since["hopeless"] + policy.grace < last_call:
+        return since["hopeless"] + policy.grace, "those who are missing will not come soon"
+    return last_call, "the last call is over"
+
+
+def outstanding(there: Attendance) -> Outstanding:
+    """Who has to join before the round is complete."""
+    return _survivors(there) or _full(there) or _unnamed(there) or _expected(there)
+
+
+def _survivors(there: Attendance) -> Outstanding | None:
+    """Those who are left can go on: nobody waits for replacements, which come in a later round."""
+    if len(there.present | there.rejoining) < there.least:
+        return None
+    names = tuple(there.names[mark] for mark in sorted(there.present))
+    return Outstanding(names, hopeless=there.present <= there.suspected)
+
+
+def _full(there: Attendance) -> Outstanding | None:
+    return Outstanding() if len(there.joined) >= there.most and not there.present else None
+
+
+def _unnamed(there: Attendance) -> Outstanding | None:
+    return None if there.roster else Outstanding(("more nodes, which nobody can name without the operator",))
+
+
+def _expected(there: Attendance) -> Outstanding:
+    """Which expected pods have not joined, and whether none of them will soon."""
+    roster = there.roster
+    if roster is None:
+        return Outstanding()
+    slots = {member.index for member in there.joined}
+    names = {member.name for member in there.joined}
+    stuck = [absent for absent in roster.hopeless if absent.pod not in names]
+    stuck_slots = {absent.slot for absent in stuck if absent.slot is not None}
+    missing = [slot for slot in sorted(roster.expected) if slot not in slots]
+    unnamed = max(0, roster.expected_count - len(there.joined) - len(missing))
+    spare = sum(absent.slot is None for absent in stuck)
+    if not missing and not unnamed:
+        return Outstanding()
+    who = [f"{absent.pod} is {absent.reason}" for absent in stuck]
+    who += [f"slot {slot}" for slot in missing if slot not in stuck_slots]
+    who += [f"{unnamed - spare} more"] if unnamed > spare else []
+    return Outstanding(tuple(who), all(slot in stuck_slots for slot in missing) and unnamed <= spare)
+
+
+def missing_text(there: Attendance, waited_for: Outstanding) -> str:
+    """Who is missing, in words; empty when nobody is."""
+    joined, who = len(there.joined), waited_for.who
+    if not who:
+        return f"{joined} of at least {there.least} nodes have joined" if joined < there.least else ""
+    count = there.roster.expected_count if there.roster else max(there.least, joined + len(who))
+    more = f" and {len(who) - _NAMED} more" if len(who) > _NAMED else ""
+    return f"{max(count - joined, 0)} of {count} expected pods have not joined: {'; '.join(who[:_NAMED])}{more}"
+
+
+def missing(members: Iterable[Member], roster: Roster | None, record: Round | None, policy: Policy, run_id: str) -> str:
+    """Who has not asked for the round after `record`, and why, as far as these records tell; empty when that is nobody.
+
+    For an agent whose time is up. The others' is up at about the same moment, so whoever has given up had joined.
+    """
+    if record is None:
+        return "nobody has made its Round"
+    if record.run_id != run_id or (record.phase != FORMING and record.want <= record.round):
+        return ""
+    there = [replace(member, state=LIVE) if member.state == LEAVING else member for member in members]
+    alive = one_per_slot(member for member in there if member.run_id == run_id and member.state == LIVE)
+    roster = roster if roster is not None and roster.run_id == run_id else None
+    believed = roster if roster is not None and roster.known else None
+    attendance = attend(policy, alive, record, roster, believed, frozenset())
+    return missing_text(attendance, outstanding(attendance))
+
+
+def commit(facts: Facts, own: Round) -> Round:
+    """The next round. Who was in the last one comes before who was not; slots are kept, and allotted where there is none."""
+    there = facts.attendance
+    previous = dict(zip(own.fingerprints, own.slots, strict=True))
+    had = {member.name: previous.get(fingerprint(own.salt, member.incarnation)) for member in there.joined}
+    order = sorted(there.joined, key=lambda m: (had[m.name] is None, m.index is None, m.index or 0, m.name))
+    slots = _allot(order[: min(there.most, MAX_SLOTS)], had)
+    ranked = sorted(slots)
+    salt, fingerprints = salted_fingerprints([slots[slot].incarnation for slot in ranked])
+    first = slots[ranked[0]]
+    return Round(
+        own.name,
+        own.run_id,
+        round=own.round + 1,
+        phase=RUNNING,
+        slots=tuple(ranked),
+        fingerprints=fingerprints,
+        salt=salt,
+        leader=Leader(ranked[0], first.address, first.port),
+        coordinator=own.coordinator,
+        want=own.round + 1,
+        members_rv=facts.members_rv,
+        uid=own.uid,
+    )
+
+
+def _allot(chosen: Sequence[Member], had: dict[str, int | None]) -> dict[int, Member]:
+    """Slots: the pod's index; else the slot that a member had; else the one that it wishes; else any."""
+    slots: dict[int, Member] = {member.index: member for member in chosen if member.index is not None}
+    others = [member for member in chosen if member.index is None]
+    for wishes in (had, {member.name: member.slot for member in others}):
+        for member in list(others):
+            wish = wishes[member.name]
+            if wish is not None and slots.setdefault(wish, member) is member:
+                others.remove(member)
+    free = (slot for slot in range(MAX_SLOTS) if slot not in slots)
+    return slots | dict(zip(free, others, strict=False))

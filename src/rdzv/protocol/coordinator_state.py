@@ -1,0 +1,117 @@
+"""What the coordinator is given, decides and remembers: the types around `rdzv.protocol.coordinator.step`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from rdzv.protocol.fields import replace
+
+if TYPE_CHECKING:
+    from rdzv.protocol.events import Identity
+    from rdzv.protocol.records import Coordinator, Member, Roster, Round
+
+
+@dataclass(frozen=True)
+class Policy:
+    """Seconds, and the bounds that hold while no Rendezvous is known. `last_call` is torch's last_call_timeout."""
+
+    min_nodes: int
+    max_nodes: int
+    last_call: float = 30.0
+    settle: float = 0.3
+    grace: float = 2.0
+    scale_up_window: float = 30.0
+
+
+@dataclass(frozen=True)
+class View:
+    """What the coordinator's caches hold.
+
+    Attributes:
+        members: by name, each with its resourceVersion. Complete: every write up to `members_rv` is in it.
+        members_rv: highest resourceVersion of the watch (list, event or bookmark) of Members.
+        roster: the Rendezvous, None when there is none or it may not be read.
+        round: the Round, None when it does not exist. `round_rv` is its resourceVersion.
+        dead: incarnations that certainly ended (connection broken and refused, container terminated …) and have not
+            connected since. A write says nothing: it may be a late one of a process that is gone.
+        suspected: incarnations that are silent; they are not waited for, but not evicted either.
+        connected: incarnations that hold a connection to this coordinator: the one it replaced is dead until it is here.
+        highest_seen: that of this agent (`KnownRound.highest_seen`).
+    """
+
+    members: Mapping[str, tuple[Member, int]]
+    members_rv: int
+    roster: Roster | None
+    round: Round | None
+    round_rv: int | None
+    dead: frozenset[str] = frozenset()
+    suspected: frozenset[str] = frozenset()
+    connected: frozenset[str] = frozenset()
+    highest_seen: int = 0
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What to do.
+
+    Attributes:
+        write: the Round to create (`rv` None) or to replace on condition that its resourceVersion is `rv`. Whatever
+            comes of it, applied, refused or unknown: read the Round and call `step` again; never repeat it as it is.
+        look_again: call `step` at this time even if nothing changes.
+        step_down: another agent coordinates: stop, and send `SteppedDown` to the member function.
+        why: what makes it write, for people.
+        waiting_for: who is missing, for people; empty when nothing is.
+    """
+
+    write: Round | None = None
+    rv: int | None = None
+    look_again: float | None = None
+    step_down: bool = False
+    why: str = ""
+    waiting_for: str = ""
+
+
+@dataclass(frozen=True)
+class CoordinatorState:
+    """What the coordinator remembers between steps; start with the first four.
+
+    Attributes:
+        me: the agent in which the function runs.
+        policy: its waits.
+        lost: the coordinator that `Candidate` named: it is gone, and may be replaced.
+        ended: `KnownRound.ended`: the closed round that may be opened again.
+        highest_seen: number of the highest round that was seen.
+        slot: of this agent.
+        term: the highest term that was seen.
+        since: since when (seconds) what holds in this round: ready, hopeless, failed, forming, late.
+        failed: fingerprints of those who are gone, or ask again, in this round.
+        succeeded: incarnations that ended well: their Members may be deleted before all have.
+        basis: number of the round that `since` and `failed` are about.
+        heartbeat: of the operator, and when (seconds) it changed last.
+    """
+
+    me: Identity
+    policy: Policy
+    lost: Coordinator | None = None
+    ended: int = -1
+
+    highest_seen: int = 0
+    slot: int | None = None
+    term: int = 0
+    since: Mapping[str, float] = field(default_factory=dict)
+    failed: frozenset[str] = frozenset()
+    succeeded: frozenset[str] = frozenset()
+    basis: int = -1
+    heartbeat: tuple[int, float] = (-1, 0.0)
+
+
+def note(state: CoordinatorState, name: str, holds: bool, now: float, renew: bool = False) -> CoordinatorState:
+    """Remembers since when something holds; with `renew`, when it last became true."""
+    since = dict(state.since)
+    if holds:
+        since[name] = now if renew else since.get(name, now)
+    elif not renew:
+        since.pop(name, None)
+    return replace(state, since=since)

@@ -1,0 +1,170 @@
+"""The coordinator's view, sorted out: who asks for the next round, who is still in this one, which numbers are used."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from rdzv.protocol.records import LIVE, RUNNING, SUCCEEDED, Member, Roster, Round, fingerprint
+
+if TYPE_CHECKING:
+    from rdzv.protocol.coordinator_state import CoordinatorState, Policy, View
+
+_HEARTBEATS_MISSED = 3
+
+
+@dataclass(frozen=True)
+class Attendance:
+    """Who could be in the next round and who asks to be. The sets are of fingerprints in the running one.
+
+    Attributes:
+        least: the smallest world that may form.
+        most: the largest one.
+        roster: who is expected, as the operator says; None when it says nothing, or nothing new for long.
+        joined: who asks for the next round, one for each slot.
+        present: who is in the running world and has not asked for the next one.
+        rejoining: who is in the running world and asks for the next one.
+        suspected: those of them that are silent.
+        names: of `present` and `rejoining`.
+    """
+
+    least: int
+    most: int
+    roster: Roster | None
+    joined: tuple[Member, ...]
+    present: frozenset[str]
+    rejoining: frozenset[str]
+    suspected: frozenset[str]
+    names: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Facts:
+    """All that decisions go by.
+
+    Attributes:
+        attendance: who could be in the next round and who asks to be.
+        lost: fingerprints of the running world whose members are gone.
+        succeeded: those whose members ended well.
+        members_rv: highest resourceVersion of a Member that is in the view.
+        own_rv: resourceVersion of this agent's own request to join, 0 without one.
+        success_rv: resourceVersion of the last success, 0 without one.
+        highest_seen: number of the highest round that anybody knows of.
+        floor: number of the highest round that anybody may be in.
+    """
+
+    attendance: Attendance
+    lost: frozenset[str]
+    succeeded: frozenset[str]
+    members_rv: int
+    own_rv: int
+    success_rv: int
+    highest_seen: int
+    floor: int
+
+
+def gather(state: CoordinatorState, view: View, own: Round | None, now: float) -> Facts:
+    """The facts in this view. `own` is its Round if that is of this run."""
+    run_id = state.me.run_id
+    roster = view.roster if view.roster is not None and view.roster.run_id == run_id else None
+    everyone = [entry for entry in view.members.values() if entry[0].run_id == run_id]
+    members = [member for member, _ in everyone]
+    dead = _dead(state, view)
+    alive = [member for member in members if not why_not_alive(member, dead, state.succeeded, roster)]
+    believed = roster if roster is not None and _believed(state, roster, now) else None
+    attendance = attend(state.policy, one_per_slot(alive), own, roster, believed, view.suspected)
+    world = frozenset(own.fingerprints if own is not None and own.phase == RUNNING else ())
+    salt = own.salt if own is not None else 0
+    done = {fingerprint(salt, incarnation) for incarnation in state.succeeded}
+    here = attendance.present | attendance.rejoining
+    highest_seen = _highest_seen(state, members, own, roster)
+    return Facts(
+        attendance=attendance,
+        lost=world - done - here,
+        succeeded=world & done,
+        members_rv=view.members_rv,
+        own_rv=_own_rv(state, view, own),
+        success_rv=max((rv for m, rv in view.members.values() if m.state == SUCCEEDED), default=0),
+        highest_seen=highest_seen,
+        floor=max([highest_seen, *(member.want_round for member in members)]),
+    )
+
+
+def attend(
+    policy: Policy,
+    alive: Sequence[Member],
+    own: Round | None,
+    roster: Roster | None,
+    believed: Roster | None,
+    suspected: frozenset[str],
+) -> Attendance:
+    """Sorts those who live by what they ask for. `roster` has the bounds; `believed` is it unless it is out of date."""
+    number, uid, salt = (own.round, own.uid, own.salt) if own is not None else (0, "", 0)
+    world = own.fingerprints if own is not None and own.phase == RUNNING else ()
+    by_fingerprint = {fingerprint(salt, member.incarnation): member for member in alive}
+    living = {mark: by_fingerprint[mark] for mark in world if mark in by_fingerprint}
+    rejoining = frozenset(mark for mark, member in living.items() if member.want_round > number)
+    return Attendance(
+        least=roster.min_nodes if roster else policy.min_nodes,
+        most=roster.max_nodes if roster else policy.max_nodes,
+        roster=believed,
+        joined=tuple(member for member in alive if member.want_round > number and member.round_uid == uid),
+        present=frozenset(living) - rejoining,
+        rejoining=rejoining,
+        suspected=frozenset(mark for mark, member in living.items() if member.incarnation in suspected),
+        names={mark: member.name for mark, member in living.items()},
+    )
+
+
+def why_not_alive(member: Member, dead: frozenset[str], succeeded: frozenset[str], roster: Roster | None) -> str:
+    """Why this member counts for nobody; empty when it counts."""
+    if member.state != LIVE:
+        return f"it says that it is {member.state}"
+    if member.incarnation in succeeded:
+        return "it has succeeded"
+    if member.incarnation in dead:
+        return "its connection is gone"
+    if roster is not None and member.pod_uid in roster.dead:
+        return "its pod is gone"
+    if roster is not None and member.pod_uid in roster.draining:
+        return "its pod is being stopped"
+    return ""
+
+
+def one_per_slot(members: Iterable[Member]) -> list[Member]:
+    """Of live pods with one index only the newest (by creation of its Member). Those without follow by name."""
+    newest: dict[int, Member] = {}
+    without = []
+    for member in sorted(members, key=lambda m: (m.created, m.name)):
+        if member.index is None:
+            without.append(member)
+        else:
+            newest[member.index] = member
+    return [newest[slot] for slot in sorted(newest)] + sorted(without, key=lambda m: m.name)
+
+
+def _dead(state: CoordinatorState, view: View) -> frozenset[str]:
+    """The replaced coordinator is dead until it connects to its successor."""
+    replaced = frozenset() if state.lost is None else frozenset({state.lost.incarnation})
+    return view.dead | (replaced - view.connected)
+
+
+def _believed(state: CoordinatorState, roster: Roster, now: float) -> bool:
+    """The operator renews its heartbeat while a round forms, so its age counts from then."""
+    limit = _HEARTBEATS_MISSED * roster.heartbeat_seconds
+    fresh = not limit or now <= max(state.heartbeat[1], state.since.get("forming", now)) + limit
+    return roster.known and fresh
+
+
+def _highest_seen(state: CoordinatorState, members: Sequence[Member], own: Round | None, roster: Roster | None) -> int:
+    uid = own.uid if own is not None else ""
+    # A request to an earlier Round may be a membership in a world of that number.
+    rounds = [m.seen_round if m.round_uid == uid else max(m.seen_round, m.want_round) for m in members]
+    return max([state.highest_seen, roster.round if roster else 0, *rounds])
+
+
+def _own_rv(state: CoordinatorState, view: View, own: Round | None) -> int:
+    number = own.round if own is not None else 0
+    mine = [entry for entry in view.members.values() if entry[0].incarnation == state.me.incarnation]
+    return max((rv for member, rv in mine if member.state == LIVE and member.want_round > number), default=0)

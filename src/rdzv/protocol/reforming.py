@@ -1,0 +1,84 @@
+"""Whether, and from when on, a running world is to be formed anew."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from rdzv.protocol.coordinator_state import note
+from rdzv.protocol.facts import Facts
+from rdzv.protocol.records import Member, Round, fingerprint
+
+if TYPE_CHECKING:
+    from rdzv.protocol.coordinator_state import CoordinatorState
+
+_NAMED = 10
+
+
+@dataclass(frozen=True, order=True)
+class Cause:
+    """From when on (seconds) there is a reason to form the world anew, and the reason in words."""
+
+    at: float
+    why: str
+
+
+def cause(state: CoordinatorState, facts: Facts, own: Round, now: float) -> tuple[CoordinatorState, Cause | None]:
+    """The first reason to come, None when there is none."""
+    late = _late(facts, own)
+    state = note(state, "late", bool(late), now)
+    found = [_failure(state, facts, own, now), _surplus(facts, now), _growth(state, facts, own, late)]
+    return state, min((each for each in found if each is not None), default=None)
+
+
+def _failure(state: CoordinatorState, facts: Facts, own: Round, now: float) -> Cause | None:
+    """Members are gone, or ask for another round. Failures seldom come alone: they settle first."""
+    if not (facts.lost or facts.attendance.rejoining):
+        return None
+    return Cause(state.since.get("failed", now) + state.policy.settle, _failure_text(facts, own))
+
+
+def _surplus(facts: Facts, now: float) -> Cause | None:
+    there = facts.attendance
+    here = len(there.present | there.rejoining)
+    return Cause(now, f"{here} members, at most {there.most} are wanted") if here > there.most else None
+
+
+def _growth(state: CoordinatorState, facts: Facts, own: Round, late: list[Member]) -> Cause | None:
+    """Others have joined: they are let in together, at once when nobody else is to come."""
+    if not late:
+        return None
+    there = facts.attendance
+    full = len(there.present | there.rejoining) + len(late) >= there.most
+    wait = 0.0 if full or _nobody_else(facts, own) else state.policy.scale_up_window
+    return Cause(state.since["late"] + wait, f"{len(late)} more joined")
+
+
+def _late(facts: Facts, own: Round) -> list[Member]:
+    """Who has joined that is not in the world, if there is room, and nothing else to be done first."""
+    there = facts.attendance
+    if facts.succeeded or facts.lost or len(there.present | there.rejoining) >= there.most:
+        return []
+    return [member for member in there.joined if fingerprint(own.salt, member.incarnation) not in own.fingerprints]
+
+
+def _nobody_else(facts: Facts, own: Round) -> bool:
+    """Every pod that the operator expects is in the world or asks to be."""
+    there = facts.attendance
+    if there.roster is None:
+        return False
+    slots = {member.index for member in there.joined}
+    slots |= {slot for mark, slot in zip(own.fingerprints, own.slots, strict=True) if mark in there.present}
+    joined = len(there.present) + len(there.joined)
+    return there.roster.expected <= slots and joined >= there.roster.expected_count
+
+
+def _failure_text(facts: Facts, own: Round) -> str:
+    slots = dict(zip(own.fingerprints, own.slots, strict=True))
+    parts = []
+    for word, marks in (("gone", facts.lost), ("asked to join again", facts.attendance.rejoining)):
+        if marks:
+            shown = ", ".join(str(slot) for slot in sorted(slots[mark] for mark in marks)[:_NAMED])
+            more = f" and {len(marks) - _NAMED} more" if len(marks) > _NAMED else ""
+            parts.append(f"{word}: slot {shown}{more}")
+    return "; ".join(parts)
