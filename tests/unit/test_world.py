@@ -71,6 +71,11 @@ def test_agents_read_what_the_operator_writes() -> None:
     assert result.dead == frozenset({"uid-of-gone"})
 
 
+def test_an_agent_outside_of_pods_is_not_dead_for_want_of_one() -> None:
+    outside = member(pod_object("host-0"), incarnation="host-0/1", owned=False)
+    assert roster(status(PODS, None, [outside])).dead == frozenset()
+
+
 def test_who_has_joined_is_who_asked_and_then_who_is_in_the_world() -> None:
     members = [member(pod) for pod in PODS[:2]]
     before = status(PODS, None, members)

@@ -86,7 +86,6 @@ class AgentSettings:
     Attributes:
         identity: its `port` is filled in. Run ID `none` becomes the UID of the Rendezvous, if there is one.
         rebind: closes the store bound for the last request, binds a fresh one and returns its port.
-        owned: whether the Member is to go with a pod of its name.
     """
 
     namespace: str
@@ -94,7 +93,6 @@ class AgentSettings:
     timing: Timing
     policy: Policy
     rebind: Callable[[], int]
-    owned: bool
 
 
 class Agent:
@@ -117,7 +115,7 @@ class Agent:
         self._stop = threading.Event()
         self._requests: queue.SimpleQueue[Write | Read | None] = queue.SimpleQueue()
         name = settings.identity.name
-        self._record = OwnMember(client, settings.namespace, name, settings.owned, self._failed)
+        self._record = OwnMember(client, settings.namespace, name, self._failed)
         self._loop = Loop(f"rdzv-loop-{name}")
         callbacks = Callbacks(
             lost=lambda target: self._feed(CoordinatorLost(target)),

@@ -312,7 +312,7 @@ class CoordinatorLoop:
         retry = Retry.within(2.0)
         try:
             found = shared.client.list(MEMBERS, shared.namespace, label_selector=f"{LABEL}={self._name}", retry=retry)
-            listed = [Member.from_object(item) for item in found["items"]]
+            listed = [(Member.from_object(item), resource_version(item)) for item in found["items"]]
             roster = self._read_roster(retry)
         except (ApiError, ValueError):
             return ""

@@ -16,6 +16,7 @@ import sys
 import threading
 from collections.abc import Mapping
 from datetime import timedelta
+from ipaddress import ip_address
 from typing import TYPE_CHECKING, Any
 
 from torch.distributed import PrefixStore, TCPStore
@@ -37,7 +38,7 @@ from rdzv.kube.api import ApiError
 from rdzv.kube.client import Client
 from rdzv.protocol.coordinator_state import Policy
 from rdzv.protocol.events import CLOSED_ERROR, GRACEFUL, TIMEOUT, Identity, Timing
-from rdzv.protocol.records import MAX_SLOTS, ROUND_KIND
+from rdzv.protocol.records import MAX_SLOTS, ROUND_KIND, incarnation
 from rdzv.spec import API_VERSION
 
 if TYPE_CHECKING:
@@ -84,14 +85,14 @@ class KubernetesRendezvousHandler(RendezvousHandler):  # type: ignore[misc]  # t
             params.min_nodes, params.max_nodes, last_call=_seconds(params, "last_call_timeout", LAST_CALL_TIMEOUT)
         )
         api = kube_config.load()
-        identity, owned = _identity(params, name, api, os.environ)
+        identity = _identity(params, name, api, os.environ)
         self._address = identity.address
         self._listener: socket.socket | None = None
         self._store: Store | None = None
         self._shut_down = False
         self._client = Client(api)
         self._namespace, self._name = namespace, name
-        self._agent = Agent(self._client, AgentSettings(namespace, identity, timing, policy, self._rebind, owned))
+        self._agent = Agent(self._client, AgentSettings(namespace, identity, timing, policy, self._rebind))
 
     def get_backend(self) -> str:
         """`kubernetes`."""
@@ -280,25 +281,35 @@ def _join_timeout(params: RendezvousParameters) -> float:
 
 def _identity(
     params: RendezvousParameters, rendezvous: str, api: kube_config.Config, environ: Mapping[str, str]
-) -> tuple[Identity, bool]:
-    """Who this agent is, and whether it is a pod that its Member can be owned by."""
+) -> Identity:
+    """Who this agent is."""
     given = params.get("member")
     slot = _slot(params, environ)
     uid, pod = environ.get("RDZV_POD_UID", ""), environ.get("RDZV_POD_NAME", "")
     owned = bool(uid and pod and not given)
     name = str(given) if given else pod or _local_name(slot)
-    identity = Identity(
+    return Identity(
         rendezvous=rendezvous,
         run_id=str(params.run_id),
         name=name,
         # Another start of an agent in the same pod is somebody else.
-        incarnation=f"{uid if owned else name}/{secrets.token_hex(4)}",
-        address=str(params.local_addr or environ.get("RDZV_POD_IP") or _local_address(api)),
+        incarnation=incarnation(name, uid if owned else "", secrets.token_hex(4)),
+        address=_address(str(params.local_addr or environ.get("RDZV_POD_IP") or _local_address(api))),
         port=0,
         node=environ.get("RDZV_NODE_NAME", ""),
         slot=slot,
+        owned=owned,
     )
-    return identity, owned
+
+
+def _address(text: str) -> str:
+    """As a literal: the others look nothing up, and take nothing else."""
+    with contextlib.suppress(ValueError):
+        return str(ip_address(text))
+    try:
+        return str(socket.getaddrinfo(text, None, type=socket.SOCK_STREAM)[0][4][0])
+    except (OSError, UnicodeError) as error:
+        raise ValueError(f"the local address {text!r} is no IP address, and no name of one: {error}") from error
 
 
 def _slot(params: RendezvousParameters, environ: Mapping[str, str]) -> int | None:

@@ -34,12 +34,11 @@ log = logging.getLogger("rdzv.agent")
 
 @dataclass(frozen=True)
 class OwnMember:
-    """Blocking requests, each made once. `failed` is told what went wrong; `owned`: the Member goes with its pod."""
+    """Blocking requests, each made once. `failed` is told what went wrong."""
 
     client: Client
     namespace: str
     name: str
-    owned: bool
     failed: Callable[[Exception], None]
 
     def write(self, action: Write) -> Written | WriteFailed | WriteUnknown:
@@ -49,8 +48,6 @@ class OwnMember:
             Stopped: the client was closed.
         """
         obj = action.member.to_object(self.namespace, action.rv)
-        if not self.owned:
-            del obj["metadata"]["ownerReferences"]  # Without such a pod the object would be collected at once.
         send = self.client.create if action.rv is None else self.client.replace
         try:
             return Written(resource_version(send(MEMBERS, self.namespace, obj)))

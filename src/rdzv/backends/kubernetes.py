@@ -101,7 +101,8 @@ def _roster(rendezvous: Rendezvous, observed: Observed, previous: Mapping[str, A
     """Who is expected, who leaves or is gone, and who will not come without help."""
     live = [pod for pod in observed.pods if pod.live]
     uids = {pod.uid for pod in observed.pods}
-    gone = {member.pod_uid for member in _members(rendezvous, observed)} - uids
+    # An agent outside of pods is judged by its peers alone.
+    gone = {member.pod_uid for member in _members(rendezvous, observed) if member.owned} - uids
     failed = {pod.uid for pod in observed.pods if pod.phase == "Failed"}
     beat = (
         int(now // HEARTBEAT)

@@ -105,10 +105,12 @@ def _expected(there: Attendance) -> Outstanding:
     stuck = [absent for absent in roster.hopeless if absent.pod not in names]
     stuck_slots = {absent.slot for absent in stuck if absent.slot is not None}
     missing = [slot for slot in sorted(roster.expected) if slot not in slots]
-    unnamed = max(0, roster.expected_count - len(there.joined) - len(missing))
+    pods = sum(member.owned for member in there.joined)
+    unnamed = max(0, roster.expected_count - pods - len(missing))
     spare = sum(absent.slot is None for absent in stuck)
     if not missing and not unnamed:
-        return Outstanding()
+        # The operator knows pods; nobody knows how many agents outside of pods are to come.
+        return Outstanding() if pods == len(there.joined) else Outstanding(("more agents outside of pods",))
     who = [f"{absent.pod} is {absent.reason}" for absent in stuck]
     who += [f"slot {slot}" for slot in missing if slot not in stuck_slots]
     who += [f"{unnamed - spare} more"] if unnamed > spare else []
@@ -125,8 +127,12 @@ def missing_text(there: Attendance, waited_for: Outstanding) -> str:
     return f"{max(count - joined, 0)} of {count} expected pods have not joined: {'; '.join(who[:_NAMED])}{more}"
 
 
-def missing(members: Iterable[Member], roster: Roster | None, record: Round | None, policy: Policy, run_id: str) -> str:
+def missing(
+    members: Iterable[tuple[Member, int]], roster: Roster | None, record: Round | None, policy: Policy, run_id: str
+) -> str:
     """Who has not asked for the round after `record`, and why, as far as these records tell; empty when that is nobody.
+
+    Each Member comes with its resourceVersion.
 
     For an agent whose time is up. The others' is up at about the same moment, so whoever has given up had joined.
     """
@@ -134,8 +140,11 @@ def missing(members: Iterable[Member], roster: Roster | None, record: Round | No
         return "nobody has made its Round"
     if record.run_id != run_id or (record.phase != FORMING and record.want <= record.round):
         return ""
-    there = [replace(member, state=LIVE) if member.state == LEAVING else member for member in members]
-    alive = one_per_slot(member for member in there if member.run_id == run_id and member.state == LIVE)
+    alive = one_per_slot(
+        (replace(member, state=LIVE), rv)
+        for member, rv in members
+        if member.run_id == run_id and member.state in (LIVE, LEAVING)
+    )
     roster = roster if roster is not None and roster.run_id == run_id else None
     believed = roster if roster is not None and roster.known else None
     attendance = attend(policy, alive, record, roster, believed, frozenset())

@@ -26,6 +26,8 @@ class Identity:
     port: int
     node: str = ""
     slot: int | None = None
+    owned: bool = True
+    """It runs in a pod of its name, with which its Member is to go."""
 
 
 @dataclass(frozen=True)

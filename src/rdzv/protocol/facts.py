@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from rdzv.protocol.records import LIVE, RUNNING, SUCCEEDED, Member, Roster, Round, fingerprint
+from rdzv.protocol.records import LIVE, RUNNING, SUCCEEDED, Member, Roster, Round, birth, fingerprint
 
 if TYPE_CHECKING:
     from rdzv.protocol.coordinator_state import CoordinatorState, Policy, View
@@ -71,7 +71,7 @@ def gather(state: CoordinatorState, view: View, own: Round | None, now: float) -
     everyone = [entry for entry in view.members.values() if entry[0].run_id == run_id]
     members = [member for member, _ in everyone]
     dead = _dead(state, view)
-    alive = [member for member in members if not why_not_alive(member, dead, state.succeeded, roster)]
+    alive = [entry for entry in everyone if not why_not_alive(entry[0], dead, state.succeeded, roster)]
     believed = roster if roster is not None and _believed(state, roster, now) else None
     attendance = attend(state.policy, one_per_slot(alive), own, roster, believed, view.suspected)
     world = frozenset(own.fingerprints if own is not None and own.phase == RUNNING else ())
@@ -132,11 +132,11 @@ def why_not_alive(member: Member, dead: frozenset[str], succeeded: frozenset[str
     return ""
 
 
-def one_per_slot(members: Iterable[Member]) -> list[Member]:
-    """Of live pods with one index only the newest (by creation of its Member). Those without follow by name."""
+def one_per_slot(members: Iterable[tuple[Member, int]]) -> list[Member]:
+    """Of live agents with one index only the newest, and a pod before one that is none. Those without follow by name."""
     newest: dict[int, Member] = {}
     without = []
-    for member in sorted(members, key=lambda m: (m.created, m.name)):
+    for member, _ in sorted(members, key=lambda entry: (entry[0].owned, birth(*entry), entry[0].name)):
         if member.index is None:
             without.append(member)
         else:

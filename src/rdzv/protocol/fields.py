@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from ipaddress import ip_address
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -21,6 +22,12 @@ else:
         return copy
 
 
+_ADDRESS_LENGTH = 64
+"""An IPv6 address has up to 45 characters; a zone may follow."""
+_VERSION_LENGTH = 20
+"""Digits of a number of 64 bits."""
+
+
 class Fields:
     """One JSON object. Every error is a ValueError that begins with the path of the field."""
 
@@ -33,11 +40,24 @@ class Fields:
             raise ValueError(f"{name}: not an object: {data!r:.80}")
         self.data: Mapping[str, Any] = data
 
-    def text(self, name: str, required: bool = False) -> str:
-        """A string, "" when absent and not required."""
+    def text(self, name: str, required: bool = False, most: int | None = None) -> str:
+        """A string of at most `most` characters, "" when absent and not required."""
         value = self.data.get(name, "")
         if not isinstance(value, str) or (required and not value):
             raise ValueError(f"{self.name}.{name}: {'missing' if value == '' else f'not a string: {value!r:.80}'}")
+        if most is not None and len(value) > most:
+            raise ValueError(f"{self.name}.{name}: longer than {most} characters: {value!r:.80}")
+        return value
+
+    def address(self, name: str) -> str:
+        """The IP address of one machine, as a literal: nothing is looked up where it is used."""
+        value = self.text(name, required=True, most=_ADDRESS_LENGTH)
+        try:
+            address = ip_address(value)
+        except ValueError:
+            raise ValueError(f"{self.name}.{name}: not an IP address: {value!r:.80}") from None
+        if address.is_unspecified or address.is_multicast:
+            raise ValueError(f"{self.name}.{name}: not the address of one machine: {value!r:.80}")
         return value
 
     def choice(self, name: str, choices: Sequence[str]) -> str:
@@ -72,7 +92,7 @@ class Fields:
         """A resourceVersion as a number; 0 when absent."""
         value = self.text(name) or "0"
         # isdigit() alone also admits digits that int() refuses, such as superscripts.
-        if not (value.isascii() and value.isdigit()):
+        if not (value.isascii() and value.isdigit() and len(value) <= _VERSION_LENGTH):
             raise ValueError(f"{self.name}.{name}: not a resourceVersion: {value!r:.80}")
         return int(value)
 

@@ -82,7 +82,11 @@ def _stopped(state: MemberState) -> ev.Raise | None:
 def _replaced(state: MemberState) -> ev.Raise | None:
     if state.standing is not Standing.REPLACED:
         return None
-    text = f"another agent has taken the place of {state.me.name} in Rendezvous {state.me.rendezvous}"
+    other = state.replaced_by
+    where = f", from {other.address}," if other is not None else ""
+    text = f"another agent of the name {state.me.name}{where} joined Rendezvous {state.me.rendezvous} later and has its place"
+    if not state.me.owned:
+        text += ": two agents that run at one time need two names (--rdzv-conf=member=NAME)"
     return ev.Raise(ev.CLOSED_ERROR, text)
 
 
@@ -170,6 +174,7 @@ def _ask(state: MemberState, actions: list[ev.Action]) -> MemberState:
         allotted=state.slot is not None and me.slot is None,
         state=LIVE,
         node=me.node,
+        owned=me.owned,
     )
     request = replace(request, requested=desired.want_round)
     return replace(state, request=request, own=replace(state.own, desired=desired))

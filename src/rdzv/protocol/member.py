@@ -108,4 +108,5 @@ def _known(state: MemberState, event: ev.RoundSeen, now: float) -> KnownRound:
         return replace(known, observed=True, record=None, rv=event.rv, foreign=record.run_id, foreign_since=since)
     ended = record.round if record.phase == CLOSED and not known.met else known.ended
     highest_seen = max(known.highest_seen, record.round)
-    return KnownRound(True, record, event.rv, highest_seen, met=True, ended=ended)
+    met_rv = known.met_rv if known.met else event.rv
+    return KnownRound(True, record, event.rv, highest_seen, met=True, met_rv=met_rv, ended=ended)

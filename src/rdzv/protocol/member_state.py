@@ -64,6 +64,8 @@ class KnownRound:
     """Highest round number ever seen. Only grows, also when the Round is deleted and made again."""
     met: bool = False
     """A Round of the own run was seen."""
+    met_rv: int = 0
+    """Its resourceVersion at the first look: no write of this agent is older."""
     ended: int = -1
     """Number of the round that was already closed at the first look: a new run of the same Rendezvous starts from it."""
     foreign: str = ""
@@ -93,15 +95,15 @@ class OwnRecord:
     desired: Member | None = None
     """What this agent has to say, None before it asks for the first time."""
     acked: Member | None = None
-    """What the API server has, as far as it has told."""
+    """What the API server has, as far as it has told; without `first_rv`, as `desired` and `pending`."""
     acked_rv: int | None = None
     """resourceVersion of `acked`: the condition of the next write. None: create it."""
     writing: Writing = Writing.SETTLED
     """The request that is under way."""
     pending: Member | None = None
     """What is being written."""
-    written: bool = False
-    """A write of this very agent is known to have been applied."""
+    first_rv: int = 0
+    """resourceVersion of the first write that is known to have been applied, 0 before. What a later one has to say."""
     confirmed_at: float = 0.0
     """When (seconds) the API server last told what it has."""
     retry_at: float = 0.0
@@ -145,6 +147,8 @@ class MemberState:
     """How long it waits for what."""
     standing: Standing = Standing.ACTIVE
     """Whether it may still be in a world."""
+    replaced_by: Member | None = None
+    """What the later agent of this name says."""
     slot: int | None = None
     """The own slot, once it is known; `me.slot` when the pod has an index."""
     accepted: int = 0
@@ -220,6 +224,6 @@ def become_finished(state: MemberState, success: bool) -> MemberState:
     return replace(state, standing=standing, own=state.own.saying(word))
 
 
-def become_replaced(state: MemberState) -> MemberState:
+def become_replaced(state: MemberState, by: Member) -> MemberState:
     """Another agent has the name: nothing is written any more."""
-    return replace(state, standing=Standing.REPLACED)
+    return replace(state, standing=Standing.REPLACED, replaced_by=by)

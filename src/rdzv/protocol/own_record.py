@@ -7,7 +7,7 @@ import zlib
 from rdzv.protocol import events as ev
 from rdzv.protocol.fields import replace
 from rdzv.protocol.member_state import MemberState, OwnRecord, Stage, Standing, Writing, become_replaced
-from rdzv.protocol.records import Member
+from rdzv.protocol.records import MAX_AHEAD, Member, birth
 
 #: How many times less often a parked spare looks after its Member.
 _PARKED_CHECKS = 6
@@ -18,7 +18,7 @@ def take_reply(state: MemberState, event: ev.MemberEvent, now: float) -> MemberS
     own = state.own
     match event:
         case ev.Written(rv):
-            own = replace(own, acked=own.pending, acked_rv=rv, pending=None, written=True)
+            own = replace(own, acked=own.pending, acked_rv=rv, pending=None, first_rv=own.first_rv or rv)
             own = _settled(own, now)
         case ev.WriteFailed(invalid):
             own = _later(state, replace(own, pending=None, writing=Writing.SETTLED), now)
@@ -30,7 +30,8 @@ def take_reply(state: MemberState, event: ev.MemberEvent, now: float) -> MemberS
             before = Writing.UNKNOWN if own.writing is Writing.READING else Writing.SETTLED
             own = _later(state, replace(own, writing=before), now)
         case ev.OwnRead(member, rv):
-            return _read(replace(state, own=_settled(own, now)), member, rv)
+            lost = own.writing is Writing.READING
+            return _read(replace(state, own=_settled(own, now)), member, rv, lost)
         case _:
             return state
     return replace(state, own=own)
@@ -40,22 +41,29 @@ def _settled(own: OwnRecord, now: float) -> OwnRecord:
     return replace(own, writing=Writing.SETTLED, failures=0, confirmed_at=now)
 
 
-def _read(state: MemberState, member: Member | None, rv: int) -> MemberState:
-    own = state.own
+def _read(state: MemberState, member: Member | None, rv: int, lost: bool) -> MemberState:
+    """`lost`: the reply to a write was lost before."""
+    own, me, known = state.own, state.me, state.known
     if member is None:
-        return replace(state, own=replace(own, acked=None, acked_rv=None))
-    if member.incarnation == state.me.incarnation:
-        own = replace(own, written=True)
-    elif own.written and member.pod_uid != state.me.incarnation.partition("/")[0]:
-        # Of one pod this is the latest start: anything else is a late write of an earlier one.
-        return become_replaced(state)
-    if member.run_id == state.me.run_id:
+        # Its first write may have been applied, and somebody deleted it since: this agent is no newer than its first look.
+        first_rv = known.met_rv if lost and not own.first_rv else own.first_rv
+        return replace(state, own=replace(own, acked=None, acked_rv=None, first_rv=first_rv))
+    if member.incarnation == me.incarnation:
+        own = replace(own, first_rv=own.first_rv or birth(member, rv))
+    elif own.first_rv and not _earlier_start(me, member) and birth(member, rv) > own.first_rv:
+        return become_replaced(state, member)
+    if member.run_id == me.run_id:
         # An earlier start of this pod knew of rounds, and had a slot, which the new one has to respect.
-        known = replace(state.known, highest_seen=max(state.known.highest_seen, member.seen_round))
-        state = replace(state, known=known)
+        if known.highest_seen < member.seen_round <= known.highest_seen + MAX_AHEAD:
+            state = replace(state, known=replace(known, highest_seen=member.seen_round))
         if state.slot is None and member.allotted:
             state = replace(state, slot=member.slot)
-    return replace(state, own=replace(own, acked=replace(member, created=""), acked_rv=rv))
+    return replace(state, own=replace(own, acked=replace(member, first_rv=0), acked_rv=rv))
+
+
+def _earlier_start(me: ev.Identity, member: Member) -> bool:
+    """Of one pod this is the latest start: anything else is a late write of an earlier one."""
+    return me.owned and member.owned and member.pod_uid == me.incarnation.partition("/")[0]
 
 
 def _later(state: MemberState, own: OwnRecord, now: float) -> OwnRecord:
@@ -78,7 +86,7 @@ def bring(state: MemberState, actions: list[ev.Action], now: float) -> MemberSta
         return replace(state, own=replace(own, writing=reading))
     if own.desired is None or own.desired == own.acked:
         return state
-    actions.append(ev.Write(own.desired, own.acked_rv))
+    actions.append(ev.Write(replace(own.desired, first_rv=own.first_rv), own.acked_rv))
     return replace(state, own=replace(own, writing=Writing.PENDING, pending=own.desired))
 
 

@@ -24,6 +24,13 @@ ROUND_KIND = "RendezvousRound"
 MAX_SLOTS = 4096
 """Slots are 0 .. MAX_SLOTS-1; bounds the size of a Round (bitmap 684 characters, fingerprints 16 KiB at most)."""
 
+MAX_AHEAD = 1_000_000
+"""How far above the highest known round a Member's numbers may be: more rounds than are ever missed."""
+_NAME_LENGTH, _INCARNATION_LENGTH, _UID_LENGTH = 253, 128, 64
+"""Characters, as the CRDs allow."""
+_PREFIX_LENGTH = 100
+"""Characters of the name of an agent outside of pods that its incarnation begins with."""
+
 FORMING, RUNNING, CLOSED = "Forming", "Running", "Closed"
 PHASES = (FORMING, RUNNING, CLOSED)
 LIVE, LEAVING, SUCCEEDED, FAILED = "live", "leaving", "succeeded", "failed"
@@ -140,7 +147,7 @@ class Round:
             )
         record = Round(
             name=Fields(obj, "metadata").text("name", required=True),
-            run_id=spec.text("runID", required=True),
+            run_id=spec.text("runID", required=True, most=_NAME_LENGTH),
             round=spec.integer("round"),
             phase=spec.choice("phase", PHASES),
             slots=slots,
@@ -183,8 +190,10 @@ class Member:
     """The slot is not the pod's index: a Round allotted it, and may allot another one."""
     state: str = LIVE
     node: str = ""
-    created: str = ""
-    """creationTimestamp, as the API server set it; decides which of two pods on one slot is the newer. Not written."""
+    owned: bool = True
+    """The object belongs to a pod of its name, and goes with it. Otherwise the agent runs outside of pods."""
+    first_rv: int = 0
+    """resourceVersion of this agent's first write, 0 while this is the first. See `birth`."""
 
     @property
     def index(self) -> int | None:
@@ -193,11 +202,11 @@ class Member:
 
     @property
     def pod_uid(self) -> str:
-        """The part of `incarnation` before the first slash."""
-        return self.incarnation.partition("/")[0]
+        """UID of the pod that owns it, "" for an agent outside of pods."""
+        return self.incarnation.partition("/")[0] if self.owned else ""
 
     def to_object(self, namespace: str, resource_version: int | None = None) -> Object:
-        """The RendezvousMember, owned by its pod; `resource_version` makes a replace conditional."""
+        """The RendezvousMember; `resource_version` makes a replace conditional."""
         spec: Object = {
             "runID": self.run_id,
             "incarnation": self.incarnation,
@@ -213,7 +222,9 @@ class Member:
             spec["slot"] = self.slot
         if self.allotted:
             spec["allotted"] = True
-        owner = {"apiVersion": "v1", "kind": "Pod", "name": self.name, "uid": self.pod_uid}
+        if self.first_rv:
+            spec["firstRV"] = str(self.first_rv)
+        owner = {"apiVersion": "v1", "kind": "Pod", "name": self.name, "uid": self.pod_uid} if self.owned else None
         metadata = _metadata(self.name, namespace, self.rendezvous, resource_version, owner)
         return {"apiVersion": API_VERSION, "kind": "RendezvousMember", "metadata": metadata, "spec": spec}
 
@@ -225,22 +236,42 @@ class Member:
         labels = metadata.data.get("labels")
         if not isinstance(labels, Mapping) or not isinstance(labels.get(LABEL), str):
             raise ValueError(f"metadata.labels: {LABEL} is missing")
+        name = metadata.text("name", required=True, most=_NAME_LENGTH)
+        incarnation = spec.text("incarnation", required=True, most=_INCARNATION_LENGTH)
+        first_rv, rv = spec.version("firstRV"), metadata.version("resourceVersion")
+        if rv and first_rv > rv:
+            raise ValueError(f"spec.firstRV: {first_rv} is later than the object, {rv}")
         return Member(
-            name=metadata.text("name", required=True),
+            name=name,
             rendezvous=labels[LABEL],
-            run_id=spec.text("runID", required=True),
-            incarnation=spec.text("incarnation", required=True),
-            address=spec.text("address", required=True),
+            run_id=spec.text("runID", required=True, most=_NAME_LENGTH),
+            incarnation=incarnation,
+            address=spec.address("address"),
             port=spec.integer("port", below=65536),
             want_round=spec.integer("wantRound"),
             seen_round=spec.integer("seenRound"),
-            round_uid=spec.text("roundUID"),
+            round_uid=spec.text("roundUID", most=_INCARNATION_LENGTH),
             slot=slot,
             allotted=spec.flag("allotted"),
             state=spec.choice("state", STATES),
-            node=spec.text("node"),
-            created=metadata.text("creationTimestamp"),
+            node=spec.text("node", most=_NAME_LENGTH),
+            owned=_is_owned(metadata, name, incarnation),
+            first_rv=first_rv,
         )
+
+
+def birth(member: Member, rv: int) -> int:
+    """When this agent first wrote its Member, as a resourceVersion; `rv` is that of the object.
+
+    Of two agents with one slot or name the later one counts. An agent that makes its Member again, because somebody deleted
+    it, repeats the number of its first write: unlike a creationTimestamp it can't be renewed by the older agent.
+    """
+    return member.first_rv or rv
+
+
+def incarnation(name: str, pod_uid: str, start: str) -> str:
+    """Of the agent of this start; `pod_uid` is "" outside of pods."""
+    return f"{pod_uid or name[:_PREFIX_LENGTH]}/{start}"
 
 
 @dataclass(frozen=True)
@@ -382,11 +413,25 @@ def _metadata(name: str, namespace: str, rendezvous: str, resource_version: int 
     return metadata
 
 
+def _is_owned(metadata: Fields, name: str, incarnation: str) -> bool:
+    """Whether a pod owns this Member, which its incarnation has to begin with; outside of pods it is the Member's name."""
+    begins = incarnation.partition("/")[0]
+    owned = False
+    for owner in metadata.children("ownerReferences"):
+        if owner.data.get("kind") == "Pod":
+            owned = True
+            if (owner.text("name"), owner.text("uid", most=_UID_LENGTH)) != (name, begins):
+                raise ValueError(f"{owner.name}: incarnation {incarnation!r:.80} of {name!r:.80} is not of this pod")
+    if not owned and begins not in (name, name[:_PREFIX_LENGTH]):
+        raise ValueError(f"spec.incarnation: {incarnation!r:.80} does not begin with the name, {name!r:.80}")
+    return owned
+
+
 def _leader(fields: Fields | None) -> Leader | None:
     if fields is None:
         return None
     port = fields.integer("port", below=65536)
-    return Leader(fields.integer("slot", below=MAX_SLOTS), fields.text("address", required=True), port)
+    return Leader(fields.integer("slot", below=MAX_SLOTS), fields.address("address"), port)
 
 
 def _coordinator(fields: Fields | None) -> Coordinator | None:
@@ -394,8 +439,8 @@ def _coordinator(fields: Fields | None) -> Coordinator | None:
         return None
     return Coordinator(
         slot=None if fields.data.get("slot") is None else fields.integer("slot", below=MAX_SLOTS),
-        incarnation=fields.text("incarnation", required=True),
-        address=fields.text("address", required=True),
+        incarnation=fields.text("incarnation", required=True, most=_INCARNATION_LENGTH),
+        address=fields.address("address"),
         port=fields.integer("port", below=65536),
         term=fields.integer("term"),
     )

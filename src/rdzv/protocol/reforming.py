@@ -65,7 +65,7 @@ def _late(facts: Facts, own: Round) -> list[Member]:
 def _nobody_else(facts: Facts, own: Round) -> bool:
     """Every pod that the operator expects is in the world or asks to be."""
     there = facts.attendance
-    if there.roster is None:
+    if there.roster is None or not all(member.owned for member in there.joined):
         return False
     slots = {member.index for member in there.joined}
     slots |= {slot for mark, slot in zip(own.fingerprints, own.slots, strict=True) if mark in there.present}

@@ -13,7 +13,7 @@ from unit.protocol.sim import NAME, Pod, Process, Scenario, Sim, Violation, show
 
 from rdzv.protocol import events as ev
 from rdzv.protocol.member_state import Standing
-from rdzv.protocol.records import RUNNING, SUCCEEDED, Round
+from rdzv.protocol.records import RUNNING, SUCCEEDED, Round, birth
 
 #: Simulated seconds from the last fault within which a round must have formed.
 BOUND = 90.0
@@ -131,13 +131,13 @@ class Schedule:
             if usable and not process.pod.gone and not process.pod.draining:
                 key = process.me.slot if process.me.slot is not None else process.me.incarnation
                 rival = newest.get(key)
-                if rival is None or self.created(rival) <= self.created(process):
+                if rival is None or self.born(rival) <= self.born(process):
                     newest[key] = process
         return sorted(process.me.incarnation for process in newest.values())
 
-    def created(self, process: Process) -> tuple[str, str]:
+    def born(self, process: Process) -> tuple[int, str]:
         record = self.sim.members.get(process.pod.name)
-        return (record[0].created if record else "", process.pod.name)
+        return (birth(*record) if record else 0, process.pod.name)
 
     def formed(self) -> bool:
         sim = self.sim
@@ -186,7 +186,7 @@ class Schedule:
 
     def differs(self, process: Process) -> bool:
         record, _ = self.sim.members.get(process.pod.name, (None, 0))
-        return record is None or replace(record, created="") != process.state.own.acked
+        return record is None or replace(record, first_rv=0) != process.state.own.acked
 
     def end(self) -> None:
         """The job ends, well or not; then another job may use the same Rendezvous."""

@@ -242,11 +242,10 @@ class Sim:
             raise Violation(f"a late write of {record} undoes {current}")
         self.sent[record.name] = sent
         self.writes[record.name] = self.writes.get(record.name, 0) + 1
-        created = current[0].created if current else f"{self.rv:08d}"
         self.log(
             f"{record.name} writes Member rv={self.rv + 1} want={record.want_round} seen={record.seen_round} {record.state}"
         )
-        self.publish_member(record.name, replace(record, created=created))
+        self.publish_member(record.name, record)
         return "ok", self.rv
 
     def publish_member(self, name: str, record: Member | None) -> None:
@@ -339,7 +338,7 @@ class Sim:
         acked, acked_rv = process.state.own.acked, process.state.own.acked_rv or 0
         # A late write of the same agent may have followed the one that it knows of: then only its port differs.
         port = request.port if rv <= acked_rv or acked is None else acked.port
-        if rv < acked_rv or replace(request, created="", port=port) != acked:
+        if rv < acked_rv or replace(request, first_rv=0, port=port) != acked:
             raise Violation(f"{me} accepts round {world.round}, which counted {mine}, not {acked} at {acked_rv}")
         others = self.accepted[key]
         others[me] = world

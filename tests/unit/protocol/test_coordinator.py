@@ -43,7 +43,6 @@ def member(number: int, want: int = 1, **changes: Any) -> Member:
         want_round=want,
         seen_round=max(0, want - 1),
         slot=number,
-        created=f"2026-01-01T00:00:{number:02d}Z",
     )
     return replace(record, **changes)
 
@@ -405,12 +404,32 @@ def test_close_on_request_keeps_an_earlier_reason() -> None:
 
 
 def test_of_two_pods_on_one_slot_the_newer_is_counted() -> None:
-    old, new = member(1), member(1, name="pod-7", incarnation="uid-7/0", created="2026-01-01T00:00:09Z")
-    bench = Bench([member(0), new, old], EMPTY, roster(0, 1))
+    old, new = member(1), member(1, name="pod-7", incarnation="uid-7/0")
+    bench = Bench([member(0), old, new], EMPTY, roster(0, 1))
     record = bench.wrote(0.0)
     assert record.slots == (0, 1)
     assert record.rank_of("uid-7/0") == 1
     assert record.rank_of("uid-1/0") is None
+
+
+def test_an_older_agent_that_makes_its_member_again_does_not_displace_its_replacement() -> None:
+    old, new = member(1, first_rv=90), member(1, name="pod-7", incarnation="uid-7/0")
+    bench = Bench([member(0), new, old], EMPTY, roster(0, 1))
+    assert bench.wrote(0.0).rank_of("uid-7/0") == 1
+
+
+def test_an_agent_outside_of_pods_does_not_displace_a_pod() -> None:
+    outside = member(1, name="host", incarnation="host/0", owned=False)
+    record = Bench([member(0), member(1), outside], EMPTY, roster(0, 1)).wrote(0.0)
+    assert record.rank_of("uid-1/0") == 1
+
+
+def test_agents_outside_of_pods_are_waited_for_until_the_last_call() -> None:
+    outside = [member(i, name=f"host-{i}", incarnation=f"host-{i}/0", owned=False) for i in range(2)]
+    bench = Bench(outside, EMPTY, roster())
+    assert bench.silent_until(0.0) == 30.0
+    assert "more agents outside of pods" in bench.at(0.0).waiting_for
+    assert bench.wrote(30.0).slots == (0, 1)
 
 
 def test_a_missing_round_is_made_beyond_every_number_known() -> None:

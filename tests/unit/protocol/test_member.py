@@ -155,7 +155,7 @@ def test_a_lost_reply_is_followed_by_a_read() -> None:
     agent.sees(EMPTY)
     write = agent.one(ev.Write)
     assert agent.gets(ev.WriteUnknown()) == [ev.Read()]
-    assert agent.gets(ev.OwnRead(replace(write.member, created="2026"), 33)) == []
+    assert agent.gets(ev.OwnRead(write.member, 33)) == []
     agent.sees(world(1, members_rv=33))
     agent.one(ev.Accept)
 
@@ -166,7 +166,8 @@ def test_a_write_that_was_not_applied_is_made_again() -> None:
     agent.sees(EMPTY)
     write = agent.one(ev.Write)
     agent.gets(ev.WriteUnknown())
-    assert agent.gets(ev.OwnRead(None, 0)) == [write]
+    # It may have been applied and deleted since, so this agent is no newer than its first look at the Round.
+    assert agent.gets(ev.OwnRead(None, 0)) == [ev.Write(replace(write.member, first_rv=agent.rv), None)]
 
 
 def test_the_member_of_an_earlier_start_is_replaced() -> None:
@@ -189,8 +190,49 @@ def test_gives_way_to_a_later_pod_of_its_name() -> None:
     acked = agent.state.own.acked
     assert acked is not None
     agent.gets(ev.OwnRead(replace(acked, incarnation="uid-9/0"), 40))
-    assert "another agent has taken the place of pod-1" in agent.one(ev.Raise).message
+    assert "another agent of the name pod-1, from 10.0.0.1, joined Rendezvous job later" in agent.one(ev.Raise).message
     assert not any(isinstance(action, ev.Write) for action in agent.actions)
+
+
+def test_does_not_give_way_to_an_earlier_agent_of_its_name_that_makes_its_member_again() -> None:
+    agent = Agent().joined(rv=30)
+    agent.gets(ev.Join(5001))
+    agent.gets(ev.WriteUnknown())
+    acked = agent.state.own.acked
+    assert acked is not None
+    [again] = agent.gets(ev.OwnRead(replace(acked, incarnation="uid-0/0", first_rv=20), 40))
+    assert isinstance(again, ev.Write)
+    assert (again.rv, again.member.first_rv) == (40, 30)
+
+
+def test_of_two_agents_of_one_name_outside_of_pods_the_earlier_is_told() -> None:
+    agent = Agent(replace(ME, incarnation="pod-1/0", owned=False))
+    agent.gets(ev.Join(5000))
+    agent.sees(EMPTY)
+    write = agent.one(ev.Write)
+    agent.gets(ev.Written(10))
+    assert agent.gets(ev.Tick(), later=10.0) == [ev.Read()]
+    agent.gets(ev.OwnRead(replace(write.member, incarnation="pod-1/1", address="10.0.0.7"), 12))
+    error = agent.one(ev.Raise)
+    assert error.kind == ev.CLOSED_ERROR
+    assert error.message == (
+        "another agent of the name pod-1, from 10.0.0.7, joined Rendezvous job later and has its place: "
+        "two agents that run at one time need two names (--rdzv-conf=member=NAME)"
+    )
+
+
+def test_every_write_but_the_first_repeats_when_the_first_was() -> None:
+    agent = Agent()
+    agent.gets(ev.Join(5000))
+    agent.sees(EMPTY)
+    assert agent.one(ev.Write).member.first_rv == 0
+    agent.gets(ev.Written(10))
+    agent.sees(world(1, 10))
+    agent.gets(ev.Join(5001))
+    assert agent.one(ev.Write).member.first_rv == 10
+    agent.gets(ev.Written(20))
+    agent.gets(ev.Sigterm())
+    assert agent.one(ev.Write).member.first_rv == 10
 
 
 def test_undoes_a_late_write_of_an_earlier_start() -> None:
@@ -241,7 +283,7 @@ def test_a_waiting_agent_looks_after_its_member() -> None:
     agent.gets(ev.Written(10))
     assert agent.one(ev.Wake).at == 10.0
     assert agent.gets(ev.Tick(), later=10.0) == [ev.Read()]
-    assert agent.gets(ev.OwnRead(None, 0)) == [write]
+    assert agent.gets(ev.OwnRead(None, 0)) == [ev.Write(replace(write.member, first_rv=10), None)]
 
 
 def test_an_agent_in_a_world_does_nothing_by_itself() -> None:

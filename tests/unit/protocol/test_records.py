@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from ipaddress import ip_address
 from typing import Any
 
 import pytest
@@ -25,12 +26,20 @@ from rdzv.protocol.records import (
     Round,
     decode_slots,
     encode_slots,
+    incarnation,
     resource_version,
     salted_fingerprints,
 )
 
+
+def usable(text: str) -> bool:
+    address = ip_address(text)
+    return not (address.is_unspecified or address.is_multicast)
+
+
 slots = st.integers(0, MAX_SLOTS - 1)
 names = st.text(st.characters(codec="utf-8"), min_size=1, max_size=20)
+addresses = st.ip_addresses().map(str).filter(usable)
 counts = st.integers(0, 2**40)
 ports = st.integers(0, 65535)
 
@@ -46,7 +55,7 @@ def rounds(draw: st.DrawFn) -> Round:
     ordered = tuple(sorted(members))
     salt, fingerprints = salted_fingerprints([f"uid-{slot}/0" for slot in ordered])
     phase = draw(st.sampled_from(PHASES if members else ("Forming", "Closed")))
-    coordinator = draw(st.none() | st.builds(Coordinator, st.none() | slots, names, names, ports, counts))
+    coordinator = draw(st.none() | st.builds(Coordinator, st.none() | slots, names, addresses, ports, counts))
     return Round(
         name=draw(names),
         run_id=draw(names),
@@ -55,7 +64,7 @@ def rounds(draw: st.DrawFn) -> Round:
         slots=ordered,
         fingerprints=fingerprints,
         salt=salt,
-        leader=Leader(ordered[0], draw(names), draw(ports)) if members else None,
+        leader=Leader(ordered[0], draw(addresses), draw(ports)) if members else None,
         coordinator=coordinator,
         want=draw(counts),
         want_reason=draw(st.text(max_size=20)),
@@ -66,11 +75,11 @@ def rounds(draw: st.DrawFn) -> Round:
 
 members = st.builds(
     Member,
-    name=names,
+    name=names.filter(lambda text: "/" not in text),
     rendezvous=names,
     run_id=names,
     incarnation=names,
-    address=names,
+    address=addresses,
     port=ports,
     want_round=counts,
     seen_round=counts,
@@ -79,7 +88,9 @@ members = st.builds(
     allotted=st.booleans(),
     state=st.sampled_from(STATES),
     node=st.text(max_size=5),
-)
+    owned=st.booleans(),
+    first_rv=counts,
+).map(lambda m: m if m.owned else dataclasses.replace(m, incarnation=incarnation(m.name, "", m.incarnation)))
 
 
 @given(rounds(), st.none() | counts)
@@ -93,9 +104,8 @@ def test_round_survives_json(record: Round, version: int | None) -> None:
 def test_member_survives_json(record: Member) -> None:
     obj = through_json(record.to_object("ns"))
     assert Member.from_object(obj) == record
-    assert obj["metadata"]["ownerReferences"] == [
-        {"apiVersion": "v1", "kind": "Pod", "name": record.name, "uid": record.pod_uid}
-    ]
+    owner = {"apiVersion": "v1", "kind": "Pod", "name": record.name, "uid": record.pod_uid}
+    assert obj["metadata"].get("ownerReferences") == ([owner] if record.owned else None)
 
 
 @given(st.sets(slots), counts, st.sets(names, max_size=3))
@@ -158,7 +168,7 @@ def test_fingerprints_of_one_round_differ() -> None:
 GOOD_ROUND = dataclasses.replace(
     Round("n", "r", round=1, phase=RUNNING), slots=(0,), fingerprints=("abcdef",), leader=Leader(0, "10.0.0.1", 1)
 ).to_object("ns")
-GOOD_MEMBER = Member("n", "r", "u", "i", "10.0.0.1", 1, 1).to_object("ns")
+GOOD_MEMBER = Member("n", "r", "u", "uid/1", "10.0.0.1", 1, 1).to_object("ns", 7)
 GOOD_RENDEZVOUS = {"metadata": {"uid": "u"}, "spec": {"nodes": {"min": 1, "max": 2}}, "status": {"roster": {}}}
 
 
@@ -186,6 +196,19 @@ GOOD_RENDEZVOUS = {"metadata": {"uid": "u"}, "spec": {"nodes": {"min": 1, "max":
         (Member, GOOD_MEMBER, "spec.slot", MAX_SLOTS),
         (Member, GOOD_MEMBER, "spec.state", "asleep"),
         (Member, GOOD_MEMBER, "spec.address", ""),
+        (Member, GOOD_MEMBER, "spec.address", "attacker.example"),
+        (Member, GOOD_MEMBER, "spec.address", "0.0.0.0"),
+        (Member, GOOD_MEMBER, "spec.address", "ff02::1"),
+        (Member, GOOD_MEMBER, "spec.address", "1" * 300),
+        (Member, GOOD_MEMBER, "spec.incarnation", "uid/" + "1" * 125),
+        (Member, GOOD_MEMBER, "spec.runID", "u" * 254),
+        (Member, GOOD_MEMBER, "spec.roundUID", "u" * 129),
+        (Member, GOOD_MEMBER, "spec.node", "n" * 254),
+        (Member, GOOD_MEMBER, "spec.seenRound", 2**63 - 1),
+        (Member, GOOD_MEMBER, "spec.firstRV", "8"),
+        (Member, GOOD_MEMBER, "spec.firstRV", "1" * 21),
+        (Member, GOOD_MEMBER, "metadata.ownerReferences", [{"kind": "Pod", "name": "n", "uid": "another"}]),
+        (Member, GOOD_MEMBER, "metadata.ownerReferences", [{"kind": "Pod", "name": "another", "uid": "uid"}]),
         (Member, GOOD_MEMBER, "spec.allotted", "yes"),
         (Member, GOOD_MEMBER, "spec.wantRound", 1.5),
         (Member, GOOD_MEMBER, "metadata.labels", {}),
@@ -212,3 +235,23 @@ def test_malformed_is_refused_by_the_name_of_the_field(
         expected = "spec.size"  # the length is right for two members, the bitmap has one
     with pytest.raises(ValueError, match=expected):
         kind.from_object(obj)
+
+
+def test_a_member_without_a_pod_has_an_incarnation_of_its_own_name() -> None:
+    outside = Member("host-0", "r", "u", incarnation("host-0", "", "1"), "10.0.0.1", 1, 1, owned=False)
+    obj = outside.to_object("ns")
+    assert Member.from_object(obj) == outside
+    assert outside.pod_uid == ""
+    obj["spec"]["incarnation"] = "host-1/1"
+    with pytest.raises(ValueError, match=r"spec.incarnation: 'host-1/1' does not begin with the name, 'host-0'"):
+        Member.from_object(obj)
+
+
+def test_the_incarnation_of_a_long_name_fits() -> None:
+    name = "n" * 253
+    outside = Member(name, "r", "u", incarnation(name, "", "1"), "10.0.0.1", 1, 1, owned=False)
+    assert Member.from_object(outside.to_object("ns")) == outside
+
+
+def test_a_member_written_before_there_was_first_rv_is_readable() -> None:
+    assert Member.from_object(GOOD_MEMBER).first_rv == 0

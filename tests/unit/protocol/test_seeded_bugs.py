@@ -178,7 +178,8 @@ def counts_who_has_not_asked(patch: pytest.MonkeyPatch) -> None:
     def make(real: Any) -> Any:
         def gather(state: Any, view: View, own: Round | None, now: float) -> Any:
             result = real(state, view, own, now)
-            live = [m for m, _ in view.members.values() if m.run_id == state.me.run_id and m.state == "live"]
+            entries = view.members.values()
+            live = [(m, rv) for m, rv in entries if m.run_id == state.me.run_id and m.state == "live"]
             joined = tuple(facts.one_per_slot(live))
             return replace(result, attendance=replace(result.attendance, joined=joined))
 
@@ -190,7 +191,7 @@ def counts_who_has_not_asked(patch: pytest.MonkeyPatch) -> None:
 @bug
 def two_pods_on_one_slot(patch: pytest.MonkeyPatch) -> None:
     """Does not notice that two pods claim a slot."""
-    patch.setattr(facts, "one_per_slot", list)
+    patch.setattr(facts, "one_per_slot", lambda entries: [member for member, _ in entries])
 
 
 @bug

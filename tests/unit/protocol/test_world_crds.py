@@ -47,7 +47,7 @@ def largest_round() -> dict[str, Any]:
 
 def largest_member() -> dict[str, Any]:
     return Member(
-        "pod", "job", "run", "uid/0", "10.0.0.1", 65535, 1, 1, slot=MAX_SLOTS - 1, allotted=True, node="n"
+        "pod", "job", "run", "uid/0", "10.0.0.1", 65535, 1, 1, slot=MAX_SLOTS - 1, allotted=True, node="n", first_rv=7
     ).to_object("ns")
 
 
