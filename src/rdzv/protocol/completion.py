@@ -141,9 +141,12 @@ def missing(
     if record.run_id != run_id or (record.phase != FORMING and record.want <= record.round):
         return ""
     alive = one_per_slot(
-        (replace(member, state=LIVE), rv)
-        for member, rv in members
-        if member.run_id == run_id and member.state in (LIVE, LEAVING)
+        [
+            (replace(member, state=LIVE), rv)
+            for member, rv in members
+            if member.run_id == run_id and member.state in (LIVE, LEAVING)
+        ],
+        record,
     )
     roster = roster if roster is not None and roster.run_id == run_id else None
     believed = roster if roster is not None and roster.known else None

@@ -73,7 +73,7 @@ def gather(state: CoordinatorState, view: View, own: Round | None, now: float) -
     dead = _dead(state, view)
     alive = [entry for entry in everyone if not why_not_alive(entry[0], dead, state.succeeded, roster)]
     believed = roster if roster is not None and _believed(state, roster, now) else None
-    attendance = attend(state.policy, one_per_slot(alive), own, roster, believed, view.suspected)
+    attendance = attend(state.policy, one_per_slot(alive, own), own, roster, believed, view.suspected)
     world = frozenset(own.fingerprints if own is not None and own.phase == RUNNING else ())
     salt = own.salt if own is not None else 0
     done = {fingerprint(salt, incarnation) for incarnation in state.succeeded}
@@ -132,16 +132,28 @@ def why_not_alive(member: Member, dead: frozenset[str], succeeded: frozenset[str
     return ""
 
 
-def one_per_slot(members: Iterable[tuple[Member, int]]) -> list[Member]:
-    """Of live agents with one index only the newest, and a pod before one that is none. Those without follow by name."""
-    newest: dict[int, Member] = {}
+def one_per_slot(members: Iterable[tuple[Member, int]], own: Round | None) -> list[Member]:
+    """Of live agents with one index only one, see `_claim`. Those without follow by name."""
+    claims: dict[int, list[tuple[Member, int]]] = {}
     without = []
-    for member, _ in sorted(members, key=lambda entry: (entry[0].owned, birth(*entry), entry[0].name)):
-        if member.index is None:
-            without.append(member)
+    for entry in members:
+        if entry[0].index is None:
+            without.append(entry[0])
         else:
-            newest[member.index] = member
-    return [newest[slot] for slot in sorted(newest)] + sorted(without, key=lambda m: m.name)
+            claims.setdefault(entry[0].index, []).append(entry)
+    first = [max(claims[slot], key=lambda entry: _claim(entry, own))[0] for slot in sorted(claims)]
+    return first + sorted(without, key=lambda m: m.name)
+
+
+def _claim(entry: tuple[Member, int], own: Round | None) -> tuple[bool, bool, int, str]:
+    """The higher, the better is this member's claim to its index.
+
+    Who is in the world stays while it lives: an older agent that was stopped, and goes on after its replacement was counted,
+    does not evict it. Else a pod comes before an agent that is none, and then the later one (see `records.birth`).
+    """
+    member, rv = entry
+    counted = own is not None and own.phase == RUNNING and own.rank_of(member.incarnation) is not None
+    return counted, member.owned, birth(member, rv), member.name
 
 
 def _dead(state: CoordinatorState, view: View) -> frozenset[str]:

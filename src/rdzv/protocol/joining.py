@@ -116,7 +116,7 @@ def _usurped(state: MemberState) -> ev.Raise | None:
     known = _decided(state, record) and acked_rv is not None and acked_rv <= record.members_rv
     if not known or slot not in record.slots or record.rank_of(state.me.incarnation) is not None:
         return None
-    text = f"slot {slot} of Rendezvous {state.me.rendezvous} is held by another, newer pod"
+    text = f"slot {slot} of Rendezvous {state.me.rendezvous} is held by another pod"
     return ev.Raise(ev.CLOSED_ERROR, text)
 
 

@@ -119,7 +119,7 @@ class Schedule:
             self.sim.step()
 
     def expected(self) -> list[str]:
-        """Incarnations that can be in a world: of several pods on one slot the newest counts."""
+        """Incarnations that can be in a world: of several pods on one slot the one that is in it, else the newest."""
         sim = self.sim
         newest: dict[object, Process] = {}
         for process in sim.processes():
@@ -135,9 +135,10 @@ class Schedule:
                     newest[key] = process
         return sorted(process.me.incarnation for process in newest.values())
 
-    def born(self, process: Process) -> tuple[int, str]:
-        record = self.sim.members.get(process.pod.name)
-        return (birth(*record) if record else 0, process.pod.name)
+    def born(self, process: Process) -> tuple[bool, int, str]:
+        record, world = self.sim.members.get(process.pod.name), self.sim.round
+        counted = world is not None and world[0].rank_of(process.me.incarnation) is not None
+        return (counted, birth(*record) if record else 0, process.pod.name)
 
     def formed(self) -> bool:
         sim = self.sim
@@ -170,6 +171,8 @@ class Schedule:
         sim = self.sim
         self.advance(4.0)  # late writes arrive
         self.until_formed()
+        if any(process.pod.gone for process in sim.processes()):
+            return  # it is still to die
         if any(self.differs(process) for process in sim.processes()):
             return  # deleted by hand, or undone by a late write; its agent will notice and write
         end = sim.now + 15.0
@@ -326,6 +329,15 @@ class Schedule:
             self.replace(process.pod)
             self.sim.at(self.random.uniform(1, 6), self.sim.kill, process)
 
+    def frozen(self) -> None:
+        """An agent is stopped, its pod and Member are deleted, another pod takes its slot, and it goes on for a while."""
+        process = self.victim()
+        if process is not None and process.me.run_id == self.sim.run_id and not process.pod.gone:
+            seconds = self.random.uniform(0.5, 6)
+            self.sim.freeze(process, seconds)
+            self.replace(process.pod)
+            self.sim.at(seconds + self.random.uniform(2, 20), self.sim.kill, process)
+
     def false_alarm(self) -> None:
         """A live connection is taken for a dead one, at either end."""
         process = self.victim()
@@ -404,6 +416,7 @@ FAULTS: tuple[Fault, ...] = (
     Schedule.member_deleted,
     Schedule.twin,
     Schedule.zombie,
+    Schedule.frozen,
     Schedule.false_alarm,
     Schedule.operator_stops,
     Schedule.pod_added,

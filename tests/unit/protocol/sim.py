@@ -71,6 +71,7 @@ class Process:
         self.offset, self.rate = offset, rate
         self.alive = True
         self.cut_until = 0.0
+        self.frozen_until = 0.0  # stopped by SIGSTOP: it does nothing, and goes on later as if no time had passed
         self.revoked = False  # its token is bound to a pod that was deleted
         self.generation = 0  # of the watch of the Round
         self.due = 0.0
@@ -99,6 +100,7 @@ class Sim:
         self.round_log: list[tuple[int, Round | None]] = [(1, None)]
         self.members: dict[str, tuple[Member, int]] = {}
         self.member_log: list[tuple[int, str, Member | None]] = []
+        self.first_write: dict[str, int] = {}  # resourceVersion of the first write of each incarnation
         self.sent: dict[str, int] = {}  # Number of the write that each Member is of, in the order of sending.
         self.pods: list[Pod] = []
         self.pod_names = count()
@@ -241,6 +243,7 @@ class Sim:
         if current is not None and sent < self.sent[record.name]:
             raise Violation(f"a late write of {record} undoes {current}")
         self.sent[record.name] = sent
+        self.first_write.setdefault(record.incarnation, self.rv + 1)
         self.writes[record.name] = self.writes.get(record.name, 0) + 1
         self.log(
             f"{record.name} writes Member rv={self.rv + 1} want={record.want_round} seen={record.seen_round} {record.state}"
@@ -381,6 +384,9 @@ class Sim:
     def send(self, process: Process, event: ev.MemberEvent) -> None:
         if not process.alive:
             return
+        if self.now < process.frozen_until:
+            self.at(process.frozen_until - self.now, self.send, process, event)
+            return
         process.state, actions = member.step(process.state, event, self.local(process))
         process.wake += 1
         for action in actions:
@@ -472,6 +478,7 @@ class Sim:
             p is not process.pod and (p.name == process.pod.name or p.slot == process.pod.slot is not None)
             for p in self.pods
         )
+        self.check_gives_way(process, message)
         ended = superseded or process.state.ending or kind in allowed
         if not ended and not rival:
             raise Violation(f"{process.me.incarnation} ends with {kind}: {message}")
@@ -479,6 +486,33 @@ class Sim:
         self.at(0.5, self.kill, process)
         if not ended:
             self.at(2.0, self.start, process.pod)
+
+    def check_gives_way(self, process: Process, message: str) -> None:
+        """Nobody is evicted from its slot by an agent that came before it."""
+        world = self.counted.get((process.me.run_id, process.state.accepted), {})
+        if "held by another pod" not in message or process.pod.gone or process.me.incarnation not in world:
+            return
+        pods = {pod.uid: pod for pod in self.pods}
+        latest = max((key for key in self.committed if key[0] == process.me.run_id), key=lambda key: key[1])
+        for who in self.counted[latest]:
+            rival = pods[who.partition("/")[0]]
+            if rival.slot == process.pod.slot and self.first_write[who] < self.first_write[process.me.incarnation]:
+                raise Violation(f"{process.me.incarnation} gives way to {who}, which came before it: {message}")
+
+    def freeze(self, process: Process, seconds: float) -> None:
+        """SIGSTOP, later SIGCONT. Its peers notice the silence."""
+        self.log(f"{process.me.incarnation} is frozen for {seconds:.2f} s")
+        process.frozen_until = self.now + seconds
+        self.at(SILENCE, self._noticed, process)
+        self.at(seconds + 1e-6, self.coordinate, process)
+
+    def _noticed(self, process: Process) -> None:
+        if self.now >= process.frozen_until:
+            return
+        for other in self.processes():
+            side = other.coordinates
+            if side is not None and process.me.incarnation in side.connected:
+                self._peer_died(other, side, process.me.incarnation)
 
     def kill(self, process: Process) -> None:
         if not process.alive:
@@ -512,6 +546,9 @@ class Sim:
     def _connect(self, process: Process, named: Any, told: bool | None) -> None:
         if not process.alive or process.link != (named.incarnation, named.term):
             return
+        if self.now < process.frozen_until:
+            self.at(process.frozen_until - self.now, self._connect, process, named, told)
+            return
         side = self.side_of(named.incarnation)
         wrong = self.faults and self.random.random() < self.scenario.unreachable
         if side is not None and not wrong:
@@ -527,7 +564,7 @@ class Sim:
     def side_of(self, incarnation: str) -> CoordinatorSide | None:
         for process in self.processes():
             if process.me.incarnation == incarnation:
-                return process.coordinates
+                return process.coordinates if self.now >= process.frozen_until else None
         return None
 
     def stop_coordinating(self, process: Process) -> None:
@@ -569,6 +606,9 @@ class Sim:
         """Who holds no connection to this coordinator, for long, is taken for dead."""
         if not process.alive or process.coordinates is not side:
             return
+        if self.now < process.frozen_until:
+            self.at(process.frozen_until - self.now + SILENCE, self._silent, process, side)
+            return
         live = {record.incarnation for record, _ in side.members.values() if record.state == LIVE}
         side.dead |= live - side.connected - {process.me.incarnation}
         self.at(SILENCE, self._silent, process, side)
@@ -584,6 +624,8 @@ class Sim:
         side = process.coordinates
         if side is None or not process.alive or side.busy or (wake is not None and side.wake != wake):
             return
+        if self.now < process.frozen_until:
+            return  # `freeze` has put it off
         record, rv = process.round
         view = View(
             members=side.members,

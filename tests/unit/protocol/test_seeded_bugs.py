@@ -180,7 +180,7 @@ def counts_who_has_not_asked(patch: pytest.MonkeyPatch) -> None:
             result = real(state, view, own, now)
             entries = view.members.values()
             live = [(m, rv) for m, rv in entries if m.run_id == state.me.run_id and m.state == "live"]
-            joined = tuple(facts.one_per_slot(live))
+            joined = tuple(facts.one_per_slot(live, own))
             return replace(result, attendance=replace(result.attendance, joined=joined))
 
         return gather
@@ -191,7 +191,13 @@ def counts_who_has_not_asked(patch: pytest.MonkeyPatch) -> None:
 @bug
 def two_pods_on_one_slot(patch: pytest.MonkeyPatch) -> None:
     """Does not notice that two pods claim a slot."""
-    patch.setattr(facts, "one_per_slot", lambda entries: [member for member, _ in entries])
+    patch.setattr(facts, "one_per_slot", lambda entries, own: [member for member, _ in entries])
+
+
+@bug
+def the_latest_write_has_the_slot(patch: pytest.MonkeyPatch) -> None:
+    """Gives a slot to whoever made its Member last, as by creationTimestamp: an agent that was stopped evicts its replacement."""
+    patch.setattr(facts, "_claim", lambda entry, own: (entry[1], entry[0].name))
 
 
 @bug
