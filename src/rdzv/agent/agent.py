@@ -46,6 +46,7 @@ from rdzv.protocol.events import (
     Raise,
     Read,
     Rebind,
+    Refused,
     RoundSeen,
     Sigterm,
     SteppedDown,
@@ -158,9 +159,7 @@ class Agent:
     def is_closed(self) -> bool:
         """Whether the Rendezvous was closed, as far as this agent has seen, since it started."""
         state = self._state
-        if state is None or state.known.record is None:
-            return False
-        return state.known.record.phase == CLOSED and state.known.record.round != state.known.ended
+        return state is not None and member.is_closed(state)
 
     def run_id(self) -> str:
         """Of the identity, or of the Rendezvous that it was taken from."""
@@ -174,8 +173,12 @@ class Agent:
         """
         self._await_start()
         me, retry = self._identity, Retry.within(_FAREWELL_SECONDS, self._stop)
-        self._round.close(me.run_id, reason, me.name, retry)
+        self._round.close(me.run_id, reason, me.name, retry, self._is_closed_by)
         self._after_round()
+
+    def _is_closed_by(self, record: Round) -> bool:
+        state = self._state
+        return state is not None and member.is_closed_by(state, record)
 
     def finish(self, success: bool) -> bool:
         """Say how it ended, wait until that is known to the others, and end. Returns whether it became known."""
@@ -317,7 +320,7 @@ class Agent:
             return
         if self._coordinator is None:
             self._coordinator = self._new_coordinator()
-        start = CoordinatorState(self._identity, self._settings.policy, ended=state.known.ended)
+        start = CoordinatorState(self._identity, self._settings.policy)
         self._coordinator.start(replace(start, lost=lost))
 
     def _new_coordinator(self) -> CoordinatorLoop:
@@ -328,6 +331,7 @@ class Agent:
             highest_seen=lambda: self._state.known.highest_seen if self._state is not None else 0,
             take=self._take,
             stepped_down=self._stepped_down,
+            refused=lambda reason: self._feed(Refused(reason)),
             failed=self._failed,
         )
         return CoordinatorLoop(shared, self._liveness, self._identity.rendezvous)

@@ -57,6 +57,7 @@ class Shared:
         highest_seen: `KnownRound.highest_seen`.
         take: takes a Round that was read or written, None for none.
         stepped_down: another agent coordinates, as the Round of this resourceVersion says.
+        refused: takes why there is no place for the agent's run.
         failed: takes an error of a request.
     """
 
@@ -66,6 +67,7 @@ class Shared:
     highest_seen: Callable[[], int]
     take: Callable[[Object | None], None]
     stepped_down: Callable[[int], None]
+    refused: Callable[[str], None]
     failed: Callable[[ApiError], None]
 
 
@@ -205,6 +207,8 @@ class CoordinatorLoop:
                 self._step_down()
                 return
             self._say(decision)
+            if decision.refused:
+                self.shared.refused(decision.refused)
             if again := self._expect():
                 look_again = min(look_again or again, again)
             if decision.write is not None:

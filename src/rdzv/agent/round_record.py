@@ -14,7 +14,7 @@ from rdzv.kube.retry import Backoff, Retry
 from rdzv.kube.watch import DELETED
 from rdzv.objects import Object
 from rdzv.protocol import coordinator
-from rdzv.protocol.records import Round, resource_version
+from rdzv.protocol.records import CLOSED, Round, resource_version
 from rdzv.resources import ROUNDS
 
 __all__ = ["RoundRecord"]
@@ -59,8 +59,8 @@ class RoundRecord:
         self.changed(record, rv)
         return True
 
-    def close(self, run_id: str, reason: str, by: str, retry: Retry) -> None:
-        """Close it for everybody, whoever else writes meanwhile.
+    def close(self, run_id: str, reason: str, by: str, retry: Retry, closed: Callable[[Round], bool]) -> None:
+        """Close it for everybody, whoever else writes meanwhile; `closed` tells whether a Round is so already.
 
         Raises:
             ApiError: it could not be written.
@@ -69,10 +69,16 @@ class RoundRecord:
         while True:
             obj = self._read(retry)
             found = Round.from_object(obj) if obj is not None else None
-            record = coordinator.close(found or Round(self.name, run_id), reason, by)
-            if record == found:
+            if found is not None and found.run_id == run_id and closed(found):
                 self.take(obj)
                 return
+            if found is not None and found.run_id != run_id and found.phase != CLOSED:
+                log.warning(
+                    "run %s has Rendezvous %s: there is nothing to close for run %s", found.run_id, self.name, run_id
+                )
+                return
+            own = found if found is not None and found.run_id == run_id else Round(self.name, run_id)
+            record = coordinator.close(own, reason, by)
             try:
                 self.take(self._put(record, obj))
             except ApiError as error:

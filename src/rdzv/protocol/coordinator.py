@@ -14,7 +14,7 @@ from rdzv.protocol.completion import commit, completion
 from rdzv.protocol.coordinator_state import CoordinatorState, Decision, View, note
 from rdzv.protocol.facts import Facts, gather
 from rdzv.protocol.fields import replace
-from rdzv.protocol.records import CLOSED, FORMING, RUNNING, SUCCEEDED, SUCCESS, Closure, Coordinator, Round
+from rdzv.protocol.records import CLOSED, FORMING, LIVE, RUNNING, SUCCEEDED, SUCCESS, Closure, Coordinator, Round
 from rdzv.protocol.reforming import cause
 
 _REASON_LENGTH = 256
@@ -34,10 +34,11 @@ def step(state: CoordinatorState, view: View, now: float) -> tuple[CoordinatorSt
     """At most one compare-and-set of the Round, and when to look again."""
     record, me = view.round, state.me
     own = record if record is not None and record.run_id == me.run_id else None
-    current = view.roster.run_id if view.roster is not None else me.run_id if record is None else ""
-    if own is None and current != me.run_id:
-        # The Round of another run may be a newer one; only the Rendezvous itself can say that it is an old one.
-        return state, Decision(waiting_for=f"the Rendezvous or its Round belongs to another run than {me.run_id}")
+    if own is None and (other := _other_run(state, view)):
+        state = note(state, "foreign", True, now)
+        at = state.since["foreign"] + state.policy.give_up
+        over = at <= now
+        return state, Decision(look_again=None if over else at, refused=other if over else "", waiting_for=other)
     named = own.coordinator if own is not None else None
     mine = named is not None and named.incarnation == me.incarnation
     if named is not None and not mine and named != state.lost:
@@ -60,6 +61,29 @@ def step(state: CoordinatorState, view: View, now: float) -> tuple[CoordinatorSt
         return state, Decision(look_again=target.look_again, waiting_for=target.waiting_for)
     why = target.why or "this agent coordinates"
     return state, Decision(wanted, view.round_rv, target.look_again, why=why, waiting_for=target.waiting_for)
+
+
+def _other_run(state: CoordinatorState, view: View) -> str:
+    """Why this run may not make or replace the Round, in words; empty when it may."""
+    me, record, roster = state.me, view.round, view.roster
+    if roster is not None:
+        # The Round of another run may be a newer one; the Rendezvous itself says which run is the present one.
+        if roster.run_id == me.run_id:
+            return ""
+        return (
+            f"Rendezvous {me.rendezvous} is of run {roster.run_id}, this agent of run {me.run_id}: the Rendezvous was "
+            "made again since, or --rdzv-id is another one than its UID"
+        )
+    if record is None or record.phase == CLOSED:
+        return ""
+    living = sorted(m.name for m, _ in view.members.values() if m.run_id == record.run_id and m.state == LIVE)
+    if not living:
+        return ""
+    return (
+        f"run {record.run_id} uses Rendezvous {me.rendezvous} (round {record.round}, {len(living)} members, {living[0]} "
+        f"is one), this agent is of run {me.run_id}: wait for its end or take another name; if nobody is left of "
+        "it, delete its RendezvousRound and RendezvousMembers"
+    )
 
 
 def _claimed(record: Round, state: CoordinatorState, term: int) -> Round:
@@ -108,13 +132,12 @@ def _target(state: CoordinatorState, facts: Facts, own: Round, now: float) -> tu
 
 
 def _closed(state: CoordinatorState, facts: Facts, own: Round) -> Target | None:
-    """A closed Round stays as it is, unless this agent is of a later run of the same Rendezvous."""
+    """A closed Round stays as it is, unless it ended well and this agent is of a later run of the same Rendezvous."""
     if own.phase != CLOSED:
         return None
-    later = bool(facts.own_rv) and own.round == state.ended
-    if own.closed is not None and own.closed.reason == SUCCESS:
-        # Who joined after the last success of the run that ended belongs to another run of the same Rendezvous.
-        later = later or facts.own_rv > own.members_rv
+    success = own.closed is not None and own.closed.reason == SUCCESS
+    # Who joined after the last success of the run that ended belongs to another run of the same Rendezvous.
+    later = success and facts.own_rv > own.members_rv
     return Target(_blank(own, own.round, "opened again"), "opened again") if later else Target(own)
 
 
@@ -166,5 +189,5 @@ def _blank(own: Round, number: int, reason: str) -> Round:
 
 
 def close(record: Round, reason: str, by: str) -> Round:
-    """The Round closed on request (`set_closed`): to be written by compare-and-set; closed ones stay as they are."""
-    return record if record.phase == CLOSED else replace(record, phase=CLOSED, closed=Closure(reason, by))
+    """The Round closed on request (`set_closed`): to be written by compare-and-set."""
+    return replace(record, phase=CLOSED, closed=Closure(reason, by))

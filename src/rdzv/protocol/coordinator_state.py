@@ -15,7 +15,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Policy:
-    """Seconds, and the bounds that hold while no Rendezvous is known. `last_call` is torch's last_call_timeout."""
+    """Seconds, and the bounds that hold while no Rendezvous is known. `last_call` is torch's last_call_timeout.
+
+    When the Rendezvous has been another run's for `give_up`, there is no place for this one: for a moment, it may be the
+    Round of a run that is over, or an old view.
+    """
 
     min_nodes: int
     max_nodes: int
@@ -23,6 +27,7 @@ class Policy:
     settle: float = 0.3
     grace: float = 2.0
     scale_up_window: float = 30.0
+    give_up: float = 10.0
 
 
 @dataclass(frozen=True)
@@ -60,6 +65,7 @@ class Decision:
         write: the Round to create (`rv` None) or to replace on condition that its resourceVersion is `rv`. Whatever
             comes of it, applied, refused or unknown: read the Round and call `step` again; never repeat it as it is.
         look_again: call `step` at this time even if nothing changes.
+        refused: why there is no place for this agent's run, for people: send `Refused` to the member function.
         step_down: another agent coordinates: stop, and send `SteppedDown` to the member function.
         why: what makes it write, for people.
         waiting_for: who is missing, for people; empty when nothing is.
@@ -68,6 +74,7 @@ class Decision:
     write: Round | None = None
     rv: int | None = None
     look_again: float | None = None
+    refused: str = ""
     step_down: bool = False
     why: str = ""
     waiting_for: str = ""
@@ -75,17 +82,16 @@ class Decision:
 
 @dataclass(frozen=True)
 class CoordinatorState:
-    """What the coordinator remembers between steps; start with the first four.
+    """What the coordinator remembers between steps; start with the first three.
 
     Attributes:
         me: the agent in which the function runs.
         policy: its waits.
         lost: the coordinator that `Candidate` named: it is gone, and may be replaced.
-        ended: `KnownRound.ended`: the closed round that may be opened again.
         highest_seen: number of the highest round that was seen.
         slot: of this agent.
         term: the highest term that was seen.
-        since: since when (seconds) what holds in this round: ready, hopeless, failed, forming, late.
+        since: since when (seconds) what holds in this round: ready, hopeless, failed, forming, late; and foreign.
         failed: fingerprints of those who are gone, or ask again, in this round.
         succeeded: incarnations that ended well: their Members may be deleted before all have.
         basis: number of the round that `since` and `failed` are about.
@@ -95,7 +101,6 @@ class CoordinatorState:
     me: Identity
     policy: Policy
     lost: Coordinator | None = None
-    ended: int = -1
 
     highest_seen: int = 0
     slot: int | None = None

@@ -127,6 +127,13 @@ class SteppedDown:
 
 
 @dataclass(frozen=True)
+class Refused:
+    """There is no place for this agent's run, says the coordinator function in it: another run has the Rendezvous."""
+
+    reason: str
+
+
+@dataclass(frozen=True)
 class LeaderUnreachable:
     """The TCPStore of the accepted `round` could not be reached: ask for another round."""
 
@@ -162,6 +169,7 @@ MemberEvent = (
     | CoordinatorLost
     | CoordinatorFound
     | SteppedDown
+    | Refused
     | LeaderUnreachable
     | Tick
     | Sigterm

@@ -46,12 +46,11 @@ def look_at(state: MemberState) -> float | None:
 
 
 def later_run(state: MemberState, record: Round) -> bool:
-    """The Round was closed before this agent came, which therefore waits for it to be opened again.
+    """The Round was closed with success, and this agent came after that: it waits for it to be opened again.
 
-    That is known at the first look, and from the own join being younger than the last success of the run that ended.
+    It came after that if it has not joined yet, or its join is younger than the last success. A Round that was closed with
+    an error is closed for all.
     """
-    if record.round == state.known.ended:
-        return True
     if record.closed is None or record.closed.reason != SUCCESS or state.accepted == record.round:
         return False
     own = state.own
@@ -70,7 +69,8 @@ def _decided(state: MemberState, record: Round) -> bool:
 
 def _failure(state: MemberState, now: float) -> ev.Raise | None:
     """Why there will be no world for this agent, if so."""
-    return _stopped(state) or _replaced(state) or _superseded(state, now) or _closed(state) or _usurped(state)
+    gone = _stopped(state) or _replaced(state) or _superseded(state, now) or _refused(state)
+    return gone or _closed(state) or _usurped(state)
 
 
 def _stopped(state: MemberState) -> ev.Raise | None:
@@ -99,13 +99,19 @@ def _superseded(state: MemberState, now: float) -> ev.Raise | None:
     return ev.Raise(ev.CLOSED_ERROR, text)
 
 
+def _refused(state: MemberState) -> ev.Raise | None:
+    return ev.Raise(ev.CLOSED_ERROR, state.known.refused) if state.known.refused else None
+
+
 def _closed(state: MemberState) -> ev.Raise | None:
     record = state.known.record
     if record is None or record.phase != CLOSED or later_run(state, record):
         return None
     reason, by = (record.closed.reason, record.closed.by) if record.closed else ("unknown", "unknown")
-    kind = ev.GRACEFUL if reason == SUCCESS else ev.CLOSED_ERROR
-    return ev.Raise(kind, f"Rendezvous {state.me.rendezvous} was closed by {by}: {reason}")
+    text = f"Rendezvous {state.me.rendezvous} was closed by {by}: {reason}"
+    if reason == SUCCESS:
+        return ev.Raise(ev.GRACEFUL, text)
+    return ev.Raise(ev.CLOSED_ERROR, f"{text}; it is opened again when its RendezvousRound is deleted")
 
 
 def _usurped(state: MemberState) -> ev.Raise | None:

@@ -20,7 +20,7 @@ from rdzv.protocol.member_state import (
     become_joining,
     become_leaving,
 )
-from rdzv.protocol.records import CLOSED
+from rdzv.protocol.records import CLOSED, Round
 
 
 def num_nodes_waiting(state: MemberState) -> int:
@@ -29,6 +29,16 @@ def num_nodes_waiting(state: MemberState) -> int:
     if record is None or record.phase == CLOSED or not state.accepted or state.ending:
         return 0
     return int(max(record.round, record.want) > state.accepted or record.uid != state.accepted_uid)
+
+
+def is_closed(state: MemberState) -> bool:
+    """Whether the Rendezvous was closed for this agent, as far as it has seen."""
+    return state.known.record is not None and is_closed_by(state, state.known.record)
+
+
+def is_closed_by(state: MemberState, record: Round) -> bool:
+    """Whether this Round is closed for this agent. One that an earlier run closed with success is not: it is opened again."""
+    return record.phase == CLOSED and not joining.later_run(state, record)
 
 
 def step(state: MemberState, event: ev.MemberEvent, now: float) -> tuple[MemberState, list[ev.Action]]:
@@ -74,6 +84,8 @@ def _take_seen(state: MemberState, event: ev.MemberEvent, now: float) -> MemberS
             role = replace(role, lost=coordinator)
         case ev.CoordinatorFound(coordinator) if role.lost == coordinator:
             role = replace(role, lost=None)
+        case ev.Refused(reason):
+            return replace(state, known=replace(state.known, refused=reason))
         case ev.SteppedDown(rv):
             role = replace(role, running=False, stepped_rv=rv)
         case _:
@@ -100,13 +112,13 @@ def _known(state: MemberState, event: ev.RoundSeen, now: float) -> KnownRound:
     if record is None:
         if event.rv and event.rv <= known.rv:
             return known
-        return replace(known, observed=True, record=None, rv=max(event.rv, known.rv), foreign="")
+        return replace(known, observed=True, record=None, rv=max(event.rv, known.rv), foreign="", refused="")
     if event.rv <= known.rv:
         return known
     if record.run_id != state.me.run_id:
         since = known.foreign_since if known.foreign else now
-        return replace(known, observed=True, record=None, rv=event.rv, foreign=record.run_id, foreign_since=since)
-    ended = record.round if record.phase == CLOSED and not known.met else known.ended
+        found = replace(known, observed=True, record=None, rv=event.rv, refused="")
+        return replace(found, foreign=record.run_id, foreign_since=since)
     highest_seen = max(known.highest_seen, record.round)
     met_rv = known.met_rv if known.met else event.rv
-    return KnownRound(True, record, event.rv, highest_seen, met=True, met_rv=met_rv, ended=ended)
+    return KnownRound(True, record, event.rv, highest_seen, met=True, met_rv=met_rv)

@@ -66,12 +66,12 @@ class KnownRound:
     """A Round of the own run was seen."""
     met_rv: int = 0
     """Its resourceVersion at the first look: no write of this agent is older."""
-    ended: int = -1
-    """Number of the round that was already closed at the first look: a new run of the same Rendezvous starts from it."""
     foreign: str = ""
     """Run ID of the Round when it is not the own. If it stays so, the Rendezvous was made again."""
     foreign_since: float = 0.0
     """Since when (seconds) the Round has been of another run."""
+    refused: str = ""
+    """Why there is no place for the own run, as the coordinator function of this agent says, until the Round changes."""
 
 
 @dataclass(frozen=True)

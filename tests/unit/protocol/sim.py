@@ -585,7 +585,7 @@ class Sim:
 
     def become(self, process: Process, lost: Any) -> None:
         policy = self.scenario.policy
-        state = CoordinatorState(process.me, policy, lost, process.state.known.ended)
+        state = CoordinatorState(process.me, policy, lost)
         self.log(f"{process.me.incarnation} is a candidate, lost {lost and (lost.incarnation, lost.term)}")
         position = max(0, len(self.member_log) - (self.random.randrange(3) if self.faults else 0))
         members: dict[str, tuple[Member, int]] = {}
@@ -639,6 +639,8 @@ class Sim:
         )
         side.state, decision = coordinator.step(side.state, view, self.local(process))
         side.wake += 1
+        if decision.refused:
+            self.send(process, ev.Refused(decision.refused))
         if decision.step_down:
             self.log(f"{process.me.incarnation} steps down")
             self.stop_coordinating(process)

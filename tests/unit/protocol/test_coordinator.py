@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from rdzv.protocol.coordinator import close, step
+from rdzv.protocol.coordinator import step
 from rdzv.protocol.coordinator_state import CoordinatorState, Decision, Policy, View
 from rdzv.protocol.events import Identity
 from rdzv.protocol.records import (
@@ -397,12 +397,6 @@ def test_a_failed_member_never_closes_for_the_others() -> None:
     assert bench.wrote(0.3).phase == RUNNING
 
 
-def test_close_on_request_keeps_an_earlier_reason() -> None:
-    closed = close(running(WORLD), "Requested", "pod-1")
-    assert closed.phase == CLOSED
-    assert close(closed, "Other", "pod-2") is closed
-
-
 def test_of_two_pods_on_one_slot_the_newer_is_counted() -> None:
     old, new = member(1), member(1, name="pod-7", incarnation="uid-7/0")
     bench = Bench([member(0), old, new], EMPTY, roster(0, 1))
@@ -501,27 +495,50 @@ def test_allotted_slots_are_wishes() -> None:
     assert [record.slots[record.rank_of(f"uid-{i}/0") or 0] for i in range(4)] == [2, 0, 1, 5]
 
 
-def test_the_round_of_another_run_is_replaced_only_when_the_rendezvous_says_so() -> None:
+def test_the_round_of_another_run_is_replaced_when_the_rendezvous_says_so() -> None:
     old = Round("job", "old", round=7, coordinator=replace(MINE, incarnation="x/0", term=3))
-    bench = Bench([member(0)], old)
+    bench = Bench([member(0), member(1, run_id="old")], old)
     assert bench.at(0.0).write is None
     bench.roster = roster(0)
     record = bench.wrote(1.0)
     assert (record.run_id, record.round) == ("run", 1)
 
 
+@pytest.mark.parametrize("closed", [Closure(SUCCESS, "x"), Closure("Closed", "x"), None])
+def test_without_a_rendezvous_a_run_takes_over_from_one_that_is_over(closed: Closure | None) -> None:
+    """It is over when it is closed, or when nobody of it is live."""
+    left = [member(1, run_id="old", state=SUCCEEDED), member(2, run_id="old", state="failed")]
+    living = [member(3, run_id="old")] if closed else []
+    phase = CLOSED if closed else FORMING
+    bench = Bench([member(0), *left, *living], Round("job", "old", round=7, phase=phase, closed=closed))
+    record = bench.wrote(0.0)
+    assert (record.run_id, record.round) == ("run", 1)
+
+
+def test_without_a_rendezvous_a_run_is_told_of_the_one_that_has_the_name() -> None:
+    bench = Bench([member(0), member(1, run_id="old"), member(2, run_id="old")], Round("job", "old", round=7))
+    text = "run old uses Rendezvous job (round 7, 2 members, pod-1 is one), this agent is of run run"
+    assert bench.silent_until(5.0) == 15.0
+    assert bench.at(6.0).waiting_for.startswith(text)
+    decision = bench.at(15.0)
+    assert decision.refused.startswith(text)
+    assert decision.look_again is None
+    bench.members = {"pod-0": bench.members["pod-0"]}
+    assert bench.wrote(16.0).run_id == "run"
+
+
 def test_a_run_that_the_rendezvous_does_not_know_makes_no_round() -> None:
     bench = Bench([member(0)], None, replace(roster(0), run_id="new"))
     assert bench.at(0.0).write is None
+    assert bench.at(10.0).refused.startswith("Rendezvous job is of run new, this agent of run run")
 
 
-def test_a_closed_round_is_opened_only_by_a_later_run() -> None:
+def test_a_round_closed_with_an_error_is_never_opened_again() -> None:
     old = running(WORLD, phase=CLOSED, closed=Closure("Requested", "pod-1"))
     bench = Bench([member(0, 2, incarnation=ME.incarnation)], old)
     assert bench.at(0.0) == Decision()
-    bench.state = replace(bench.state, ended=1)
-    record = bench.wrote(1.0)
-    assert (record.phase, record.round, record.want, record.slots) == (FORMING, 1, 2, ())
+    bench.round = replace(old, coordinator=None)
+    assert bench.at(1.0) == Decision()
 
 
 def test_a_round_closed_with_success_is_opened_by_who_joined_after_it() -> None:

@@ -8,7 +8,8 @@ from typing import Any, TypeVar
 import pytest
 
 from rdzv.protocol import events as ev
-from rdzv.protocol.member import num_nodes_waiting, step
+from rdzv.protocol.coordinator import close
+from rdzv.protocol.member import is_closed, is_closed_by, num_nodes_waiting, step
 from rdzv.protocol.member_state import MemberState
 from rdzv.protocol.records import (
     CLOSED,
@@ -353,7 +354,42 @@ def test_a_later_run_starts_from_a_closed_round() -> None:
     agent.gets(ev.Join(5000))
     agent.sees(world(6, 5, phase=CLOSED, closed=Closure("Succeeded", "pod-0")))
     assert agent.one(ev.Write).member.want_round == 7
-    assert agent.state.known.ended == 6
+    assert not is_closed(agent.state)
+
+
+def test_a_round_closed_with_an_error_is_closed_for_those_who_come_later() -> None:
+    agent = Agent()
+    closed = Round("job", "run", phase=CLOSED, closed=Closure("Closed", "pod-0"))
+    agent.sees(closed)
+    assert is_closed(agent.state), "also when it is this agent that closed it before anybody joined"
+    agent.gets(ev.Join(5000))
+    error = agent.one(ev.Raise)
+    assert error.kind == ev.CLOSED_ERROR
+    assert error.message == (
+        "Rendezvous job was closed by pod-0: Closed; it is opened again when its RendezvousRound is deleted"
+    )
+    assert not any(isinstance(action, (ev.Candidate, ev.Write)) for action in agent.actions)
+
+
+def test_closing_after_an_earlier_run_succeeded_closes() -> None:
+    agent = Agent()
+    succeeded = world(6, 5, phase=CLOSED, closed=Closure("Succeeded", "pod-0"))
+    agent.sees(succeeded)
+    assert not is_closed_by(agent.state, succeeded)
+    assert is_closed_by(agent.state, close(succeeded, "Closed", "pod-1"))
+
+
+def test_who_is_refused_is_told_at_once_and_as_often_as_it_asks() -> None:
+    agent = Agent()
+    agent.gets(ev.Join(5000))
+    agent.sees(Round("job", "another", round=3))
+    agent.gets(ev.Refused("run another uses Rendezvous job"))
+    assert agent.one(ev.Raise) == ev.Raise(ev.CLOSED_ERROR, "run another uses Rendezvous job")
+    agent.gets(ev.Join(5001))
+    agent.one(ev.Raise)
+    agent.sees(EMPTY)
+    agent.gets(ev.Join(5002))
+    agent.one(ev.Write)
 
 
 def test_sigterm_is_announced_at_once_and_is_final() -> None:
