@@ -16,7 +16,15 @@ import torch
 import yaml
 from support.cluster_fixtures import LocalCluster, _shared
 
-from rdzv.protocol.records import Coordinator, Leader, Member, Round, salted_fingerprints
+from rdzv.protocol.encoding import (
+    salted_fingerprints,
+)
+from rdzv.protocol.records import (
+    Coordinator,
+    Leader,
+    Member,
+    Round,
+)
 
 ROOT = Path(__file__).parents[2]
 CRDS = ROOT / "charts/rendezvous-operator/files/crds"

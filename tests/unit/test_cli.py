@@ -18,7 +18,17 @@ from rdzv.cli.doctor import NOTE, OK, PROBLEM, Finding
 from rdzv.cli.examination import target
 from rdzv.cli.probe import Probe, _shebang, interpreter, read
 from rdzv.cli.snapshot import Node, Snapshot, nodes, unexpected_conditions
-from rdzv.protocol.records import Closure, Coordinator, Leader, Member, Roster, Round, salted_fingerprints
+from rdzv.protocol.encoding import (
+    salted_fingerprints,
+)
+from rdzv.protocol.records import (
+    Closure,
+    Coordinator,
+    Leader,
+    Member,
+    Roster,
+    Round,
+)
 
 ROOT = Path(__file__).parents[2]
 

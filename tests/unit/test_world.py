@@ -10,6 +10,9 @@ from support.builders import FakeNamespace, pod_object, rendezvous
 from rdzv.backends.kubernetes import HEARTBEAT
 from rdzv.control.plan import plan
 from rdzv.observed import Observed
+from rdzv.protocol.encoding import (
+    salted_fingerprints,
+)
 from rdzv.protocol.records import (
     CLOSED,
     FORMING,
@@ -19,7 +22,6 @@ from rdzv.protocol.records import (
     Member,
     Roster,
     Round,
-    salted_fingerprints,
 )
 from rdzv.registry import backend_registry
 

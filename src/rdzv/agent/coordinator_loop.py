@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -32,6 +32,7 @@ log = logging.getLogger("rdzv.agent")
 _EXPECT_SECONDS = 0.25
 _SAY_SECONDS = 10.0
 _UNREADABLE_SECONDS = 60.0
+_REFUSED_KEPT = 10_000
 
 
 @dataclass(frozen=True)
@@ -93,6 +94,7 @@ class CoordinatorLoop:
         self._threads: list[threading.Thread] = []
         self._expected_at = 0.0
         self._said = ("", 0.0)
+        self._refused: set[tuple[str, str]] = set()
 
     def prepare(self) -> None:
         """Start the watches."""
@@ -166,11 +168,11 @@ class CoordinatorLoop:
             if kind == DELETED:
                 self._members.pop(obj["metadata"]["name"], None)
             else:
-                try:
-                    self._members[obj["metadata"]["name"]] = (Member.from_object(obj), rv)
-                except ValueError as error:
-                    log.warning("RendezvousMember %s is not one: %s", obj["metadata"]["name"], error)
+                entry = self._readable(obj)
+                if entry is None:
                     self._members.pop(obj["metadata"]["name"], None)
+                else:
+                    self._members[obj["metadata"]["name"]] = entry
             self._dirty = True
             self._changed.notify_all()
 
@@ -207,6 +209,7 @@ class CoordinatorLoop:
                 self._step_down()
                 return
             self._say(decision)
+            self._say_refused(decision.refused_members)
             if decision.refused:
                 self.shared.refused(decision.refused)
             if again := self._expect():
@@ -310,17 +313,33 @@ class CoordinatorLoop:
                 log.info("Rendezvous %s: %s", self._name, decision.waiting_for)
             self._said = (decision.waiting_for, now)
 
+    def _say_refused(self, refused: Mapping[str, str]) -> None:
+        """Once each, however often it is seen; the set is forgotten when it gets large, because others fill it."""
+        if len(self._refused) > _REFUSED_KEPT:
+            self._refused.clear()
+        for name, why in refused.items():
+            if (name, why) not in self._refused:
+                self._refused.add((name, why))
+                log.warning("RendezvousMember %s counts for nothing: %s", name, why)
+
     def missing(self, policy: Policy, run_id: str) -> str:
         """Who is missing, read anew from the API; empty when that is not known or may not be read."""
         shared = self.shared
         retry = Retry.within(2.0)
         try:
             found = shared.client.list(MEMBERS, shared.namespace, label_selector=f"{LABEL}={self._name}", retry=retry)
-            listed = [(Member.from_object(item), resource_version(item)) for item in found["items"]]
+            listed = [entry for item in found["items"] if (entry := self._readable(item)) is not None]
             roster = self._read_roster(retry)
         except (ApiError, ValueError):
             return ""
         return missing(listed, roster, shared.latest().record, policy, run_id)
+
+    def _readable(self, obj: Object) -> tuple[Member, int] | None:
+        try:
+            return Member.from_object(obj), resource_version(obj)
+        except ValueError as error:
+            self._say_refused({obj["metadata"]["name"]: str(error)})
+            return None
 
     def _read_roster(self, retry: Retry) -> Roster | None:
         try:

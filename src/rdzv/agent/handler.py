@@ -37,8 +37,14 @@ from rdzv.kube import config as kube_config
 from rdzv.kube.api import ApiError
 from rdzv.kube.client import Client
 from rdzv.protocol.coordinator_state import Policy
+from rdzv.protocol.encoding import (
+    MAX_SLOTS,
+)
 from rdzv.protocol.events import CLOSED_ERROR, GRACEFUL, TIMEOUT, Identity, Timing
-from rdzv.protocol.records import MAX_SLOTS, ROUND_KIND, incarnation
+from rdzv.protocol.records import (
+    ROUND_KIND,
+    incarnation,
+)
 from rdzv.spec import API_VERSION
 
 if TYPE_CHECKING:

@@ -7,20 +7,22 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from rdzv.protocol.coordinator_state import note
+from rdzv.protocol.encoding import (
+    MAX_SLOTS,
+    fingerprint,
+    salted_fingerprints,
+)
 from rdzv.protocol.facts import Attendance, Facts, attend, one_per_slot
 from rdzv.protocol.fields import replace
 from rdzv.protocol.records import (
     FORMING,
     LEAVING,
     LIVE,
-    MAX_SLOTS,
     RUNNING,
     Leader,
     Member,
     Roster,
     Round,
-    fingerprint,
-    salted_fingerprints,
 )
 
 if TYPE_CHECKING:

@@ -16,6 +16,7 @@ from rdzv.protocol.facts import Facts, gather
 from rdzv.protocol.fields import replace
 from rdzv.protocol.records import CLOSED, FORMING, LIVE, RUNNING, SUCCEEDED, SUCCESS, Closure, Coordinator, Round
 from rdzv.protocol.reforming import cause
+from rdzv.protocol.sifting import sift_view
 
 _REASON_LENGTH = 256
 
@@ -32,6 +33,13 @@ class Target:
 
 def step(state: CoordinatorState, view: View, now: float) -> tuple[CoordinatorState, Decision]:
     """At most one compare-and-set of the Round, and when to look again."""
+    own = view.round if view.round is not None and view.round.run_id == state.me.run_id else None
+    view, refused = sift_view(view, own, state.me.run_id, state.highest_seen)
+    state, decision = _decide(state, view, now)
+    return state, replace(decision, refused_members=refused) if refused else decision
+
+
+def _decide(state: CoordinatorState, view: View, now: float) -> tuple[CoordinatorState, Decision]:
     record, me = view.round, state.me
     own = record if record is not None and record.run_id == me.run_id else None
     if own is None and (other := _other_run(state, view)):

@@ -68,6 +68,7 @@ class Decision:
         refused: why there is no place for this agent's run, for people: send `Refused` to the member function.
         step_down: another agent coordinates: stop, and send `SteppedDown` to the member function.
         why: what makes it write, for people.
+        refused_members: by name, why a Member counts for nothing; for people.
         waiting_for: who is missing, for people; empty when nothing is.
     """
 
@@ -78,6 +79,7 @@ class Decision:
     step_down: bool = False
     why: str = ""
     waiting_for: str = ""
+    refused_members: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,18 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from rdzv.protocol.records import LIVE, RUNNING, SUCCEEDED, Member, Roster, Round, birth, fingerprint
+from rdzv.protocol.encoding import (
+    fingerprint,
+)
+from rdzv.protocol.records import (
+    LIVE,
+    RUNNING,
+    SUCCEEDED,
+    Member,
+    Roster,
+    Round,
+    birth,
+)
 
 if TYPE_CHECKING:
     from rdzv.protocol.coordinator_state import CoordinatorState, Policy, View
@@ -85,7 +96,7 @@ def gather(state: CoordinatorState, view: View, own: Round | None, now: float) -
         succeeded=world & done,
         members_rv=view.members_rv,
         own_rv=_own_rv(state, view, own),
-        success_rv=max((rv for m, rv in view.members.values() if m.state == SUCCEEDED), default=0),
+        success_rv=max((rv for m, rv in everyone if m.state == SUCCEEDED), default=0),
         highest_seen=highest_seen,
         floor=max([highest_seen, *(member.want_round for member in members)]),
     )

@@ -7,22 +7,24 @@ docs/adr/0010-kubernetes-protocol.md.
 
 from __future__ import annotations
 
-import base64
-import binascii
-import hashlib
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from functools import lru_cache
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from rdzv.objects import Object
+from rdzv.protocol.encoding import (
+    MAX_SLOTS,
+    decode_fingerprints,
+    decode_slots,
+    encode_fingerprints,
+    encode_slots,
+    fingerprint,
+)
 from rdzv.protocol.fields import Fields
 from rdzv.spec import API_VERSION, LABEL
 
 ROUND_KIND = "RendezvousRound"
 
-MAX_SLOTS = 4096
-"""Slots are 0 .. MAX_SLOTS-1; bounds the size of a Round (bitmap 684 characters, fingerprints 16 KiB at most)."""
 
 MAX_AHEAD = 1_000_000
 """How far above the highest known round a Member's numbers may be: more rounds than are ever missed."""
@@ -37,8 +39,6 @@ LIVE, LEAVING, SUCCEEDED, FAILED = "live", "leaving", "succeeded", "failed"
 SUCCESS = "Succeeded"
 """Reason of the one closure that is not an error."""
 STATES = (LIVE, LEAVING, SUCCEEDED, FAILED)
-
-_FINGERPRINT_BYTES = 3
 
 
 @dataclass(frozen=True)
@@ -117,7 +117,7 @@ class Round:
             "round": self.round,
             "phase": self.phase,
             "slots": encode_slots(self.slots),
-            "checks": base64.b64encode(bytes.fromhex("".join(self.fingerprints))).decode(),
+            "checks": encode_fingerprints(self.fingerprints),
             "salt": self.salt,
             "size": self.size,
             "want": self.want,
@@ -140,7 +140,7 @@ class Round:
     def from_object(obj: Mapping[str, Any]) -> Round:
         """Reads a RendezvousRound. Raises ValueError, naming the field."""
         spec = Fields(obj, "spec")
-        slots, fingerprints = decode_slots(spec.text("slots")), _decode_fingerprints(spec.text("checks"))
+        slots, fingerprints = decode_slots(spec.text("slots")), decode_fingerprints(spec.text("checks"))
         if len(fingerprints) != len(slots) or spec.integer("size", default=len(slots)) != len(slots):
             raise ValueError(
                 f"spec.size: slots has {len(slots)} members, checks {len(fingerprints)}, size says {spec.integer('size')}"
@@ -194,6 +194,8 @@ class Member:
     """The object belongs to a pod of its name, and goes with it. Otherwise the agent runs outside of pods."""
     first_rv: int = 0
     """resourceVersion of this agent's first write, 0 while this is the first. See `birth`."""
+    created: str = field(default="", compare=False)
+    """creationTimestamp, as the API server set it: what nobody can pretend. Not written."""
 
     @property
     def index(self) -> int | None:
@@ -257,6 +259,7 @@ class Member:
             node=spec.text("node", most=_NAME_LENGTH),
             owned=_is_owned(metadata, name, incarnation),
             first_rv=first_rv,
+            created=metadata.text("creationTimestamp"),
         )
 
 
@@ -350,58 +353,9 @@ class Roster:
         )
 
 
-@lru_cache(maxsize=4 * MAX_SLOTS)
-def fingerprint(salt: int, incarnation: str) -> str:
-    """24 bits of an incarnation as six hexadecimal digits. `salt` is chosen so that no two members of a round share one."""
-    key = salt.to_bytes(8, "big")
-    return hashlib.blake2b(incarnation.encode(), digest_size=_FINGERPRINT_BYTES, key=key).hexdigest()
-
-
-def salted_fingerprints(incarnations: Sequence[str]) -> tuple[int, tuple[str, ...]]:
-    """The smallest salt under which these (different) incarnations have different fingerprints, and those fingerprints."""
-    salt = 0
-    while True:
-        fingerprints = tuple(fingerprint(salt, incarnation) for incarnation in incarnations)
-        if len(set(fingerprints)) == len(fingerprints):
-            return salt, fingerprints
-        salt += 1
-
-
-def encode_slots(slots: Iterable[int]) -> str:
-    """Base64 of a bitmap: slot s is bit s % 8 (least significant first) of byte s // 8, no trailing zero bytes."""
-    bits = 0
-    for slot in slots:
-        bits |= 1 << slot
-    return base64.b64encode(bits.to_bytes((bits.bit_length() + 7) // 8, "little")).decode()
-
-
-def decode_slots(text: str, field: str = "spec.slots") -> tuple[int, ...]:
-    """The set slots in ascending order. Raises ValueError naming `field`."""
-    data = _decode(text, field)
-    if len(data) * 8 > MAX_SLOTS:
-        raise ValueError(f"{field}: more than {MAX_SLOTS} slots")
-    return tuple(i * 8 + bit for i, byte in enumerate(data) for bit in range(8) if byte >> bit & 1)
-
-
 def resource_version(obj: Mapping[str, Any]) -> int:
     """`metadata.resourceVersion` as a number: comparable within one kind (Kubernetes 1.35 says so; etcd always did)."""
     return Fields(obj, "metadata").version("resourceVersion")
-
-
-def _decode(text: str, field: str) -> bytes:
-    try:
-        return base64.b64decode(text, validate=True)
-    except (binascii.Error, ValueError) as error:
-        raise ValueError(f"{field}: not base64: {error}") from None
-
-
-def _decode_fingerprints(text: str) -> tuple[str, ...]:
-    data = _decode(text, "spec.checks")
-    if len(data) % _FINGERPRINT_BYTES or len(data) > MAX_SLOTS * _FINGERPRINT_BYTES:
-        raise ValueError(
-            f"spec.checks: {len(data)} bytes is not {_FINGERPRINT_BYTES} for each of at most {MAX_SLOTS} members"
-        )
-    return tuple(data[i : i + _FINGERPRINT_BYTES].hex() for i in range(0, len(data), _FINGERPRINT_BYTES))
 
 
 def _metadata(name: str, namespace: str, rendezvous: str, resource_version: int | None, owner: Object | None) -> Object:

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from rdzv.protocol.coordinator_state import note
+from rdzv.protocol.encoding import fingerprint
 from rdzv.protocol.facts import Facts
-from rdzv.protocol.records import Member, Round, fingerprint
+from rdzv.protocol.records import Member, Round
 
 if TYPE_CHECKING:
     from rdzv.protocol.coordinator_state import CoordinatorState

@@ -10,6 +10,9 @@ import pytest
 
 from rdzv.protocol.coordinator import step
 from rdzv.protocol.coordinator_state import CoordinatorState, Decision, Policy, View
+from rdzv.protocol.encoding import (
+    salted_fingerprints,
+)
 from rdzv.protocol.events import Identity
 from rdzv.protocol.records import (
     CLOSED,
@@ -24,7 +27,6 @@ from rdzv.protocol.records import (
     Member,
     Roster,
     Round,
-    salted_fingerprints,
 )
 
 ME = Identity("job", "run", "pod-0", "uid-0/0", "10.0.0.0", 7000, slot=0)

@@ -9,6 +9,9 @@ import pytest
 
 from rdzv.protocol import events as ev
 from rdzv.protocol.coordinator import close
+from rdzv.protocol.encoding import (
+    salted_fingerprints,
+)
 from rdzv.protocol.member import is_closed, is_closed_by, num_nodes_waiting, step
 from rdzv.protocol.member_state import MemberState
 from rdzv.protocol.records import (
@@ -19,7 +22,6 @@ from rdzv.protocol.records import (
     Leader,
     Member,
     Round,
-    salted_fingerprints,
 )
 
 ME = ev.Identity("job", "run", "pod-1", "uid-1/0", "10.0.0.1", 7001, "node-a", slot=1)

@@ -11,9 +11,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from rdzv.protocol.encoding import (
+    MAX_SLOTS,
+    decode_slots,
+    encode_slots,
+    salted_fingerprints,
+)
 from rdzv.protocol.records import (
     CLOSED,
-    MAX_SLOTS,
     PHASES,
     RUNNING,
     STATES,
@@ -24,11 +29,8 @@ from rdzv.protocol.records import (
     Member,
     Roster,
     Round,
-    decode_slots,
-    encode_slots,
     incarnation,
     resource_version,
-    salted_fingerprints,
 )
 
 

@@ -9,8 +9,11 @@ from typing import Any
 import pytest
 import yaml
 
-from rdzv.protocol.records import (
+from rdzv.protocol.encoding import (
     MAX_SLOTS,
+    salted_fingerprints,
+)
+from rdzv.protocol.records import (
     PHASES,
     RUNNING,
     STATES,
@@ -19,7 +22,6 @@ from rdzv.protocol.records import (
     Leader,
     Member,
     Round,
-    salted_fingerprints,
 )
 
 CRDS = Path(__file__).parents[3] / "charts/rendezvous-operator/files/crds"

@@ -1,0 +1,74 @@
+"""Which Members count for nothing whatever they say, because they can't be what they say: every agent may have written them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from rdzv.protocol.fields import replace
+from rdzv.protocol.records import MAX_AHEAD, Member, Round
+
+if TYPE_CHECKING:
+    from rdzv.protocol.coordinator_state import View
+
+Entries = Mapping[str, "tuple[Member, int]"]
+
+
+@dataclass(frozen=True)
+class Sifted:
+    """`usable` Members by name, and why each `refused` one is not, by name."""
+
+    usable: Entries
+    refused: Mapping[str, str]
+
+
+def sift_view(view: View, own: Round | None, run_id: str, highest_seen: int) -> tuple[View, Mapping[str, str]]:
+    """The view without Members of this run that can't be what they say, and why they can't."""
+    roster_round = view.roster.round if view.roster is not None and view.roster.run_id == run_id else 0
+    known = max(own.round if own is not None else 0, highest_seen, view.highest_seen, roster_round)
+    sifted = sift(view.members, run_id, known)
+    return (replace(view, members=sifted.usable) if sifted.refused else view), sifted.refused
+
+
+def sift(members: Entries, run_id: str, known: int) -> Sifted:
+    """Sorts out Members of this run; `known` is the number of the highest round that is known otherwise."""
+    original = _originals(member for member, _ in members.values() if member.run_id == run_id)
+    refused = {}
+    for name, (member, _) in members.items():
+        if member.run_id == run_id:
+            why = _far_ahead(member, known) or _copied(member, original[_whose(member)])
+            if why:
+                refused[name] = why
+    usable = {name: entry for name, entry in members.items() if name not in refused} if refused else members
+    return Sifted(usable, refused)
+
+
+def _far_ahead(member: Member, known: int) -> str:
+    """One step beyond what numbers may be, and no later Round could be written."""
+    ahead = max(member.want_round - 1, member.seen_round)
+    if ahead <= known + MAX_AHEAD:
+        return ""
+    return f"it speaks of round {ahead}, the highest that is known otherwise is {known}"
+
+
+def _copied(member: Member, original: str) -> str:
+    return "" if member.name == original else f"{original} was there before it with the same incarnation or pod"
+
+
+def _whose(member: Member) -> str:
+    """What no two Members may share: a pod has one agent, an incarnation is one start of it."""
+    return member.pod_uid or member.incarnation
+
+
+def _originals(members: Iterable[Member]) -> Mapping[str, str]:
+    """The name of the first Member of each pod, or incarnation: what is copied was there before.
+
+    The API server's creationTimestamp tells: a number that the Member itself names could be a lie.
+    """
+    first: dict[str, tuple[str, str]] = {}
+    for member in members:
+        key, claim = _whose(member), (member.created, member.name)
+        if key not in first or claim < first[key]:
+            first[key] = claim
+    return {key: name for key, (_, name) in first.items()}
