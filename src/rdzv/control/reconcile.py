@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
 from typing import Any, TypeVar
 
 from rdzv.control.apply import APIError, KubernetesAPI
@@ -92,8 +93,15 @@ def _readable(read: Callable[[Mapping[str, Any]], Record], objects: Sequence[Map
         try:
             records.append(read(obj))
         except ValueError as error:
-            _log.warning("%s %s: %s", obj.get("kind", "record"), obj["metadata"]["name"], error)
+            metadata = obj["metadata"]
+            _name_unreadable(obj.get("kind", "record"), metadata.get("namespace", ""), metadata["name"], str(error))
     return records
+
+
+@lru_cache(maxsize=10_000)
+def _name_unreadable(kind: str, namespace: str, name: str, why: str) -> None:
+    """Once each, though every pass finds it again; bounded, because others write them."""
+    _log.warning("%s %s/%s counts for nothing: %s", kind, namespace, name, why)
 
 
 def _write_status_if_changed(

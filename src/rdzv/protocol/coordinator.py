@@ -107,7 +107,8 @@ def _fresh(state: CoordinatorState, facts: Facts) -> Round:
 
 def _remember(state: CoordinatorState, view: View, own: Round | None, now: float) -> CoordinatorState:
     """Keeps what the next view may no longer show."""
-    done = {member.incarnation for member, _ in view.members.values() if member.state == SUCCEEDED}
+    ours = [member for member, _ in view.members.values() if member.run_id == state.me.run_id]
+    done = {member.incarnation for member in ours if member.state == SUCCEEDED}
     beat = view.roster.heartbeat if view.roster else -1
     mine = view.members.get(state.me.name)
     state = replace(

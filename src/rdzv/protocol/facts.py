@@ -152,8 +152,12 @@ def one_per_slot(members: Iterable[tuple[Member, int]], own: Round | None) -> li
             without.append(entry[0])
         else:
             claims.setdefault(entry[0].index, []).append(entry)
-    first = [max(claims[slot], key=lambda entry: _claim(entry, own))[0] for slot in sorted(claims)]
+    first = [_first(claims[slot], own) for slot in sorted(claims)]
     return first + sorted(without, key=lambda m: m.name)
+
+
+def _first(rivals: Sequence[tuple[Member, int]], own: Round | None) -> Member:
+    return rivals[0][0] if len(rivals) == 1 else max(rivals, key=lambda entry: _claim(entry, own))[0]
 
 
 def _claim(entry: tuple[Member, int], own: Round | None) -> tuple[bool, bool, int, str]:

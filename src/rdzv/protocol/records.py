@@ -28,7 +28,14 @@ ROUND_KIND = "RendezvousRound"
 
 MAX_AHEAD = 1_000_000
 """How far above the highest known round a Member's numbers may be: more rounds than are ever missed."""
-_NAME_LENGTH, _INCARNATION_LENGTH, _UID_LENGTH = 253, 128, 64
+_NAME_LENGTH, _INCARNATION_LENGTH, _UID_LENGTH, _REASON_LENGTH, _WANT_LENGTH, _CLOSURE_LENGTH = (
+    253,
+    128,
+    64,
+    1024,
+    256,
+    64,
+)
 """Characters, as the CRDs allow."""
 _PREFIX_LENGTH = 100
 """Characters of the name of an agent outside of pods that its incarnation begins with."""
@@ -156,7 +163,7 @@ class Round:
             leader=_leader(spec.child("leader")),
             coordinator=_coordinator(spec.child("coordinator")),
             want=spec.integer("want"),
-            want_reason=spec.text("wantReason"),
+            want_reason=spec.text("wantReason", most=_WANT_LENGTH),
             members_rv=spec.version("membersRV"),
             closed=_closure(spec.child("closed")),
             uid=Fields(obj, "metadata").text("uid"),
@@ -310,15 +317,16 @@ class Roster:
     heartbeat_seconds: float = 0.0
 
     def to_status(self) -> Object:
-        """The value of `Rendezvous.status.roster`, as the operator writes it."""
+        """The value of `Rendezvous.status.roster`, as the operator writes it; at most MAX_SLOTS of each, as the CRD allows."""
         return {
-            "expected": encode_slots(sorted(self.expected)),
+            "expected": encode_slots(slot for slot in self.expected if slot < MAX_SLOTS),
             "expectedCount": self.expected_count,
             "hopeless": [
-                {"pod": a.pod, "reason": a.reason} | ({} if a.slot is None else {"slot": a.slot}) for a in self.hopeless
+                {"pod": a.pod, "reason": a.reason[:_REASON_LENGTH]} | ({} if a.slot is None else {"slot": a.slot})
+                for a in self.hopeless[:MAX_SLOTS]
             ],
-            "draining": sorted(self.draining),
-            "dead": sorted(self.dead),
+            "draining": sorted(self.draining)[:MAX_SLOTS],
+            "dead": sorted(self.dead)[:MAX_SLOTS],
             "heartbeat": self.heartbeat,
             "heartbeatSeconds": self.heartbeat_seconds,
         }
@@ -401,7 +409,11 @@ def _coordinator(fields: Fields | None) -> Coordinator | None:
 
 
 def _closure(fields: Fields | None) -> Closure | None:
-    return None if fields is None else Closure(fields.text("reason", required=True), fields.text("by"))
+    return (
+        None
+        if fields is None
+        else Closure(fields.text("reason", required=True, most=_CLOSURE_LENGTH), fields.text("by", most=_NAME_LENGTH))
+    )
 
 
 def _absent(fields: Fields) -> Absent:

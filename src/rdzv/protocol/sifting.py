@@ -33,11 +33,11 @@ def sift_view(view: View, own: Round | None, run_id: str, highest_seen: int) -> 
 
 def sift(members: Entries, run_id: str, known: int) -> Sifted:
     """Sorts out Members of this run; `known` is the number of the highest round that is known otherwise."""
-    original = _originals(member for member, _ in members.values() if member.run_id == run_id)
+    originals = _originals(member for member, _ in members.values() if member.run_id == run_id)
     refused = {}
     for name, (member, _) in members.items():
         if member.run_id == run_id:
-            why = _far_ahead(member, known) or _copied(member, original[_whose(member)])
+            why = _far_ahead(member, known) or _copied(member, originals)
             if why:
                 refused[name] = why
     usable = {name: entry for name, entry in members.items() if name not in refused} if refused else members
@@ -52,23 +52,22 @@ def _far_ahead(member: Member, known: int) -> str:
     return f"it speaks of round {ahead}, the highest that is known otherwise is {known}"
 
 
-def _copied(member: Member, original: str) -> str:
-    return "" if member.name == original else f"{original} was there before it with the same incarnation or pod"
+def _copied(member: Member, originals: Mapping[str, Member]) -> str:
+    for what, key in (("incarnation", member.incarnation), ("pod", member.pod_uid)):
+        original = originals[key].name if key else member.name
+        if original != member.name:
+            return f"{original} was there before it with the same {what}"
+    return ""
 
 
-def _whose(member: Member) -> str:
-    """What no two Members may share: a pod has one agent, an incarnation is one start of it."""
-    return member.pod_uid or member.incarnation
-
-
-def _originals(members: Iterable[Member]) -> Mapping[str, str]:
-    """The name of the first Member of each pod, or incarnation: what is copied was there before.
+def _originals(members: Iterable[Member]) -> Mapping[str, Member]:
+    """The first Member of each incarnation and each pod, which no two may share: what is copied was there before.
 
     The API server's creationTimestamp tells: a number that the Member itself names could be a lie.
     """
-    first: dict[str, tuple[str, str]] = {}
-    for member in members:
-        key, claim = _whose(member), (member.created, member.name)
-        if key not in first or claim < first[key]:
-            first[key] = claim
-    return {key: name for key, (_, name) in first.items()}
+    first: dict[str, Member] = {}
+    for member in sorted(members, key=lambda m: (m.created, m.name)):
+        first.setdefault(member.incarnation, member)
+        if member.pod_uid:
+            first.setdefault(member.pod_uid, member)
+    return first

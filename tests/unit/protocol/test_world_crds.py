@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
+from support.crd_schemas import complaints, definition_of
 
 from rdzv.protocol.encoding import (
     MAX_SLOTS,
@@ -23,8 +21,6 @@ from rdzv.protocol.records import (
     Member,
     Round,
 )
-
-CRDS = Path(__file__).parents[3] / "charts/rendezvous-operator/files/crds"
 
 
 def largest_round() -> dict[str, Any]:
@@ -53,26 +49,6 @@ def largest_member() -> dict[str, Any]:
     ).to_object("ns")
 
 
-def complaints(value: Any, schema: Mapping[str, Any], path: str) -> list[str]:
-    """What the API server would drop or refuse; only the few keywords that these schemas use."""
-    found = []
-    if isinstance(value, dict):
-        properties = schema.get("properties", {})
-        found += [f"{path}.{name} is dropped" for name in value if name not in properties]
-        found += [f"{path}.{name} is required" for name in schema.get("required", []) if name not in value]
-        for name in value.keys() & properties.keys():
-            found += complaints(value[name], properties[name], f"{path}.{name}")
-    elif isinstance(value, str):
-        fits = schema.get("minLength", 0) <= len(value) <= schema.get("maxLength", 0) or "enum" in schema
-        found += [] if fits else [f"{path} has {len(value)} characters"]
-        found += [] if value in schema.get("enum", [value]) else [f"{path} may not be {value}"]
-    else:
-        fits = schema.get("minimum", value) <= value <= schema.get("maximum", value)
-        found += [] if fits else [f"{path} may not be {value}"]
-    kind = {dict: "object", str: "string", bool: "boolean", int: "integer"}[type(value)]
-    return found if schema["type"] == kind else [*found, f"{path} is of type {kind}"]
-
-
 @pytest.mark.parametrize(
     ("file", "obj", "choices"),
     [
@@ -81,7 +57,7 @@ def complaints(value: Any, schema: Mapping[str, Any], path: str) -> list[str]:
     ],
 )
 def test_nothing_written_is_dropped_or_refused(file: str, obj: dict[str, Any], choices: tuple[str, Any]) -> None:
-    definition = yaml.safe_load((CRDS / file).read_text())
+    definition = definition_of(file)
     assert definition["spec"]["names"]["kind"] == obj["kind"]
     version = definition["spec"]["versions"][0]
     assert obj["apiVersion"] == f"{definition['spec']['group']}/{version['name']}"
