@@ -308,8 +308,9 @@ class CoordinatorLoop:
     def _say(self, decision: Decision) -> None:
         self.waiting_for = decision.waiting_for
         now, (text, at) = time.monotonic(), self._said
-        if decision.waiting_for and decision.waiting_for != text and now > at + _SAY_SECONDS:
-            if text:
+        urgent = decision.foreign and decision.waiting_for != text
+        if urgent or (decision.waiting_for and decision.waiting_for != text and now > at + _SAY_SECONDS):
+            if text or urgent:
                 log.info("Rendezvous %s: %s", self._name, decision.waiting_for)
             self._said = (decision.waiting_for, now)
 

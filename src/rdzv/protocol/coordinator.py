@@ -45,8 +45,8 @@ def _decide(state: CoordinatorState, view: View, now: float) -> tuple[Coordinato
     if own is None and (other := _other_run(state, view)):
         state = note(state, "foreign", True, now)
         at = state.since["foreign"] + state.policy.give_up
-        over = at <= now
-        return state, Decision(look_again=None if over else at, refused=other if over else "", waiting_for=other)
+        decision = Decision(foreign=True, look_again=at, waiting_for=other)
+        return state, decision if now < at else replace(decision, look_again=None, refused=other)
     named = own.coordinator if own is not None else None
     mine = named is not None and named.incarnation == me.incarnation
     if named is not None and not mine and named != state.lost:

@@ -65,6 +65,7 @@ class Decision:
         write: the Round to create (`rv` None) or to replace on condition that its resourceVersion is `rv`. Whatever
             comes of it, applied, refused or unknown: read the Round and call `step` again; never repeat it as it is.
         look_again: call `step` at this time even if nothing changes.
+        foreign: the Rendezvous is another run's at present; `waiting_for` says whose.
         refused: why there is no place for this agent's run, for people: send `Refused` to the member function.
         step_down: another agent coordinates: stop, and send `SteppedDown` to the member function.
         why: what makes it write, for people.
@@ -75,6 +76,7 @@ class Decision:
     write: Round | None = None
     rv: int | None = None
     look_again: float | None = None
+    foreign: bool = False
     refused: str = ""
     step_down: bool = False
     why: str = ""

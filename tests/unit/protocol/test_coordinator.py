@@ -522,6 +522,7 @@ def test_without_a_rendezvous_a_run_is_told_of_the_one_that_has_the_name() -> No
     text = "run old uses Rendezvous job (round 7, 2 members, pod-1 is one), this agent is of run run"
     assert bench.silent_until(5.0) == 15.0
     assert bench.at(6.0).waiting_for.startswith(text)
+    assert bench.at(6.0).foreign
     decision = bench.at(15.0)
     assert decision.refused.startswith(text)
     assert decision.look_again is None
