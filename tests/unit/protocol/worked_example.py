@@ -150,8 +150,8 @@ def example() -> str:
     )
     assert table.coordinate() == "all have joined"
     show(
-        "6. Three are at least the two that `nodes.min` wants, and nobody waits for a replacement: round 2. `slots` has the bits 0, 1 and 3, "
-        "so slot 3 has rank 2 now.",
+        "6. Three are at least the two that `nodes.min` wants, and nobody waits for a replacement: round 2. `slots` has the bits "
+        "0, 1 and 3, so slot 3 has rank 2 now.",
         table.world(),
     )
     table.members.pop("mnist-2")
