@@ -9,3 +9,6 @@ RENDEZVOUS = Resource(API_VERSION, PLURAL)
 ROUNDS = Resource(API_VERSION, "rendezvousrounds")
 MEMBERS = Resource(API_VERSION, "rendezvousmembers")
 STORES = Resource(API_VERSION, "rendezvousstores")
+
+UPGRADE = "apply the CRDs of this version (charts/rendezvous-operator/files/crds/), or helm upgrade"
+"""What to do about a CRD that is older than this library."""

@@ -157,7 +157,7 @@ def test_agents_say_it_and_meet_when_it_was_put_right(
         assert isinstance(error, RendezvousConnectionError), error
         plural, name = f"{kind.lower()}s.rdzv.dev", f"node-{slot}" if kind == "RendezvousMember" else "job"
         assert f"create {plural} {namespace}/{name}: the API server does not know {', '.join(dropped)}: " in str(error)
-        assert f"the CustomResourceDefinition {plural} is older than this library; apply the CRDs" in str(error)
+        assert f"the CustomResourceDefinition {plural} is older than this program; apply the CRDs" in str(error)
 
     time.sleep(QUIET_SECONDS)
     stored = plane.kubectl("get", f"{kind.lower()}s", "-n", namespace, "-o", "name")

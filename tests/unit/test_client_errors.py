@@ -110,8 +110,8 @@ def test_fields_that_an_older_crd_lacks_are_named_with_what_to_do(code: int) -> 
     assert not error.maybe_applied
     assert str(error) == (
         "patch rendezvousmembers.rdzv.dev train/mnist-0: the API server does not know spec.roundUID, spec.seenRound: "
-        "the CustomResourceDefinition rendezvousmembers.rdzv.dev is older than this library; "
-        "apply the CRDs of this version (charts/rendezvous-operator/files/crds/), or helm upgrade"
+        "the CustomResourceDefinition rendezvousmembers.rdzv.dev is older than this program; "
+        "apply the CRDs that came with it"
     )
 
 

@@ -11,8 +11,7 @@ from rdzv.cli.probe import BACKEND, DISTRIBUTION, GROUP
 from rdzv.cli.schemas import lacking
 from rdzv.cli.snapshot import Node, Snapshot, nodes, unexpected_conditions
 from rdzv.env import LIBRARY_PATH, PodEnvironment, RendezvousEnvironmentError
-from rdzv.kube.api import UPGRADE
-from rdzv.resources import MEMBERS, RENDEZVOUS, ROUNDS, STORES
+from rdzv.resources import MEMBERS, RENDEZVOUS, ROUNDS, STORES, UPGRADE
 
 if TYPE_CHECKING:
     from rdzv.cli.probe import Probe

@@ -18,8 +18,6 @@ from rdzv.objects import Object
 _TEXT_LIMIT = 1000
 _CANNOT = re.compile(r'User "(?P<user>[^"]*)" cannot (?P<verb>\w+) resource')
 _UNKNOWN_FIELD = re.compile(r'unknown field "([^"]*)"')
-UPGRADE = "apply the CRDs of this version (charts/rendezvous-operator/files/crds/), or helm upgrade"
-"""What to do about a CRD that is older than this library."""
 
 
 class Resource(NamedTuple):
@@ -160,12 +158,15 @@ class Invalid(ApiError):
 
 
 class UnknownField(Invalid):
-    """A field that was sent is not in the schema of its kind: the CRD is older than this library."""
+    """A field that was sent is not in the schema of its kind: its CRD is older than who writes it."""
 
     def _text(self) -> str:
         fields = ", ".join(_UNKNOWN_FIELD.findall(self.message))
         crd = f"CustomResourceDefinition {self.call.resource}" if self.call else "CustomResourceDefinition"
-        return f"{self.call or 'write'}: the API server does not know {fields}: the {crd} is older than this library; {UPGRADE}"
+        return (
+            f"{self.call or 'write'}: the API server does not know {fields}: the {crd} is older than this program; "
+            "apply the CRDs that came with it"
+        )
 
 
 class TooLarge(ApiError):

@@ -18,9 +18,7 @@ from urllib.parse import urlencode
 from rdzv.kube.api import (
     ApiError,
     Call,
-    Conflict,
     Forbidden,
-    NotFound,
     Reply,
     Resource,
     ServerError,
@@ -37,7 +35,7 @@ from rdzv.kube.transport import CALL_SECONDS, Connection
 from rdzv.objects import Object
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
     from http.client import HTTPResponse
 
     from rdzv.kube.config import Config
@@ -56,7 +54,6 @@ UNAUTHORIZED_SECONDS = 30.0
 STARTING_SECONDS = 10.0
 """How long after an outage 403 is retried: an API server that starts refuses everything until it has read the roles."""
 _JSON = "application/json"
-_MERGE_PATCH = "application/merge-patch+json"
 _JSON_PATCH = "application/json-patch+json"
 _STRICT = {"fieldValidation": "Strict"}
 """Of every write: a field that an older CRD lacks would be dropped without a word otherwise, and the rest be stored."""
@@ -68,7 +65,7 @@ class Client:
     Every verb takes `retry`: without it a request is tried once (a connection that had gone stale is replaced, and a 401
     makes a changed token be read, first). With it, what is safe to repeat is repeated until its deadline: reads always,
     writes only when the server is known not to have carried them out. A write with an unknown outcome raises with
-    `maybe_applied`; `settle` finds out and goes on.
+    `maybe_applied`: read the object to find out.
     """
 
     def __init__(self, config: Config) -> None:
@@ -200,12 +197,6 @@ class Client:
         call = Call("update", resource, namespace, obj["metadata"]["name"])
         return self._call(call, "PUT", query=_STRICT, body=obj, retry=retry)
 
-    def merge_patch(
-        self, resource: Resource, namespace: str | None, name: str, patch: Object, *, retry: Retry | None = None
-    ) -> Object:
-        """RFC 7386 merge patch. With `metadata.resourceVersion` in it, a compare-and-set."""
-        return self._call(Call("patch", resource, namespace, name), "PATCH", query=_STRICT, body=patch, retry=retry)
-
     def json_patch(
         self,
         resource: Resource,
@@ -234,60 +225,6 @@ class Client:
         if uid or resource_version:
             body["preconditions"] = {key: value for key, value in preconditions.items() if value}
         return self._call(Call("delete", resource, namespace, name), "DELETE", body=body, retry=retry)
-
-    def settle(
-        self,
-        send: Callable[[], Object],
-        resource: Resource,
-        namespace: str | None,
-        name: str,
-        *,
-        mine: Callable[[Object | None], bool],
-        retry: Retry,
-    ) -> Object | None:
-        """Repeat one write until its outcome is known: exactly once in effect, also when replies are lost.
-
-        After a lost reply, or a refusal that an earlier lost attempt may have caused (409, 404), the object is read
-        again; `mine(current)` (None: it does not exist) says whether this write is what is there.
-
-        `send` should carry a `resourceVersion` (or be a create): an attempt that is stuck somewhere may still arrive
-        after this returned, and must then be refused rather than undo a later write.
-
-        Returns:
-            The object as stored; None when `mine(None)` was true.
-
-        Raises:
-            Conflict, NotFound: the write was refused, and what is there is not ours.
-            ApiError: any other refusal; or the last failure when `retry` ended: `maybe_applied` if any attempt may be.
-        """
-        backoff = Backoff()
-        unknown = False
-        while True:
-            try:
-                return send()
-            except (Conflict, NotFound, Unreachable, ServerError, TooManyRequests) as caught:
-                error = caught
-            refused = isinstance(error, (Conflict, NotFound))
-            # An earlier attempt may have been carried out even when this one was not.
-            unknown = error.maybe_applied = unknown or error.maybe_applied
-            if refused or unknown:
-                try:
-                    current = self._read(resource, namespace, name, retry)
-                except (Unreachable, ServerError, TooManyRequests) as unread:
-                    raise error from unread
-                if mine(current):
-                    return current
-            if refused:
-                error.maybe_applied = False
-                raise error
-            log.debug("repeating after %s", error)
-            retry.sleep(backoff.next(error.retry_after), error)
-
-    def _read(self, resource: Resource, namespace: str | None, name: str, retry: Retry) -> Object | None:
-        try:
-            return self.get(resource, namespace, name, retry=retry)
-        except NotFound:
-            return None
 
     # Requests.
 
@@ -416,9 +353,7 @@ class _Request:
     def content(self) -> str | None:
         if self.body is None:
             return None
-        if self.method != "PATCH":
-            return _JSON
-        return _JSON_PATCH if self.body.startswith(b"[") else _MERGE_PATCH
+        return _JSON_PATCH if self.method == "PATCH" else _JSON
 
 
 def reply_of(response: HTTPResponse, body: bytes) -> Reply:

@@ -36,7 +36,7 @@ from rdzv.kube.retry import Backoff, Retry
 from rdzv.kube.transport import CALL_SECONDS, Connection
 from rdzv.objects import Object
 
-__all__ = ["ADDED", "DELETED", "MODIFIED", "SYNCED", "Event", "Watch"]
+__all__ = ["ADDED", "DELETED", "MODIFIED", "SYNCED", "Watch", "WatchEvent"]
 
 log = logging.getLogger("rdzv.kube")
 log.addHandler(logging.NullHandler())
@@ -56,7 +56,7 @@ _SHORT_STREAMS = 3
 _READ = 64 * 1024
 
 
-class Event(NamedTuple):
+class WatchEvent(NamedTuple):
     """One change. `type` is ADDED, MODIFIED, DELETED (`object` is its last known state) or SYNCED (`object` is empty).
 
     Types are relative to what this watch delivered before: an object that was deleted and made again while the
@@ -109,7 +109,7 @@ class Watch:
             if self._connection:
                 self._connection.shutdown()
 
-    def events(self, *, deadline: float = float("inf")) -> Iterator[Event]:
+    def events(self, *, deadline: float = float("inf")) -> Iterator[WatchEvent]:
         """Yield events until `close()`. Can be called again after an exception: it goes on where it was.
 
         Args:
@@ -171,7 +171,7 @@ class Watch:
 
     # One connection.
 
-    def _session(self) -> Iterator[Event]:
+    def _session(self) -> Iterator[WatchEvent]:
         if self.call.name is None and self._resume is None:
             yield from self._list()
         # A named object is not listed (that would need another permission), and its own version may be older than what
@@ -245,7 +245,7 @@ class Watch:
 
     # From the server's words to events.
 
-    def _event(self, line: bytes) -> Iterator[Event]:
+    def _event(self, line: bytes) -> Iterator[WatchEvent]:
         if not line.strip():
             return
         try:
@@ -265,7 +265,7 @@ class Watch:
         elif kind == DELETED:
             yield from self._remove(obj["metadata"]["name"], obj)
 
-    def _list(self) -> Iterator[Event]:
+    def _list(self) -> Iterator[WatchEvent]:
         found = self.client.list(
             self.call.resource,
             self.call.namespace,
@@ -281,9 +281,9 @@ class Watch:
             yield from self._set(item)
         self._resume = str(found["metadata"]["resourceVersion"])
         self._seen = _number(self._resume)
-        yield Event(SYNCED, {})
+        yield WatchEvent(SYNCED, {})
 
-    def _get(self) -> Iterator[Event]:
+    def _get(self) -> Iterator[WatchEvent]:
         name = self.call.name or ""
         try:
             obj = self.client.get(self.call.resource, self.call.namespace, name)
@@ -294,9 +294,9 @@ class Watch:
             # The read is the authority, also when versions went back.
             self._seen = _number(str(obj["metadata"]["resourceVersion"]))
             yield from self._set(obj)
-        yield Event(SYNCED, {})
+        yield WatchEvent(SYNCED, {})
 
-    def _set(self, obj: Object) -> Iterator[Event]:
+    def _set(self, obj: Object) -> Iterator[WatchEvent]:
         meta = obj["metadata"]
         before = self._known.get(meta["name"])
         if before is not None and before["metadata"].get("uid") != meta.get("uid"):
@@ -305,12 +305,12 @@ class Watch:
         if before is None or before["metadata"].get("resourceVersion") != meta.get("resourceVersion"):
             self._known[meta["name"]] = obj
             self._changes += 1
-            yield Event(ADDED if before is None else MODIFIED, obj)
+            yield WatchEvent(ADDED if before is None else MODIFIED, obj)
 
-    def _remove(self, name: str, obj: Object) -> Iterator[Event]:
+    def _remove(self, name: str, obj: Object) -> Iterator[WatchEvent]:
         if self._known.pop(name, None) is not None:
             self._changes += 1
-            yield Event(DELETED, obj)
+            yield WatchEvent(DELETED, obj)
 
 
 def _number(version: str) -> int:
