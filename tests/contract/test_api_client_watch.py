@@ -51,6 +51,13 @@ def write(client: Client, value: str) -> bool:
             retry.sleep(0.1, error)
 
 
+def eventually(done: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + SECONDS
+    while not done():
+        assert time.monotonic() < deadline, "it did not happen"
+        time.sleep(0.02)
+
+
 class Follower:
     """Runs a watch in a thread and keeps what it was told: all events, and the state they add up to."""
 
@@ -353,6 +360,58 @@ def test_close_returns_at_once_and_a_forked_child_cannot_close_the_parents(lab: 
     follower.thread.join(SECONDS)
     assert time.monotonic() - started < 5
     assert follower.error is None
+
+
+@pytest.mark.parametrize("scope", SCOPES, ids=IDS)
+@pytest.mark.parametrize("others", ["open", "frozen too"])
+def test_a_stream_that_went_deaf_is_noticed_within_30_s_by_who_waits(
+    lab: Lab, scope: dict[str, Any], others: str
+) -> None:
+    """Something in between keeps the connection open and lets nothing through: no error, no end, no bookmark."""
+    lab.put("a", "1")
+    follower = lab.follow(**scope, waiting=lambda: True)
+    follower.shows({"a": "1"})
+    if others == "frozen too":
+        lab.client.get(MAPS, lab.namespace, "a")
+    lab.proxy.freeze()
+    lab.put("a", "2")
+    follower.shows({"a": "2"})
+    lab.proxy.freeze()
+    lab.delete("a")
+    follower.shows({})
+
+
+def test_who_does_not_wait_asks_nothing_of_a_quiet_stream(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(watch_module, "QUIET_SECONDS", 0.2)
+    lab.put("a", "1")
+    waiting = threading.Event()
+    follower = lab.follow(name="a", waiting=waiting.is_set)
+    follower.shows({"a": "1"})
+    before = len(lab.proxy.requests)
+    time.sleep(2)
+    assert len(lab.proxy.requests) == before
+    waiting.set()
+    eventually(lambda: len(lab.proxy.requests) >= before + 2)
+    assert {seen.method for seen in lab.proxy.requests[before:]} == {"GET"}
+    assert follower.kinds() == [ADDED, SYNCED], "a quiet stream that is right is kept"
+    lab.put("a", "2")
+    follower.shows({"a": "2"})
+
+
+@pytest.mark.parametrize("status", [429, 500, 403])
+def test_a_quiet_stream_that_cannot_be_verified_is_kept(lab: Lab, monkeypatch: pytest.MonkeyPatch, status: int) -> None:
+    monkeypatch.setattr(watch_module, "QUIET_SECONDS", 0.2)
+    lab.put("a", "1")
+    waiting = threading.Event()
+    follower = lab.follow(name="a", waiting=waiting.is_set)
+    follower.shows({"a": "1"})
+    fault = lab.proxy.inject("reply", method="GET", status=status, times=3)
+    before = len(lab.proxy.requests)
+    waiting.set()
+    eventually(lambda: fault.hits == 3)
+    assert not [seen for seen in lab.proxy.requests[before:] if seen.method == "WATCH"]
+    lab.put("a", "2")
+    follower.shows({"a": "2"})
 
 
 def test_a_deadline_ends_reconnecting(lab: Lab) -> None:

@@ -21,7 +21,7 @@ _UNKNOWN_FIELD = re.compile(r'unknown field "([^"]*)"')
 
 
 class Resource(NamedTuple):
-    """One kind of object: ``Resource("rdzv.dev/v1alpha1", "rendezvousmembers")``, ``Resource("v1", "pods")``."""
+    """One kind of object: ``Resource("apps/v1", "deployments")``, ``Resource("v1", "pods")``."""
 
     group_version: str
     plural: str

@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any
 from rdzv.kube.api import Call, TooLarge, Unreachable, Untrusted
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from rdzv.kube.config import Config
 
 CONNECT_SECONDS = 3.0
@@ -45,11 +47,14 @@ class _TimedReader(io.RawIOBase):
 
     def readinto(self, buffer: Any) -> int:
         connection = self._connection
-        left = min(connection.patience, connection.deadline - time.monotonic())
-        if left <= 0:
-            raise TimeoutError("the reply took too long")
-        connection.socket.settimeout(left)
-        return connection.socket.recv_into(buffer)
+        end = min(time.monotonic() + connection.patience, connection.deadline)
+        while (left := end - time.monotonic()) > 0:
+            connection.socket.settimeout(min(left, connection.quiet))
+            try:
+                return connection.socket.recv_into(buffer)
+            except TimeoutError:
+                connection.when_quiet()
+        raise TimeoutError("the reply took too long")
 
 
 class _Stream:
@@ -82,6 +87,7 @@ class Connection:
         self.deadline = float("inf")
         self.fresh = True
         """No request was sent on it yet."""
+        self.be_quiet()
         self._pid = os.getpid()
         context = config.ssl_context() if config.tls else None
         address = f"{config.host}:{config.port}"
@@ -117,6 +123,10 @@ class Connection:
         except (OSError, http.client.HTTPException) as error:
             raise Unreachable(call, f"the request could not be sent: {_text(error)}") from error
 
+    def be_quiet(self, seconds: float = float("inf"), then: Callable[[], None] = lambda: None) -> None:
+        """During the present reply: each time that nothing has come for so long, call `then`. What it raises ends the read."""
+        self.quiet, self.when_quiet = seconds, then
+
     def reply(self, call: Call, *, patience: float, deadline: float) -> http.client.HTTPResponse:
         """Wait for the head of the reply; `patience` (seconds per read) and `deadline` hold for its body as well.
 
@@ -124,6 +134,7 @@ class Connection:
             Unreachable: `maybe_applied`, since the request had been sent.
         """
         self.patience, self.deadline = patience, deadline
+        self.be_quiet()
         try:
             return self._http.getresponse()
         except (OSError, http.client.HTTPException) as error:

@@ -12,7 +12,7 @@ import os
 import random
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from http.client import HTTPException, HTTPResponse
 from typing import NamedTuple
 
@@ -49,6 +49,10 @@ SERVER_SECONDS = (240.0, 300.0)
 """`timeoutSeconds`: the server ends the stream then, spread so that agents do not renew together."""
 READ_SECONDS = (70.0, 75.0)
 """Silence after which a connection is taken for dead: bookmarks come about every 60 s."""
+QUIET_SECONDS = 10.0
+"""Silence of a watch of one object after which, while somebody waits, the object is read to see whether it has changed."""
+LIST_QUIET_SECONDS = 15.0
+"""The same of a watch of a selector, where that is a list."""
 MAX_EVENT = 4 * 1024 * 1024
 """Bytes of one event. etcd stores 1.5 MiB at most, so a longer line is not an event."""
 _HEALTHY_SECONDS = 5.0
@@ -72,6 +76,9 @@ class Watch:
 
     With `fresh=False` it starts from what the API server has in memory (resourceVersion=0): for a named object that is
     one request instead of two, and no SYNCED comes first; the state may be old for a moment and never goes backwards.
+
+    A connection that something in between keeps open while it lets nothing through is noticed after `READ_SECONDS` (or
+    twice that), and after `QUIET_SECONDS` while `waiting()` is true: somebody waits for an event.
     """
 
     def __init__(
@@ -83,6 +90,7 @@ class Watch:
         name: str | None = None,
         label_selector: str = "",
         fresh: bool = True,
+        waiting: Callable[[], bool] | None = None,
     ) -> None:
         self.client = client
         self.call = Call("watch", resource, namespace, name)
@@ -90,6 +98,7 @@ class Watch:
         """When the server last said anything, on the monotonic clock."""
         self._label_selector = label_selector
         self._fresh = fresh
+        self._waiting = waiting
         self._known: dict[str, Object] = {}
         self._resume: str | None = None  # Where to go on; None: read the state in full.
         self._seen = 0  # Highest resourceVersion delivered: what is not above it is old news.
@@ -189,6 +198,8 @@ class Watch:
                 yield from self._get()
             connection.patience = patience
             connection.deadline = time.monotonic() + SERVER_SECONDS[1] + READ_SECONDS[1]
+            if self._waiting is not None:
+                connection.be_quiet(QUIET_SECONDS if self.call.name else LIST_QUIET_SECONDS, self._verify)
             for line in self._lines(response):
                 yield from self._event(line)
             response.close()
@@ -242,6 +253,36 @@ class Watch:
                 yield from map(bytes, lines)
             if len(buffer) > MAX_EVENT:
                 raise Unreachable(self.call, f"an event of more than {MAX_EVENT} bytes")
+
+    def _verify(self) -> None:
+        """The stream is quiet: while somebody waits, see whether that is because nothing has happened.
+
+        Raises:
+            Unreachable: it is deaf, or what made the question go unanswered will have made it so.
+        """
+        if self._waiting is None or not self._waiting():
+            return
+        try:
+            deaf = self._present() != {name: _version(obj) for name, obj in self._known.items()}
+        except (Stopped, Unreachable):
+            raise
+        except ApiError as error:
+            log.debug("a quiet watch could not be verified: %s", error)
+            return
+        if deaf:
+            raise Unreachable(self.call, "the stream is silent, and there is something that it did not say")
+
+    def _present(self) -> dict[str, str]:
+        """The versions of what exists now, by name."""
+        client, call = self.client, self.call
+        if call.name is None:
+            items = client.list(call.resource, call.namespace, label_selector=self._label_selector).get("items") or []
+        else:
+            try:
+                items = [client.get(call.resource, call.namespace, call.name)]
+            except NotFound:
+                items = []
+        return {item["metadata"]["name"]: _version(item) for item in items}
 
     # From the server's words to events.
 
@@ -311,6 +352,10 @@ class Watch:
         if self._known.pop(name, None) is not None:
             self._changes += 1
             yield WatchEvent(DELETED, obj)
+
+
+def _version(obj: Object) -> str:
+    return str(obj["metadata"].get("resourceVersion", ""))
 
 
 def _number(version: str) -> int:
