@@ -45,6 +45,9 @@ def test_a_job_forms_trains_and_ends(plane: LocalCluster, fleet: Fleet) -> None:
     assert {node.steps()[-1]["restarts"] for node in nodes} == {0}
     record = get(plane, fleet, "rendezvousround", "job")["spec"]
     assert (record["phase"], record["closed"]["reason"], record["round"]) == ("Closed", "Succeeded", 1)
+    key = record["coordinator"]["key"]
+    assert len(key) == 64
+    assert not [node.name for node in nodes if key in node.output()], "what lets agents in is nobody else's to read"
 
 
 @pytest.mark.parametrize("victim", [2, 0], ids=["a member", "the coordinator and rank 0"])
@@ -121,6 +124,41 @@ def test_the_api_server_is_away_while_forming(plane: LocalCluster, fleet: Fleet,
         assert second.alive()
         proxy.up()
         fleet.await_world([first, second], 2)
+
+
+@pytest.mark.parametrize("nnodes", ["3:3", "2:3"], ids=["waits", "trains"])
+@pytest.mark.parametrize("deaf", [0, 1], ids=["the coordinator", "a member"])
+def test_an_agent_whose_api_connections_went_deaf_is_in_the_next_world(
+    plane: LocalCluster, fleet: Fleet, tmp_path: Path, deaf: int, nnodes: str
+) -> None:
+    """Something between it and the API server keeps its connections open, and lets nothing through any more."""
+    fleet.nnodes = nnodes
+    with FaultProxy(plane.kubeconfig, tmp_path) as proxy:
+        nodes = []
+        for index in range(2):
+            fleet.kubeconfig = proxy.kubeconfig if index == deaf else plane.kubeconfig
+            nodes.append(fleet.start())
+        fleet.kubeconfig = plane.kubeconfig
+        if nnodes == "2:3":
+            fleet.await_world(nodes, 2)
+        else:
+            fleet.wait("both have asked", lambda: all(asked(plane, fleet, node.name) for node in nodes))
+            time.sleep(2)
+        proxy.freeze()
+        at = time.time()
+        nodes.append(fleet.start())
+        fleet.wait("the third has asked", lambda: asked(plane, fleet, "node-2"))
+        wanted = time.monotonic()
+        fleet.await_world(nodes, 3, since=at)
+        # 30 s until it has noticed, and what the workers take to start.
+        assert time.monotonic() - wanted < 55
+        assert all(node.alive() for node in nodes)
+
+
+def asked(plane: LocalCluster, fleet: Fleet, name: str) -> bool:
+    """Whether this agent has asked to be counted."""
+    namespace = fleet.endpoint.partition("/")[0]
+    return name in plane.kubectl("get", "rendezvousmembers", "-n", namespace, "-o", "name")
 
 
 def test_min_and_max_are_read_live(plane: LocalCluster, fleet: Fleet) -> None:

@@ -88,6 +88,23 @@ def test_permissions_are_named_one_by_one(objects: list[Object]) -> None:
         assert binding["roleRef"]["name"] in names, "bound to a role that is not the chart's own"
 
 
+@pytest.mark.parametrize(("role", "readers"), [("view", False), ("edit", True), ("admin", True)])
+def test_rounds_and_stores_are_shown_to_whom_secrets_are(objects: list[Object], role: str, readers: bool) -> None:
+    """A Round holds the key that lets agents in."""
+    label = f"rbac.authorization.k8s.io/aggregate-to-{role}"
+    aggregated = [item for item in objects if item["metadata"].get("labels", {}).get(label) == "true"]
+    readable = {
+        resource
+        for item in aggregated
+        for rule in item["rules"]
+        if {"get", "list", "watch"} & set(rule["verbs"])
+        for resource in rule["resources"]
+    }
+    assert {"rendezvous", "rendezvous/status", "rendezvousmembers"} <= readable
+    assert ({"rendezvousrounds", "rendezvousstores"} <= readable) == readers
+    assert readers or not {"rendezvousrounds", "rendezvousstores", "*"} & readable
+
+
 def test_the_operator_writes_nothing_else() -> None:
     (role,) = (r for r in of_kind(rendered(), "ClusterRole") if r["metadata"]["name"] == "rendezvous-operator")
     writes: dict[tuple[str, str], set[str]] = {}

@@ -55,7 +55,7 @@ from rdzv.protocol.events import (
     Wake,
     Write,
 )
-from rdzv.protocol.member_state import MemberState, Standing
+from rdzv.protocol.member_state import MemberState, Stage, Standing
 from rdzv.protocol.records import CLOSED, Coordinator, Round
 from rdzv.resources import RENDEZVOUS, ROUNDS
 
@@ -123,10 +123,12 @@ class Agent:
             found=lambda target: self._feed(CoordinatorFound(target)),
             peers=self._poke,
         )
-        self._liveness = Liveness(self._loop, settings.identity.incarnation, settings.identity.address, callbacks)
-        self._identity = replace(settings.identity, port=self._liveness.port)
+        me = settings.identity
+        self._liveness = Liveness(self._loop, me.incarnation, me.address, callbacks, me.key)
+        self._identity = replace(me, port=self._liveness.port)
         self._signals = SignalPipe(self._loop, {signal.SIGTERM, signal.SIGINT}, self._sigterm)
-        self._watch = Watch(client, ROUNDS, settings.namespace, name=settings.identity.rendezvous)
+        name_of_round = settings.identity.rendezvous
+        self._watch = Watch(client, ROUNDS, settings.namespace, name=name_of_round, waiting=self._misses_a_round)
         self._threads = [
             threading.Thread(target=self._watching, name=f"rdzv-round-{name}", daemon=True),
             threading.Thread(target=self._requesting, name=f"rdzv-requests-{name}", daemon=True),
@@ -383,6 +385,15 @@ class Agent:
                 self._failed(error)
                 self._stop.wait(self._settings.timing.retry_max)
 
+    def _misses_a_round(self) -> bool:
+        """Whether the watch of the Round should have something to say.
+
+        The agent was told of a Round that it has not seen, or it waits, and nobody is there to tell it.
+        """
+        state, liveness = self._state, self._liveness
+        joining = state is not None and state.request.stage in (Stage.JOINING, Stage.REBINDING)
+        return (joining and not liveness.linked) or liveness.announced > (self._round.latest.rv or 0)
+
     def _none_yet(self) -> None:
         state = self._state
         if state is not None and not state.known.observed:
@@ -436,6 +447,7 @@ class Agent:
         target = record.coordinator if record is not None and record.run_id == self._identity.run_id else None
         mine = target is not None and target.incarnation == self._identity.incarnation
         self._liveness.follow(None if mine else target)
+        self._liveness.announce(self._round.latest.rv or 0)
         with self._lock:
             prepared = self._coordinator
             if prepared is None or prepared.active or target is None or mine:

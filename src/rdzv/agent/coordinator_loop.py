@@ -95,13 +95,15 @@ class CoordinatorLoop:
         self._expected_at = 0.0
         self._said = ("", 0.0)
         self._refused: set[tuple[str, str]] = set()
+        self._strangers: frozenset[str] = frozenset()
 
     def prepare(self) -> None:
         """Start the watches."""
         if self._watches:
             return
         client, namespace = self.shared.client, self.shared.namespace
-        members = Watch(client, MEMBERS, namespace, label_selector=f"{LABEL}={self._name}", fresh=False)
+        selector = f"{LABEL}={self._name}"
+        members = Watch(client, MEMBERS, namespace, label_selector=selector, fresh=False, waiting=self._misses_a_member)
         rendezvous = Watch(client, RENDEZVOUS, namespace, name=self._name)
         self._watches = [members, rendezvous]
         self._spawn("members", lambda: self._watch(members, self._take_member))
@@ -156,6 +158,14 @@ class CoordinatorLoop:
                     log.info("going on without the Rendezvous: %s", error)
                     self._take_rendezvous(SYNCED, {})
                 self._stop.wait(_UNREADABLE_SECONDS if self._synced[watch.call.resource] else 1.0)
+
+    def _misses_a_member(self) -> bool:
+        """Whether the watch of Members should have something to say: somebody is waited for, or came without a Member."""
+        with self._changed:
+            strangers = self._liveness.connected - {member.incarnation for member, _ in self._members.values()}
+        # Once for each: a Member that somebody deleted by hand stays away.
+        newcomers, self._strangers = strangers - self._strangers, strangers
+        return self.active and bool(self.waiting_for or newcomers)
 
     def _take_member(self, kind: str, obj: Object) -> None:
         if kind == SYNCED:

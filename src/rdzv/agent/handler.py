@@ -305,6 +305,7 @@ def _identity(
         node=environ.get("RDZV_NODE_NAME", ""),
         slot=slot,
         owned=owned,
+        key=secrets.token_hex(32),
     )
 
 

@@ -24,12 +24,17 @@ _LOOPS: weakref.WeakSet[Loop] = weakref.WeakSet()
 
 
 class Loop:
-    """Callbacks for sockets and times, run one at a time in one daemon thread. `call` and `at` may come from any thread."""
+    """Callbacks for sockets and times, run one at a time in one daemon thread. `call` and `at` may come from any thread.
 
-    def __init__(self, name: str) -> None:
+    `clock`: seconds that only grow; all times that the loop is given are of this clock.
+    """
+
+    def __init__(self, name: str, clock: Callable[[], float] = time.monotonic) -> None:
+        self.clock = clock
         self._selector = selectors.DefaultSelector()
         self._reader, self._writer = pipe()
         self._lock = threading.Lock()
+        self._paused: set[socket.socket] = set()
         self._calls: deque[Callable[[], None]] = deque()
         self._timers: dict[str, tuple[float, Callable[[], None]]] = {}
         self._sleeps_until = 0.0
@@ -58,7 +63,7 @@ class Loop:
         self._wake()
 
     def at(self, key: str, when: float | None, function: Callable[[], None]) -> None:
-        """Run it at this time of the monotonic clock; replaces, or with None removes, what is planned under `key`."""
+        """Run it at this time of the clock; replaces, or with None removes, what is planned under `key`."""
         with self._lock:
             if when is None:
                 self._timers.pop(key, None)
@@ -69,11 +74,17 @@ class Loop:
             self._wake()
 
     def watch(self, sock: socket.socket, events: int, callback: Callable[[], None]) -> None:
-        """Call back when the socket is ready. In the loop's thread only, as is `forget`."""
+        """Call back when the socket is ready. In the loop's thread only, as are `pause` and `forget`."""
+        self._paused.discard(sock)
         try:
             self._selector.modify(sock, events, callback)
         except KeyError:
             self._selector.register(sock, events, callback)
+
+    def pause(self, sock: socket.socket) -> None:
+        """Do not look at the socket until it is watched again; it is closed with the others."""
+        self.release(sock)
+        self._paused.add(sock)
 
     def forget(self, sock: socket.socket) -> None:
         """Stop watching the socket, and close it."""
@@ -82,6 +93,7 @@ class Loop:
 
     def release(self, sock: socket.socket) -> None:
         """Stop watching the socket, which stays open."""
+        self._paused.discard(sock)
         with contextlib.suppress(KeyError, ValueError):
             self._selector.unregister(sock)
 
@@ -90,6 +102,8 @@ class Loop:
         for key in list((self._selector.get_map() or {}).values()):
             if isinstance(key.fileobj, socket.socket):
                 key.fileobj.close()
+        for sock in list(self._paused):
+            sock.close()
 
     def _wake(self) -> None:
         with contextlib.suppress(OSError):  # Full: it will wake anyway. Closed: nobody is left to wake.
@@ -99,24 +113,31 @@ class Loop:
         with contextlib.suppress(OSError):
             self._reader.recv(4096)
 
+    def turn(self, most: float = _IDLE) -> None:
+        """Wait for at most so many seconds, then run what is ready, asked for or due. The thread does nothing else."""
+        for ready, _ in self._selector.select(min(most, self._plan())):
+            # What ran before in this turn may have closed the socket, and its number be another one's by now.
+            key = (self._selector.get_map() or {}).get(ready.fd)
+            if key is not None and key.fileobj is ready.fileobj:
+                self._guarded(key.data)
+        while self._calls:
+            self._guarded(self._calls.popleft())
+        for function in self._due():
+            self._guarded(function)
+
     def _run(self) -> None:
         while not self._stopped:
-            for key, _ in self._selector.select(self._plan()):
-                self._guarded(key.data)
-            while self._calls:
-                self._guarded(self._calls.popleft())
-            for function in self._due():
-                self._guarded(function)
+            self.turn()
 
     def _plan(self) -> float:
-        now = time.monotonic()
+        now = self.clock()
         with self._lock:
             first = min((when for when, _ in self._timers.values()), default=now + _IDLE)
             self._sleeps_until = now if self._calls or self._stopped else first
         return max(0.0, self._sleeps_until - now)
 
     def _due(self) -> list[Callable[[], None]]:
-        now = time.monotonic()
+        now = self.clock()
         with self._lock:
             due = sorted((when, key) for key, (when, _) in self._timers.items() if when <= now)
             return [self._timers.pop(key)[1] for _, key in due]

@@ -13,7 +13,7 @@ from rdzv.store import records
 def written(*, with_store: bool) -> list[ReadOnlyObject]:
     """One object of each kind that agents write, with every field that they ever write."""
     address = "10.0.0.1"
-    coordinator = Coordinator(0, "x", address, 1, 1)
+    coordinator = Coordinator(0, "x", address, 1, 1, "x")
     record = Round("x", "x", leader=Leader(0, address, 1), coordinator=coordinator, closed=Closure("x", "x"))
     member = Member("x", "x", "x", "x/x", address, 1, 1, slot=0, allotted=True, first_rv=1)
     return [record.to_object("x"), member.to_object("x"), *([_shard()] if with_store else [])]

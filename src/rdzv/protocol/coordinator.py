@@ -97,7 +97,7 @@ def _other_run(state: CoordinatorState, view: View) -> str:
 def _claimed(record: Round, state: CoordinatorState, term: int) -> Round:
     me = state.me
     slot = me.slot if me.slot is not None else state.slot
-    return replace(record, coordinator=Coordinator(slot, me.incarnation, me.address, me.port, term))
+    return replace(record, coordinator=Coordinator(slot, me.incarnation, me.address, me.port, term, me.key))
 
 
 def _fresh(state: CoordinatorState, facts: Facts) -> Round:

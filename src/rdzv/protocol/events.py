@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -16,7 +16,10 @@ INVALID_SECONDS = 5.0
 
 @dataclass(frozen=True)
 class Identity:
-    """Who this agent is. `slot` is the pod's index, None for a pod without one; `port` is the liveness listener's."""
+    """Who this agent is. `slot` is the pod's index, None for a pod without one; `port` is the liveness listener's.
+
+    `key`, a random one, stands in the Round while this agent coordinates (`Coordinator.key`).
+    """
 
     rendezvous: str
     run_id: str
@@ -28,6 +31,7 @@ class Identity:
     slot: int | None = None
     owned: bool = True
     """It runs in a pod of its name, with which its Member is to go."""
+    key: str = field(default="", repr=False)
 
 
 @dataclass(frozen=True)

@@ -28,12 +28,13 @@ ROUND_KIND = "RendezvousRound"
 
 MAX_AHEAD = 1_000_000
 """How far above the highest known round a Member's numbers may be: more rounds than are ever missed."""
-_NAME_LENGTH, _INCARNATION_LENGTH, _UID_LENGTH, _REASON_LENGTH, _WANT_LENGTH, _CLOSURE_LENGTH = (
+_NAME_LENGTH, _INCARNATION_LENGTH, _UID_LENGTH, _REASON_LENGTH, _WANT_LENGTH, _CLOSURE_LENGTH, _KEY_LENGTH = (
     253,
     128,
     64,
     1024,
     256,
+    64,
     64,
 )
 """Characters, as the CRDs allow."""
@@ -59,13 +60,17 @@ class Leader:
 
 @dataclass(frozen=True)
 class Coordinator:
-    """Which agent commits rounds. `address:port` is where members keep their liveness connection; `term` grows by takeover."""
+    """Which agent commits rounds. `address:port` is where members keep their liveness connection; `term` grows by takeover.
+
+    `key` is what both sides of such a connection prove to know: who may read the Round.
+    """
 
     slot: int | None
     incarnation: str
     address: str
     port: int
     term: int
+    key: str = field(default="", repr=False)
 
 
 @dataclass(frozen=True)
@@ -136,6 +141,8 @@ class Round:
         if self.coordinator:
             c = self.coordinator
             spec["coordinator"] = {"incarnation": c.incarnation, "address": c.address, "port": c.port, "term": c.term}
+            if c.key:
+                spec["coordinator"]["key"] = c.key
             if c.slot is not None:
                 spec["coordinator"]["slot"] = c.slot
         if self.closed:
@@ -405,6 +412,7 @@ def _coordinator(fields: Fields | None) -> Coordinator | None:
         address=fields.address("address"),
         port=fields.integer("port", below=65536),
         term=fields.integer("term"),
+        key=fields.text("key", most=_KEY_LENGTH),
     )
 
 

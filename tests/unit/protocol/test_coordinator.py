@@ -29,8 +29,8 @@ from rdzv.protocol.records import (
     Round,
 )
 
-ME = Identity("job", "run", "pod-0", "uid-0/0", "10.0.0.0", 7000, slot=0)
-MINE = Coordinator(0, "uid-0/0", "10.0.0.0", 7000, 1)
+ME = Identity("job", "run", "pod-0", "uid-0/0", "10.0.0.0", 7000, slot=0, key="mine")
+MINE = Coordinator(0, "uid-0/0", "10.0.0.0", 7000, 1, "mine")
 POLICY = Policy(min_nodes=2, max_nodes=4)
 
 

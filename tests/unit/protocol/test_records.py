@@ -11,12 +11,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from rdzv.protocol.coordinator_state import CoordinatorState, Policy
 from rdzv.protocol.encoding import (
     MAX_SLOTS,
     decode_slots,
     encode_slots,
     salted_fingerprints,
 )
+from rdzv.protocol.events import Identity
 from rdzv.protocol.records import (
     CLOSED,
     PHASES,
@@ -44,6 +46,7 @@ names = st.text(st.characters(codec="utf-8"), min_size=1, max_size=20)
 addresses = st.ip_addresses().map(str).filter(usable)
 counts = st.integers(0, 2**40)
 ports = st.integers(0, 65535)
+keys = st.text("0123456789abcdef", max_size=64)
 
 
 def through_json(obj: dict[str, Any]) -> dict[str, Any]:
@@ -57,7 +60,7 @@ def rounds(draw: st.DrawFn) -> Round:
     ordered = tuple(sorted(members))
     salt, fingerprints = salted_fingerprints([f"uid-{slot}/0" for slot in ordered])
     phase = draw(st.sampled_from(PHASES if members else ("Forming", "Closed")))
-    coordinator = draw(st.none() | st.builds(Coordinator, st.none() | slots, names, addresses, ports, counts))
+    coordinator = draw(st.none() | st.builds(Coordinator, st.none() | slots, names, addresses, ports, counts, keys))
     return Round(
         name=draw(names),
         run_id=draw(names),
@@ -153,6 +156,15 @@ def test_size_of_a_round_is_bounded() -> None:
     assert len(json.dumps(record.to_object("ns"))) < 5000
 
 
+def test_the_key_of_a_round_is_never_printed() -> None:
+    coordinator = Coordinator(0, "uid-0/0", "10.0.0.1", 1, 1, key="5ec2e7")
+    record = Round("n", "r", coordinator=coordinator)
+    assert record.to_object("ns")["spec"]["coordinator"]["key"] == "5ec2e7"
+    assert "5ec2e7" not in f"{record} {record!r} {coordinator}"
+    me = Identity("n", "r", "pod", "uid-0/0", "10.0.0.1", 1, key="5ec2e7")
+    assert "5ec2e7" not in f"{me} {CoordinatorState(me, Policy(1, 1))}"
+
+
 def test_rank_is_the_number_of_slots_below() -> None:
     incarnations = ["a/0", "b/0", "c/0"]
     salt, fingerprints = salted_fingerprints(incarnations)
@@ -170,6 +182,7 @@ def test_fingerprints_of_one_round_differ() -> None:
 GOOD_ROUND = dataclasses.replace(
     Round("n", "r", round=1, phase=RUNNING), slots=(0,), fingerprints=("abcdef",), leader=Leader(0, "10.0.0.1", 1)
 ).to_object("ns")
+COORDINATOR = {"incarnation": "i", "address": "10.0.0.1", "port": 1, "term": 1}
 GOOD_MEMBER = Member("n", "r", "u", "uid/1", "10.0.0.1", 1, 1).to_object("ns", 7)
 GOOD_RENDEZVOUS = {"metadata": {"uid": "u"}, "spec": {"nodes": {"min": 1, "max": 2}}, "status": {"roster": {}}}
 
@@ -194,6 +207,8 @@ GOOD_RENDEZVOUS = {"metadata": {"uid": "u"}, "spec": {"nodes": {"min": 1, "max":
         (Round, GOOD_ROUND, "spec.membersRV", "x"),
         (Round, GOOD_ROUND, "spec.membersRV", "²"),
         (Round, GOOD_ROUND, "spec.coordinator", {"incarnation": ""}),
+        (Round, GOOD_ROUND, "spec.coordinator", {**COORDINATOR, "key": "0" * 65}),
+        (Round, GOOD_ROUND, "spec.coordinator", {**COORDINATOR, "key": 1}),
         (Round, GOOD_ROUND, "metadata.name", ""),
         (Member, GOOD_MEMBER, "spec.slot", MAX_SLOTS),
         (Member, GOOD_MEMBER, "spec.state", "asleep"),
@@ -232,7 +247,9 @@ def test_malformed_is_refused_by_the_name_of_the_field(
     for parent in parents:
         target = target[parent]
     target[last] = value
-    expected = {"spec.leader.slot": "spec.leader", "spec.coordinator": "spec.coordinator.incarnation"}.get(path, path)
+    expected = {"spec.leader.slot": "spec.leader", "spec.coordinator": "spec.coordinator.(incarnation|key)"}.get(
+        path, path
+    )
     if expected == "spec.checks" and value == "AAAAAAAA":
         expected = "spec.size"  # the length is right for two members, the bitmap has one
     with pytest.raises(ValueError, match=expected):

@@ -1,0 +1,224 @@
+"""Who is dead, suspected or unreachable, as time passes: both sides on loops that are turned by hand."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import pytest
+from support.clocked_loop import Agent, Clock, clocked
+
+from rdzv.agent import liveness_client
+from rdzv.agent.liveness_server import Peer, judge
+from rdzv.protocol.records import Coordinator
+
+
+@pytest.fixture
+def clock() -> Iterator[Clock]:
+    with clocked() as found:
+        yield found
+
+
+@pytest.fixture
+def pair(clock: Clock) -> tuple[Agent, Agent]:
+    """A coordinator, and a member that is connected to it."""
+    listening: dict[int, Agent] = {}
+    coordinator, member = Agent(clock, listening, "c"), Agent(clock, listening, "m")
+    coordinator.liveness.expect(["m"])
+    member.liveness.follow(coordinator.record)
+    clock.run(0.5)
+    assert coordinator.liveness.connected == {"m"}
+    return coordinator, member
+
+
+def verdict(coordinator: Agent) -> tuple[list[str], list[str]]:
+    """Who is dead, and who is suspected."""
+    return sorted(coordinator.liveness.dead), sorted(coordinator.liveness.suspected)
+
+
+@pytest.mark.parametrize(
+    ("peer", "dead", "suspected"),
+    [
+        (Peer(since=0, heard=96, connected=True), False, False),
+        (Peer(since=0, heard=95, connected=True), False, True),
+        (Peer(since=0, heard=90, connected=True), True, False),
+        (Peer(since=0, heard=98, gone=99.1), False, False),
+        (Peer(since=0, heard=98, gone=99), True, False),
+        (Peer(since=86, heard=86), False, False),
+        (Peer(since=85, heard=85), True, False),
+    ],
+    ids=["heard", "silent 5 s", "silent 10 s", "broke", "broke 1 s ago", "never came", "never came for 15 s"],
+)
+def test_judging(peer: Peer, dead: bool, suspected: bool) -> None:
+    assert judge({"m": peer}, 100) == (frozenset({"m"} if dead else ()), frozenset({"m"} if suspected else ()))
+
+
+def test_two_that_talk_are_never_suspected(pair: tuple[Agent, Agent], clock: Clock) -> None:
+    coordinator, member = pair
+    clock.run(60)
+    assert verdict(coordinator) == ([], [])
+    assert (member.lost, member.liveness.unreachable, len(member.dialled)) == ([], None, 1)
+
+
+def test_a_member_that_falls_silent_is_suspected_then_dead_and_is_back_with_its_next_word(
+    pair: tuple[Agent, Agent], clock: Clock
+) -> None:
+    coordinator, member = pair
+    clock.loops.remove(member.loop)  # Its machine is gone: nothing is said, nothing closed.
+    clock.run(6)
+    assert verdict(coordinator) == ([], ["m"])
+    clock.run(5)
+    assert verdict(coordinator) == (["m"], [])
+    clock.loops.append(member.loop)
+    clock.run(2)
+    assert verdict(coordinator) == ([], [])
+
+
+def test_a_member_that_ends_is_dead_a_second_later(pair: tuple[Agent, Agent], clock: Clock) -> None:
+    coordinator, member = pair
+    member.end()
+    clock.run(0.9)
+    assert coordinator.liveness.dead == frozenset()
+    clock.run(0.3)
+    assert coordinator.liveness.dead == {"m"}
+    coordinator.liveness.expect([])
+    clock.settle()
+    assert coordinator.liveness.dead == frozenset()
+
+
+def test_a_connection_that_breaks_is_made_again_at_once_and_nobody_is_told(
+    pair: tuple[Agent, Agent], clock: Clock
+) -> None:
+    coordinator, member = pair
+    coordinator.loop.forget(coordinator.liveness._server._connected["m"])
+    clock.run(3)
+    assert coordinator.liveness.connected == {"m"}
+    assert (coordinator.liveness.dead, member.lost, len(member.dialled)) == (frozenset(), [], 2)
+
+
+def test_a_coordinator_that_ends_is_lost_once_tried_each_second_and_found_when_it_is_back(
+    pair: tuple[Agent, Agent], clock: Clock
+) -> None:
+    coordinator, member = pair
+    at, target = clock.now, coordinator.record
+    assert member.liveness.linked
+    coordinator.end()
+    clock.run(3.5)
+    assert member.lost == [target]
+    assert not member.liveness.linked
+    gone = member.liveness.unreachable
+    assert gone is not None
+    assert (gone.target, gone.why, gone.since) == (target, "Connection refused", at)
+    assert str(gone) == f"10.0.0.1 port {target.port}: Connection refused"
+    assert len(member.dialled) == 5
+    back = Agent(clock, coordinator.listening, "c")
+    coordinator.listening[target.port] = back
+    clock.run(2)
+    assert (member.lost, member.found, member.liveness.unreachable) == ([target], [target], None)
+
+
+def test_a_coordinator_that_falls_silent_is_lost(pair: tuple[Agent, Agent], clock: Clock) -> None:
+    coordinator, member = pair
+    clock.loops.remove(coordinator.loop)
+    clock.run(9)
+    assert member.lost == []
+    clock.run(4)
+    assert member.lost == [coordinator.record]
+    assert member.liveness.unreachable is not None
+    assert member.liveness.unreachable.why == "no answer"
+
+
+def test_a_process_that_was_stopped_blames_nobody(pair: tuple[Agent, Agent], clock: Clock) -> None:
+    coordinator, member = pair
+    clock.run(3)
+    clock.now += 300
+    clock.run(3)
+    assert verdict(coordinator) == ([], [])
+    assert (member.lost, len(member.dialled)) == ([], 1)
+
+
+def test_being_asked_often_whom_to_expect_does_not_keep_it_from_noticing_silence(
+    pair: tuple[Agent, Agent], clock: Clock
+) -> None:
+    coordinator, member = pair
+    clock.loops.remove(member.loop)
+    for _ in range(60):
+        coordinator.liveness.expect(["m"])
+        clock.run(0.25, step=0.25)
+    assert coordinator.liveness.dead == {"m"}
+    clock.loops.append(member.loop)
+
+
+def test_who_follows_another_leaves_the_one_before(pair: tuple[Agent, Agent], clock: Clock) -> None:
+    coordinator, member = pair
+    other = Agent(clock, coordinator.listening, "d")
+    member.liveness.follow(other.record)
+    clock.run(1)
+    assert other.liveness.connected == {"m"}
+    assert coordinator.liveness.connected == frozenset()
+    member.liveness.follow(None)
+    clock.run(1)
+    assert other.liveness.connected == frozenset()
+    assert member.lost == []
+
+
+def test_who_does_not_serve_sends_its_members_away_until_it_does_again(pair: tuple[Agent, Agent], clock: Clock) -> None:
+    coordinator, member = pair
+    coordinator.liveness.serve(False)
+    clock.run(3)
+    assert (coordinator.liveness.connected, verdict(coordinator)) == (frozenset(), ([], []))
+    assert member.lost == [coordinator.record]
+    coordinator.liveness.serve(True)
+    clock.run(1.5)
+    assert coordinator.liveness.connected == {"m"}
+    assert member.found == [coordinator.record]
+
+
+def test_news_of_a_round_reach_members_also_in_pieces(pair: tuple[Agent, Agent], clock: Clock) -> None:
+    coordinator, member = pair
+    clock.run(30)
+    assert member.liveness.announced == 0
+    for rv in (7, 12345678901, 8):
+        coordinator.liveness.announce(rv)
+        clock.run(0.1)
+        assert member.liveness.announced == rv
+        clock.run(30)
+        assert member.liveness.announced == rv
+    (sock,) = coordinator.liveness._server._connected.values()
+    for byte in b"..!99999999;.":
+        sock.send(bytes([byte]))
+        clock.settle()
+    assert member.liveness.announced == 99999999
+    sock.send(b"!" + b"9" * 4000 + b";")
+    clock.settle()
+    assert member.liveness.announced == 99999999
+    member.liveness.follow(None)
+    clock.settle()
+    assert member.liveness.announced == 0
+
+
+@pytest.mark.parametrize("address", ["localhost", "trainer-0.svc", "", "10.0.0.1.", "1"])
+def test_an_address_that_is_a_name_is_refused_without_being_looked_up(
+    clock: Clock, address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def looked_up(*_: object) -> None:
+        raise AssertionError("it was looked up")
+
+    monkeypatch.setattr("socket.getaddrinfo", looked_up)
+    member = Agent(clock, {}, "m", connect=liveness_client.dial)
+    target = Coordinator(0, "c", address, 1, 1, "key")
+    member.liveness.follow(target)
+    clock.run(1)
+    assert member.lost == [target]
+    assert member.liveness.unreachable is not None
+    assert member.liveness.unreachable.why == "not an IP address"
+
+
+def test_who_does_not_answer_for_the_one_that_was_asked_for_is_not_taken_for_it(
+    pair: tuple[Agent, Agent], clock: Clock
+) -> None:
+    coordinator, member = pair
+    gone = replace(coordinator.record, incarnation="the one before")
+    member.liveness.follow(gone)
+    clock.run(1)
+    assert member.lost == [gone]
