@@ -14,6 +14,7 @@ import secrets
 import socket
 import sys
 import threading
+import weakref
 from collections.abc import Mapping
 from datetime import timedelta
 from ipaddress import ip_address
@@ -31,11 +32,12 @@ from torch.distributed.elastic.rendezvous import (
 )
 
 from rdzv.agent.agent import Agent, AgentError, AgentSettings
-from rdzv.agent.liveness import listen
+from rdzv.agent.store_port import StorePort
 from rdzv.env import LAUNCH_TIMEOUT
 from rdzv.kube import config as kube_config
 from rdzv.kube.api import ApiError
 from rdzv.kube.client import Client
+from rdzv.kube.credentials import TokenFile, bound_pod
 from rdzv.protocol.coordinator_state import Policy
 from rdzv.protocol.encoding import (
     MAX_SLOTS,
@@ -51,7 +53,6 @@ if TYPE_CHECKING:
     from torch.distributed import Store
 
     from rdzv.protocol.events import Accept
-    from rdzv.protocol.records import Leader
 
 __all__ = ["KubernetesRendezvousHandler", "create_handler"]
 
@@ -66,6 +67,9 @@ STORE_TIMEOUT = timedelta(seconds=300)
 _CONNECT_SECONDS = 20.0
 """torch's client and its server each look up the name of the other's address: two DNS timeouts must fit."""
 _LOOK_SECONDS = 0.1
+_REASON_LENGTH = 300
+_MAX_LABEL = 63
+"""Characters of a label's value, which the name of a Rendezvous is."""
 _NAME = re.compile(r"[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?")
 
 
@@ -92,13 +96,14 @@ class KubernetesRendezvousHandler(RendezvousHandler):  # type: ignore[misc]  # t
         )
         api = kube_config.load()
         identity = _identity(params, name, api, os.environ)
-        self._address = identity.address
-        self._listener: socket.socket | None = None
+        self._port = StorePort(identity.address)
         self._store: Store | None = None
         self._shut_down = False
         self._client = Client(api)
         self._namespace, self._name = namespace, name
-        self._agent = Agent(self._client, AgentSettings(namespace, identity, timing, policy, self._rebind))
+        # The agent's threads know nothing of this handler: one that is dropped without `shutdown` ends them.
+        self._agent = Agent(self._client, AgentSettings(namespace, identity, timing, policy, self._port.rebind))
+        weakref.finalize(self, _dropped, self._agent, self._port).atexit = False
 
     def get_backend(self) -> str:
         """`kubernetes`."""
@@ -118,16 +123,19 @@ class KubernetesRendezvousHandler(RendezvousHandler):  # type: ignore[misc]  # t
             RendezvousConnectionError: the API server could not be reached, or refused; the text says what to allow.
             SystemExit: 0, for a spare that is not needed any more because the others have finished.
         """
+        unreached = ""
         try:
-            accept = self._agent.join(self._rebind())
+            accept = self._agent.join(self._port.rebind())
             while True:
-                store = self._make_store(accept)
-                if store is not None:
+                try:
+                    store = self._make_store(accept)
                     break
-                accept = self._agent.rejoin(accept.round)
+                except _StoreUnreachableError as error:
+                    unreached = str(error) or unreached
+                    accept = self._agent.rejoin(accept.round)
         except AgentError as error:
-            self._drop_listener()
-            raise _torch_error(error) from error
+            self._port.close()
+            raise _torch_error(error, unreached) from error
         self._replace_store(store)
         log.info("round %d of Rendezvous %s: rank %d of %d", accept.round, self._name, accept.rank, accept.size)
         leader = RendezvousStoreInfo(accept.leader.address, accept.leader.port)
@@ -138,14 +146,14 @@ class KubernetesRendezvousHandler(RendezvousHandler):  # type: ignore[misc]  # t
         return self._agent.is_closed()
 
     def set_closed(self) -> None:
-        """Close it for everybody.
+        """Close it for everybody. As with torch's own handlers, that works after `shutdown` too.
 
         Raises:
             RendezvousConnectionError: that could not be written.
         """
         try:
             self._agent.close("Closed")
-        except (ApiError, AgentError) as error:
+        except (ApiError, kube_config.ConfigError, AgentError) as error:
             raise RendezvousConnectionError(str(error)) from error
 
     def num_nodes_waiting(self) -> int:
@@ -171,7 +179,7 @@ class KubernetesRendezvousHandler(RendezvousHandler):  # type: ignore[misc]  # t
             log.exception("the rendezvous could not be left in order")
             return False
         finally:
-            self._drop_listener()
+            self._port.close()
             self._replace_store(None)
 
     # The store of a round.
@@ -182,47 +190,45 @@ class KubernetesRendezvousHandler(RendezvousHandler):  # type: ignore[misc]  # t
         if self._store_kind == "kubernetes" and before is not None:
             before.close()
 
-    def _rebind(self) -> int:
-        """A fresh listening socket, on which a store can be served should this agent lead; returns its port."""
-        self._drop_listener()
-        self._listener = listen(self._address)
-        return int(self._listener.getsockname()[1])
-
-    def _drop_listener(self) -> None:
-        listener, self._listener = self._listener, None
-        if listener is not None:
-            listener.close()
-
-    def _make_store(self, accept: Accept) -> Store | None:
-        """The store of this round; None when its leader cannot be reached, or the round is over already."""
+    def _make_store(self, accept: Accept) -> Store:
+        """The store of this round. Raises _StoreUnreachableError."""
         leader = accept.leader
         if self._store_kind == "kubernetes":
-            self._drop_listener()  # Its port is for the workers' own store, as torch does without a shared one.
+            self._port.close()  # It is for the workers' own store, as torch does without a shared one.
             return self._kubernetes_store(accept)
-        if accept.rank == 0 and self._listener is not None:
-            fd, self._listener = self._listener.detach(), None
+        fd = self._port.take() if accept.rank == 0 else None
+        if fd is not None:
             return _tcp_store(leader.address, leader.port, is_master=True, master_listen_fd=fd)
-        self._drop_listener()
-        return self._connect(leader)
+        self._port.close()
+        return self._connect(accept)
 
-    def _connect(self, leader: Leader) -> Store | None:
+    def _connect(self, accept: Accept) -> Store:
         """torch's client, made in a thread: it does not look whether the round is still wanted while it tries."""
+        leader = accept.leader
         made: list[Store] = []
+        failed: list[str] = []
         done = threading.Event()
 
         def make() -> None:
             try:
                 made.append(_tcp_store(leader.address, leader.port, is_master=False))
             except RuntimeError as error:
-                log.info("the store at %s port %d: %s", leader.address, leader.port, error)
+                failed.append(str(error).partition("\n")[0][:_REASON_LENGTH])
             finally:
                 done.set()
 
         threading.Thread(target=make, name="rdzv-connect", daemon=True).start()
         while not done.wait(_LOOK_SECONDS):
             if self._agent.num_nodes_waiting():
-                return None
-        return made[0] if made else None
+                raise _StoreUnreachableError
+        if made:
+            return made[0]
+        error = _StoreUnreachableError(
+            f"the store of round {accept.round} at {leader.address} port {leader.port} could not be reached from "
+            f"{self._port.address}: {''.join(failed)}"
+        )
+        log.warning("%s", error)
+        raise error
 
     def _kubernetes_store(self, accept: Accept) -> Store:
         from rdzv.store.store import KubernetesStore
@@ -238,6 +244,15 @@ class KubernetesRendezvousHandler(RendezvousHandler):  # type: ignore[misc]  # t
         return store
 
 
+class _StoreUnreachableError(Exception):
+    """The leader of the round cannot be reached; without a text: the round was over before that was known."""
+
+
+def _dropped(agent: Agent, port: StorePort) -> None:
+    port.close()
+    agent.abandon()
+
+
 def create_handler(params: RendezvousParameters) -> RendezvousHandler:
     """torch's creator for backend `kubernetes`. Raises as the handler's constructor."""
     return KubernetesRendezvousHandler(params)
@@ -251,13 +266,14 @@ def _tcp_store(address: str, port: int, **options: Any) -> Store:
     return store
 
 
-def _torch_error(error: AgentError) -> BaseException:
+def _torch_error(error: AgentError, unreached: str) -> BaseException:
     if error.kind == GRACEFUL:
         # torch <= 2.15 dies with an AttributeError on its own RendezvousGracefulExitError (pytorch#194710).
         log.info("%s", error)
         return SystemExit(0)
     kinds = {CLOSED_ERROR: RendezvousClosedError, TIMEOUT: RendezvousTimeoutError}
-    exception: BaseException = kinds.get(error.kind, RendezvousConnectionError)(str(error))
+    text = f"{error}; {unreached}" if unreached else str(error)
+    exception: BaseException = kinds.get(error.kind, RendezvousConnectionError)(text)
     return exception
 
 
@@ -291,9 +307,9 @@ def _identity(
     """Who this agent is."""
     given = params.get("member")
     slot = _slot(params, environ)
-    uid, pod = environ.get("RDZV_POD_UID", ""), environ.get("RDZV_POD_NAME", "")
+    pod, uid = _pod(api, environ)
     owned = bool(uid and pod and not given)
-    name = str(given) if given else pod or _local_name(slot)
+    name = str(given) if given else pod or _local_name(rendezvous, slot)
     return Identity(
         rendezvous=rendezvous,
         run_id=str(params.run_id),
@@ -318,6 +334,23 @@ def _address(text: str) -> str:
         raise ValueError(f"the local address {text!r} is no IP address, and no name of one: {error}") from error
 
 
+def _pod(api: kube_config.Config, environ: Mapping[str, str]) -> tuple[str, str]:
+    """Name and UID of this pod: as the environment says or, where it does not, the token. Empty what neither tells.
+
+    A hostname would be the node's own with `hostNetwork`, and the same for all pods there.
+    """
+    name, uid = environ.get("RDZV_POD_NAME", ""), environ.get("RDZV_POD_UID", "")
+    if (name and uid) or not isinstance(api.credentials, TokenFile):
+        return name, uid
+    try:
+        bound = bound_pod(api.authorization())
+    except kube_config.ConfigError:  # Said again, and waited for, with the first request.
+        bound = None
+    if bound is None or (name and name != bound[0]):
+        return name, uid
+    return bound
+
+
 def _slot(params: RendezvousParameters, environ: Mapping[str, str]) -> int | None:
     given = params.get("slot")
     text = str(given) if given is not None else environ.get("RDZV_SLOT", "")
@@ -328,10 +361,13 @@ def _slot(params: RendezvousParameters, environ: Mapping[str, str]) -> int | Non
     return int(text)
 
 
-def _local_name(slot: int | None) -> str:
-    """A name for an agent outside of a pod: that of the machine, and what tells its agents apart."""
-    host = re.sub(r"[^a-z0-9]+", "-", socket.gethostname().lower()).strip("-")[:200] or "node"
-    return f"{host}-{os.getpid() if slot is None else slot}"
+def _local_name(rendezvous: str, slot: int | None) -> str:
+    """A name for an agent outside of a pod: the Rendezvous, the machine, and what tells that machine's agents apart.
+
+    The host has no dot, so no two Rendezvous make one name.
+    """
+    host = re.sub(r"[^a-z0-9]+", "-", socket.gethostname().lower()).strip("-")[:64].strip("-") or "node"
+    return f"{rendezvous[:_MAX_LABEL]}.{host}-{os.getpid() if slot is None else slot}"
 
 
 def _local_address(api: kube_config.Config) -> str:

@@ -108,6 +108,7 @@ class Liveness:
     _connected: dict[str, socket.socket] = field(default_factory=dict)
     _up: _Upstream | None = None
     _ticked: float = 0.0
+    _serving: bool = True
 
     def __post_init__(self) -> None:
         self._listener = listen(self.address)
@@ -123,6 +124,10 @@ class Liveness:
         """As the coordinator: whose connections are expected to be there."""
         wanted = frozenset(incarnations) - {self.incarnation}
         self.loop.call(lambda: self._expect(wanted))
+
+    def serve(self, serving: bool) -> None:
+        """False: this agent does not coordinate although the Round says so; its peers are sent away to look for another."""
+        self.loop.call(lambda: self._serve(serving))
 
     # The member's side.
 
@@ -238,6 +243,14 @@ class Liveness:
         self._judge()
         self._tick_at()
 
+    def _serve(self, serving: bool) -> None:
+        self._serving = serving
+        if not serving:
+            for sock in self._connected.values():
+                self.loop.forget(sock)
+            self._connected.clear()
+            self._expect(frozenset())
+
     def _accept(self) -> None:
         with contextlib.suppress(OSError):  # Given up meanwhile, or out of descriptors: it will try again.
             sock, _ = self._listener.accept()
@@ -265,7 +278,7 @@ class Liveness:
         except (ValueError, KeyError, TypeError):
             self.loop.forget(sock)
             return
-        if asked != self.incarnation:
+        if asked != self.incarnation or not self._serving:
             self.loop.forget(sock)
             return
         self._admit(peer, sock)
