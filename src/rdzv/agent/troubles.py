@@ -44,7 +44,7 @@ class Troubles:
 
     def hopeless(self, error: Exception) -> bool:
         """Whether repeating the request is of no use. Logs it, as an error then, and not twice in a row."""
-        hopeless = isinstance(error, HOPELESS) and not self._passing(error)
+        hopeless = not self._passing(error) and isinstance(error, HOPELESS)
         text = str(error)
         if text != self._said or not hopeless:
             log.log(logging.ERROR if hopeless else logging.INFO, "%s", text)
