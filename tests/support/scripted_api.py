@@ -6,8 +6,8 @@
     held = api.inject(Hold(), "GET", "rendezvousrounds")  # the next such reply waits for held.release
     api.inject(Lose(), "PUT", "rendezvousmembers")        # carried out, but nothing comes back
 
-It knows what the client and its watches rest on: versions that grow, conditional writes, 404, 409, watches by name or label. What an API server
-really does is tested on a real one, in tests/contract.
+It knows what the client and its watches rest on: versions that grow, conditional writes, 404, 409, watches by name or
+label. What an API server really does is tested on a real one, in tests/contract.
 """
 
 from __future__ import annotations
@@ -188,19 +188,20 @@ class ScriptedApi:
                     obj for (kind, _), obj in sorted(self.objects.items()) if kind == plural and watch.matches(obj)
                 ]
                 return _Response(200, {"items": copy.deepcopy(items), "metadata": {"resourceVersion": str(self.rv)}})
-            name = name or (body or {})["metadata"]["name"]
-            current = self.objects.get((plural, name))
-            if method == "POST" and current is not None:
-                return _status(409, "AlreadyExists", plural, name)
-            if method != "POST" and current is None:
-                return _status(404, "NotFound", plural, name)
-            if method == "GET":
-                return _Response(200, copy.deepcopy(current))
-            assert body is not None
-            condition = body["metadata"].get("resourceVersion")
-            if current is not None and condition not in (None, current["metadata"]["resourceVersion"]):
-                return _status(409, "Conflict", plural, name)
-            return _Response(200, self.put(plural, body))
+            return self._on_object(method, plural, name or (body or {})["metadata"]["name"], body)
+
+    def _on_object(self, method: str, plural: str, name: str, body: Object | None) -> _Response:
+        current = self.objects.get((plural, name))
+        if method == "POST" and current is not None:
+            return _status(409, "AlreadyExists", plural, name)
+        if method != "POST" and current is None:
+            return _status(404, "NotFound", plural, name)
+        if body is None:
+            return _Response(200, copy.deepcopy(current))
+        condition = body["metadata"].get("resourceVersion")
+        if current is not None and condition not in (None, current["metadata"]["resourceVersion"]):
+            return _status(409, "Conflict", plural, name)
+        return _Response(200, self.put(plural, body))
 
     def _watch(self, plural: str, query: dict[str, str]) -> _Watch:
         watch = _Watch(plural, query)
