@@ -206,8 +206,12 @@ class ScriptedApi:
     def _watch(self, plural: str, query: dict[str, str]) -> _Watch:
         watch = _Watch(plural, query)
         since = int(query.get("resourceVersion", "0"))
-        for (kind, _), obj in sorted(self.objects.items()):
-            if kind == plural and watch.matches(obj) and int(obj["metadata"]["resourceVersion"]) > since:
+        for obj in sorted(self.objects.values(), key=_version):
+            if (
+                self.objects.get((plural, obj["metadata"]["name"])) is obj
+                and watch.matches(obj)
+                and _version(obj) > since
+            ):
                 watch.send("ADDED", obj)
         watch.send("BOOKMARK", {"metadata": {"resourceVersion": str(self.rv)}})
         self._watches.append(watch)
@@ -307,6 +311,10 @@ class _ScriptedConnection(Connection):
 
     def close(self) -> None:
         self.closed = True
+
+
+def _version(obj: Object) -> int:
+    return int(obj["metadata"]["resourceVersion"])
 
 
 def _status(code: int, reason: str, plural: str, name: str, message: str = "") -> _Response:

@@ -64,7 +64,7 @@ def _take_call(state: MemberState, event: ev.MemberEvent, now: float) -> MemberS
         case ev.Bound(port):
             state = become_bound(state, port)
         case ev.LeaderUnreachable(round_) if state.accepted == round_ and not state.joining:
-            state = become_joining(state, 0, deadline)
+            state = become_joining(state, 0, state.request.deadline)  # One deadline for one call of next_rendezvous.
         case ev.Sigterm():
             state = become_leaving(state)
         case ev.Finished(success):
