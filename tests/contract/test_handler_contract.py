@@ -222,6 +222,19 @@ def test_shutdown_twice_is_no_error(lab: Lab) -> None:
     assert [handler.num_nodes_waiting() for handler in handlers] == [0, 0]
 
 
+def test_closing_after_shutdown_is_no_error_and_closes(lab: Lab) -> None:
+    handlers = lab.several(2, 2, 2)
+    check(worlds(join(*handlers)), 2)
+    try:
+        raise RuntimeError("its workers failed")
+    except RuntimeError:
+        handlers[0].shutdown()
+    handlers[0].set_closed()
+    (call,) = join(handlers[1])
+    with pytest.raises(RendezvousClosedError):
+        call.wait()
+
+
 def test_shutdown_before_a_round(lab: Lab) -> None:
     assert lab.make(1, 1).shutdown() is True
 

@@ -66,8 +66,8 @@ class RoundRecord:
             self._take(self.client.get(ROUNDS, self.namespace, self.name, retry=retry))
         except NotFound:
             with self.lock:
-                # A 404 is of no version: it says nothing about a Round that the watch has shown since it was asked for.
-                if self.latest.rv == before and (self.latest.record is not None or before is None):
+                # A 404 is of no version: it is no news if the watch has shown anything since it was asked for.
+                if self.latest.record is not None or before is None:
                     self._note(None, (before or 0) + 1)
         return self.latest
 

@@ -53,7 +53,11 @@ def test_older_news_is_none(lab: Lab) -> None:
     assert len(lab.changes) == 1
 
 
-def test_a_404_that_was_answered_before_a_newer_round_was_made_does_not_hide_it(lab: Lab) -> None:
+@pytest.mark.parametrize("known_before", [True, False])
+def test_a_404_that_was_answered_before_a_newer_round_was_made_does_not_hide_it(lab: Lab, known_before: bool) -> None:
+    if known_before:
+        lab.record.event("ADDED", lab.stored(6))
+        lab.api.delete(ROUNDS, "job")
     hold = lab.api.inject(Hold(), "GET", ROUNDS)
     thread = lab.reading()
     assert hold.met.wait(10)
