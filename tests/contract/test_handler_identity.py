@@ -16,7 +16,12 @@ from typing import Any
 import pytest
 from support.cluster_fixtures import LocalCluster
 from support.torchrun_fleet import install_crds
-from torch.distributed.elastic.rendezvous import RendezvousConnectionError, RendezvousParameters, RendezvousTimeoutError
+from torch.distributed.elastic.rendezvous import (
+    RendezvousConnectionError,
+    RendezvousError,
+    RendezvousParameters,
+    RendezvousTimeoutError,
+)
 from torch.distributed.elastic.rendezvous.registry import get_rendezvous_handler
 
 from rdzv.agent import handler as handler_module
@@ -177,7 +182,7 @@ def test_a_store_that_cannot_be_reached_is_named_when_the_time_is_up(
         while not stop.is_set():
             try:
                 first.next_rendezvous()
-            except RendezvousConnectionError:
+            except RendezvousError:  # Shut down, at the end of the test.
                 return
             while not (first.num_nodes_waiting() or stop.wait(0.05)):
                 pass

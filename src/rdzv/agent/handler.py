@@ -197,23 +197,26 @@ class KubernetesRendezvousHandler(RendezvousHandler):  # type: ignore[misc]  # t
             self._port.close()  # It is for the workers' own store, as torch does without a shared one.
             return self._kubernetes_store(accept)
         fd = self._port.take() if accept.rank == 0 else None
-        if fd is not None:
+        if fd is None:
+            self._port.close()
+            return self._connect(accept)
+        try:
             return _tcp_store(leader.address, leader.port, is_master=True, master_listen_fd=fd)
-        self._port.close()
-        return self._connect(accept)
+        except RuntimeError as error:  # torch's server is its own first client: the address is not this machine's.
+            raise self._unreachable(accept, error) from error
 
     def _connect(self, accept: Accept) -> Store:
         """torch's client, made in a thread: it does not look whether the round is still wanted while it tries."""
-        leader = accept.leader
         made: list[Store] = []
-        failed: list[str] = []
+        failed: list[RuntimeError] = []
         done = threading.Event()
+        address, port = accept.leader.address, accept.leader.port
 
         def make() -> None:
             try:
-                made.append(_tcp_store(leader.address, leader.port, is_master=False))
+                made.append(_tcp_store(address, port, is_master=False))
             except RuntimeError as error:
-                failed.append(str(error).partition("\n")[0][:_REASON_LENGTH])
+                failed.append(error)
             finally:
                 done.set()
 
@@ -223,12 +226,16 @@ class KubernetesRendezvousHandler(RendezvousHandler):  # type: ignore[misc]  # t
                 raise _StoreUnreachableError
         if made:
             return made[0]
-        error = _StoreUnreachableError(
+        raise self._unreachable(accept, failed[0])
+
+    def _unreachable(self, accept: Accept, error: RuntimeError) -> _StoreUnreachableError:
+        leader, why = accept.leader, str(error).partition("\n")[0][:_REASON_LENGTH]
+        text = (
             f"the store of round {accept.round} at {leader.address} port {leader.port} could not be reached from "
-            f"{self._port.address}: {''.join(failed)}"
+            f"{self._port.address}: {why}"
         )
-        log.warning("%s", error)
-        raise error
+        log.warning("%s", text)
+        return _StoreUnreachableError(text)
 
     def _kubernetes_store(self, accept: Accept) -> Store:
         from rdzv.store.store import KubernetesStore
@@ -272,7 +279,7 @@ def _torch_error(error: AgentError, unreached: str) -> BaseException:
         log.info("%s", error)
         return SystemExit(0)
     kinds = {CLOSED_ERROR: RendezvousClosedError, TIMEOUT: RendezvousTimeoutError}
-    text = f"{error}; {unreached}" if unreached else str(error)
+    text = f"{error}; {unreached}" if unreached and error.kind == TIMEOUT else str(error)
     exception: BaseException = kinds.get(error.kind, RendezvousConnectionError)(text)
     return exception
 
