@@ -148,8 +148,9 @@ class Agent:
         Raises:
             AgentError: there will be none.
         """
+        called = time.monotonic()
         self._await_start()
-        return self._wait_for_outcome(Join(port))
+        return self._wait_for_outcome(Join(port, time.monotonic() - called))
 
     def rejoin(self, number: int) -> Accept:
         """The leader's store of the accepted round cannot be reached: ask for another round. Raises as `join`."""

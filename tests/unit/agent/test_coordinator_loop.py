@@ -25,12 +25,21 @@ ME = Identity("job", "run", "node-0", "uid-0/1", "10.0.0.1", 4999, slot=0)
 
 class Lab:
     def __init__(self) -> None:
-        self.api, self.failures, self.stepped = ScriptedApi(), list[Exception](), list[int]()
+        self.api, self.failures = ScriptedApi(), list[Exception]()
+        self.stepped, self.refusals = list[int](), list[str]()
         self.client = self.api.client()
         self.liveness = FakeLiveness(None, ME.incarnation, ME.address, None)
         self.round = RoundRecord(self.client, "team", "job", threading.RLock(), lambda *_: self.loop.poke())
         self.while_a_view_is_made: Callable[[], None] = lambda: None
-        shared = Shared(self.client, "team", self.round, self.highest_seen, self.stepped.append, self.failures.append)
+        shared = Shared(
+            client=self.client,
+            namespace="team",
+            round=self.round,
+            highest_seen=self.highest_seen,
+            stepped_down=self.stepped.append,
+            refused=self.refusals.append,
+            failed=self.failures.append,
+        )
         self.loop = CoordinatorLoop(shared, as_liveness(self.liveness), "job")
 
     def highest_seen(self) -> int:

@@ -18,6 +18,10 @@ ROUNDS = "rendezvousrounds"
 ONCE = Retry(deadline=float("-inf"))
 
 
+def is_closed(record: Round) -> bool:
+    return record.phase == CLOSED
+
+
 class Lab:
     def __init__(self) -> None:
         self.api = ScriptedApi()
@@ -132,7 +136,7 @@ def test_closing_goes_on_after_somebody_else_wrote_and_after_a_lost_reply(lab: L
     lab.stored(1)
     hold = lab.api.inject(Hold(), "GET", ROUNDS)
     lab.api.inject(Lose(), "PUT", ROUNDS)
-    thread = threading.Thread(target=lambda: lab.record.close("run", "Closed", "me", Retry.within(30)))
+    thread = threading.Thread(target=lambda: lab.record.close("run", "Closed", "me", Retry.within(30), is_closed))
     thread.start()
     assert hold.met.wait(10)
     lab.stored(2)
@@ -143,7 +147,15 @@ def test_closing_goes_on_after_somebody_else_wrote_and_after_a_lost_reply(lab: L
     assert (lab.record.latest.record.phase, lab.number()) == (CLOSED, 2)
 
 
+def test_closing_what_is_closed_or_another_run_s_writes_nothing(lab: Lab) -> None:
+    lab.stored(3, phase=CLOSED)
+    lab.record.close("run", "Closed", "me", ONCE, is_closed)
+    lab.stored(4)
+    lab.record.close("another", "Closed", "me", ONCE, is_closed)
+    assert lab.api.asked("PUT", ROUNDS) == []
+
+
 def test_closing_that_cannot_be_written_says_so(lab: Lab) -> None:
     lab.api.inject(Answer(code=503), "", ROUNDS, times=-1)
     with pytest.raises(ServerError):
-        lab.record.close("run", "Closed", "me", Retry.within(0.2))
+        lab.record.close("run", "Closed", "me", Retry.within(0.2), is_closed)
