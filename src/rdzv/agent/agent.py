@@ -21,14 +21,14 @@ from rdzv.agent.liveness import Callbacks, Liveness
 from rdzv.agent.loop import Loop
 from rdzv.agent.member_loop import MemberLoop
 from rdzv.agent.own_member import OwnMember
+from rdzv.agent.round_reader import RoundReader
 from rdzv.agent.round_record import RoundRecord
 from rdzv.agent.signals import SignalPipe
 from rdzv.agent.threads import Threads
 from rdzv.agent.troubles import Troubles
-from rdzv.kube.api import ApiError, Forbidden, NotFound, Stopped, UnknownResource
+from rdzv.kube.api import ApiError, Stopped
 from rdzv.kube.config import ConfigError
 from rdzv.kube.retry import Retry
-from rdzv.kube.watch import SYNCED, Watch
 from rdzv.protocol import member
 from rdzv.protocol.coordinator_state import CoordinatorState, Policy
 from rdzv.protocol.events import (
@@ -60,7 +60,6 @@ from rdzv.protocol.events import (
 )
 from rdzv.protocol.member_state import MemberState, Standing
 from rdzv.protocol.records import CLOSED, Coordinator, Round
-from rdzv.resources import RENDEZVOUS, ROUNDS
 
 if TYPE_CHECKING:
     from rdzv.kube.client import Client
@@ -133,7 +132,7 @@ class Agent:
         self._liveness = open_liveness(self._loop, settings.identity.incarnation, settings.identity.address, callbacks)
         self._identity = replace(settings.identity, port=self._liveness.port)
         self._signals = SignalPipe(self._loop, {signal.SIGTERM, signal.SIGINT}, self._sigterm)
-        self._watch = Watch(client, ROUNDS, settings.namespace, name=rendezvous)
+        self._reader = RoundReader(self._round, self._stop, self._failed, settings.timing.retry_max)
         self._loop.start()
         self._threads = Threads(self._stop)
         self._threads.spawn(f"rdzv-round-{name}", self._watching)
@@ -210,7 +209,7 @@ class Agent:
         self._stop.set()
         self._member.poke()
         self._requests.put(None)
-        self._watch.close()
+        self._reader.close()
         coordinator = self._coordinator
         if coordinator is not None:
             coordinator.stop()
@@ -369,21 +368,7 @@ class Agent:
     def _watching(self) -> None:
         if self._member.state is None:
             self._start()
-        while not self._stop.is_set():
-            try:
-                for event in self._watch.events():
-                    if event.type == SYNCED:
-                        self._none_yet()
-                    else:
-                        self._round.event(event.type, event.object)
-            except (ApiError, ConfigError) as error:
-                self._retry_later(error)
-
-    def _retry_later(self, error: Exception) -> None:
-        if isinstance(error, Stopped):
-            raise error
-        self._failed(error)
-        self._stop.wait(self._settings.timing.retry_max)
+        self._reader.follow(self._none_yet)
 
     def _none_yet(self) -> None:
         state = self._member.state
@@ -398,7 +383,7 @@ class Agent:
             self._failed(error)
         me = self._identity
         if me.run_id == UNSET_RUN:
-            me = replace(me, run_id=self._uid_of_rendezvous() or UNSET_RUN)
+            me = replace(me, run_id=self._reader.uid_of_rendezvous() or UNSET_RUN)
         with self._member.lock:
             self._identity = me
             if me.slot == 0:
@@ -406,19 +391,6 @@ class Agent:
                 self._coordinator = self._new_coordinator()
                 self._coordinator.prepare()
             self._member.start(MemberState(me, self._settings.timing))
-
-    def _uid_of_rendezvous(self) -> str | None:
-        namespace, name = self._settings.namespace, self._identity.rendezvous
-        while not self._stop.is_set():
-            try:
-                uid = self._client.get(RENDEZVOUS, namespace, name, retry=Retry(stop=self._stop))["metadata"]["uid"]
-            except (NotFound, UnknownResource, Forbidden):
-                return None
-            except (ApiError, ConfigError) as error:
-                self._retry_later(error)
-            else:
-                return str(uid)
-        return None
 
     def _round_changed(self, record: Round | None, rv: int) -> None:
         self._troubles.over()

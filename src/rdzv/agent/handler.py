@@ -6,18 +6,13 @@ in docs/adr/0010-kubernetes-protocol.md.
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
 import re
-import secrets
-import socket
 import sys
 import threading
 import weakref
-from collections.abc import Mapping
 from datetime import timedelta
-from ipaddress import ip_address
 from typing import TYPE_CHECKING, Any
 
 from torch.distributed import PrefixStore, TCPStore
@@ -32,21 +27,15 @@ from torch.distributed.elastic.rendezvous import (
 )
 
 from rdzv.agent.agent import Agent, AgentError, AgentSettings
+from rdzv.agent.identity import identify
 from rdzv.agent.store_port import StorePort
 from rdzv.env import LAUNCH_TIMEOUT
 from rdzv.kube import config as kube_config
 from rdzv.kube.api import ApiError
 from rdzv.kube.client import Client
-from rdzv.kube.credentials import TokenFile, bound_pod
 from rdzv.protocol.coordinator_state import Policy
-from rdzv.protocol.encoding import (
-    MAX_SLOTS,
-)
-from rdzv.protocol.events import CLOSED_ERROR, GRACEFUL, TIMEOUT, Identity, Timing
-from rdzv.protocol.records import (
-    ROUND_KIND,
-    incarnation,
-)
+from rdzv.protocol.events import CLOSED_ERROR, GRACEFUL, TIMEOUT, Timing
+from rdzv.protocol.records import ROUND_KIND
 from rdzv.spec import API_VERSION
 
 if TYPE_CHECKING:
@@ -68,8 +57,6 @@ _CONNECT_SECONDS = 20.0
 """torch's client and its server each look up the name of the other's address: two DNS timeouts must fit."""
 _LOOK_SECONDS = 0.1
 _REASON_LENGTH = 300
-_MAX_LABEL = 63
-"""Characters of a label's value, which the name of a Rendezvous is."""
 _NAME = re.compile(r"[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?")
 
 
@@ -95,7 +82,7 @@ class KubernetesRendezvousHandler(RendezvousHandler):  # type: ignore[misc]  # t
             params.min_nodes, params.max_nodes, last_call=_seconds(params, "last_call_timeout", LAST_CALL_TIMEOUT)
         )
         api = kube_config.load()
-        identity = _identity(params, name, api, os.environ)
+        identity = identify(params, name, api, os.environ)
         self._port = StorePort(identity.address)
         self._store: Store | None = None
         self._shut_down = False
@@ -306,82 +293,3 @@ def _join_timeout(params: RendezvousParameters) -> float:
     """`join_timeout` as in torch's own handlers; else `timeout`, unless that is what torchrun passes by itself."""
     timeout = _seconds(params, "timeout", LAUNCH_TIMEOUT)
     return _seconds(params, "join_timeout", JOIN_TIMEOUT if timeout == LAUNCH_TIMEOUT else timeout)
-
-
-def _identity(
-    params: RendezvousParameters, rendezvous: str, api: kube_config.Config, environ: Mapping[str, str]
-) -> Identity:
-    """Who this agent is."""
-    given = params.get("member")
-    slot = _slot(params, environ)
-    pod, uid = _pod(api, environ)
-    owned = bool(uid and pod and not given)
-    name = str(given) if given else pod or _local_name(rendezvous, slot)
-    return Identity(
-        rendezvous=rendezvous,
-        run_id=str(params.run_id),
-        name=name,
-        # Another start of an agent in the same pod is somebody else.
-        incarnation=incarnation(name, uid if owned else "", secrets.token_hex(4)),
-        address=_address(str(params.local_addr or environ.get("RDZV_POD_IP") or _local_address(api))),
-        port=0,
-        node=environ.get("RDZV_NODE_NAME", ""),
-        slot=slot,
-        owned=owned,
-    )
-
-
-def _address(text: str) -> str:
-    """As a literal: the others look nothing up, and take nothing else."""
-    with contextlib.suppress(ValueError):
-        return str(ip_address(text))
-    try:
-        return str(socket.getaddrinfo(text, None, type=socket.SOCK_STREAM)[0][4][0])
-    except (OSError, UnicodeError) as error:
-        raise ValueError(f"the local address {text!r} is no IP address, and no name of one: {error}") from error
-
-
-def _pod(api: kube_config.Config, environ: Mapping[str, str]) -> tuple[str, str]:
-    """Name and UID of this pod: as the environment says or, where it does not, the token. Empty what neither tells.
-
-    A hostname would be the node's own with `hostNetwork`, and the same for all pods there.
-    """
-    name, uid = environ.get("RDZV_POD_NAME", ""), environ.get("RDZV_POD_UID", "")
-    if (name and uid) or not isinstance(api.credentials, TokenFile):
-        return name, uid
-    try:
-        bound = bound_pod(api.authorization())
-    except kube_config.ConfigError:  # Said again, and waited for, with the first request.
-        bound = None
-    if bound is None or (name and name != bound[0]):
-        return name, uid
-    return bound
-
-
-def _slot(params: RendezvousParameters, environ: Mapping[str, str]) -> int | None:
-    given = params.get("slot")
-    text = str(given) if given is not None else environ.get("RDZV_SLOT", "")
-    if not text:
-        return None
-    if not text.isdigit() or int(text) >= MAX_SLOTS:
-        raise ValueError(f"slot={text}: write the index of this node, 0 to {MAX_SLOTS - 1}")
-    return int(text)
-
-
-def _local_name(rendezvous: str, slot: int | None) -> str:
-    """A name for an agent outside of a pod: the Rendezvous, the machine, and what tells that machine's agents apart.
-
-    The host has no dot, so no two Rendezvous make one name.
-    """
-    host = re.sub(r"[^a-z0-9]+", "-", socket.gethostname().lower()).strip("-")[:64].strip("-") or "node"
-    return f"{rendezvous[:_MAX_LABEL]}.{host}-{os.getpid() if slot is None else slot}"
-
-
-def _local_address(api: kube_config.Config) -> str:
-    """This machine's address on the way to the API server. Nothing is sent, no name of this machine is looked up."""
-    with contextlib.suppress(OSError):
-        family, kind, proto, _, address = socket.getaddrinfo(api.host, api.port, type=socket.SOCK_DGRAM)[0]
-        with socket.socket(family, kind, proto) as probe:
-            probe.connect(address)
-            return str(probe.getsockname()[0])
-    return "127.0.0.1"
