@@ -51,7 +51,7 @@ def make(plane: LocalCluster, light_namespace: str, monkeypatch: pytest.MonkeyPa
     yield made
     with ThreadPoolExecutor(max(len(handlers), 1)) as pool:
         list(pool.map(lambda handler: handler.shutdown(), handlers))
-    eventually(lambda: not agent_threads(), "the end of all threads")
+    eventually(lambda: not agent_threads(), f"the end of all threads, such as {agent_threads()},")
 
 
 def agent_threads() -> list[str]:

@@ -210,7 +210,8 @@ class Agent:
         self._member.poke()
         self._requests.put(None)
         self._reader.close()
-        coordinator = self._coordinator
+        with self._member.lock:
+            coordinator = self._coordinator  # After `_stop` was set nobody makes another one.
         if coordinator is not None:
             coordinator.stop()
         self._client.close()
@@ -386,7 +387,7 @@ class Agent:
             me = replace(me, run_id=self._reader.uid_of_rendezvous() or UNSET_RUN)
         with self._member.lock:
             self._identity = me
-            if me.slot == 0:
+            if me.slot == 0 and not self._stop.is_set():
                 # The first to coordinate, most likely: then its caches should be there.
                 self._coordinator = self._new_coordinator()
                 self._coordinator.prepare()

@@ -138,6 +138,7 @@ class CoordinatorLoop:
                 for event in watch.events():
                     backoff.reset()
                     take(event.type, event.object)
+                return  # It was closed.
             except Stopped:
                 return
             except (ApiError, ConfigError) as error:

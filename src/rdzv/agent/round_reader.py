@@ -46,6 +46,7 @@ class RoundReader:
                         synced()
                     else:
                         self._record.event(event.type, event.object)
+                return  # It was closed.
             except (ApiError, ConfigError) as error:
                 self._later(error)
 

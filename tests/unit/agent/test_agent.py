@@ -263,6 +263,23 @@ def test_an_agent_that_is_stopped_ends_its_join(lab: Lab) -> None:
     assert "was shut down" in str(lab.join(agent).exception(30))
 
 
+def test_an_agent_that_is_stopped_while_it_starts_leaves_no_thread(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    starting, go_on = threading.Event(), threading.Event()
+
+    def connect(_client: object, _connections: int) -> None:
+        starting.set()
+        go_on.wait(10)
+
+    monkeypatch.setattr(client_module.Client, "connect", connect)
+    agent = lab.agent()
+    assert starting.wait(10)
+    stopping = lab.pool.submit(agent.stop)
+    eventually(lambda: agent._client._closed)
+    go_on.set()
+    stopping.result(30)
+    eventually(lambda: not [t for t in threading.enumerate() if t.name.startswith("rdzv-")], "the end of its threads")
+
+
 def test_an_agent_that_nobody_holds_any_more_ends_its_threads_and_connections(lab: Lab) -> None:
     agent = lab.agent()
     lab.join(agent).result(30)
