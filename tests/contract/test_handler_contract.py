@@ -121,6 +121,8 @@ def lab(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iter
             found = Lab("kubernetes", f"{namespace}/job")
         stack.callback(lambda: [handler.shutdown() for handler in found.handlers])
         yield found
+    left = [thread.name for thread in threading.enumerate() if thread.name.startswith("rdzv-")]
+    assert not left, "threads are left"
 
 
 def test_a_fixed_world(lab: Lab) -> None:
@@ -220,6 +222,19 @@ def test_shutdown_twice_is_no_error(lab: Lab) -> None:
         assert list(pool.map(lambda handler: handler.shutdown(), handlers)) == [True, True]
     assert [handler.shutdown() for handler in handlers] == [True, True]
     assert [handler.num_nodes_waiting() for handler in handlers] == [0, 0]
+
+
+def test_closing_after_shutdown_is_no_error_and_closes(lab: Lab) -> None:
+    handlers = lab.several(2, 2, 2)
+    check(worlds(join(*handlers)), 2)
+    try:
+        raise RuntimeError("its workers failed")
+    except RuntimeError:
+        handlers[0].shutdown()
+    handlers[0].set_closed()
+    (call,) = join(handlers[1])
+    with pytest.raises(RendezvousClosedError):
+        call.wait()
 
 
 def test_shutdown_before_a_round(lab: Lab) -> None:

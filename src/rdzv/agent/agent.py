@@ -1,7 +1,7 @@
 """One agent of the `kubernetes` backend: carries out what the pure functions of `member` and `coordinator` decide.
 
 Threads, all daemons, ended by `stop`: the loop (sockets, times, signals), one for the own requests, one for the watch of
-the Round, and those of `CoordinatorLoop` while this agent coordinates. Every event goes through `_feed`, one at a time.
+the Round, and those of `CoordinatorLoop` while this agent coordinates. Every event goes through `MemberLoop.feed`.
 """
 
 from __future__ import annotations
@@ -14,19 +14,21 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 from rdzv.agent.coordinator_loop import CoordinatorLoop, Shared
 from rdzv.agent.liveness import Callbacks, Liveness
 from rdzv.agent.loop import Loop
-from rdzv.agent.own_member import HOPELESS, OwnMember
+from rdzv.agent.member_loop import MemberLoop
+from rdzv.agent.own_member import OwnMember
+from rdzv.agent.round_reader import RoundReader
 from rdzv.agent.round_record import RoundRecord
 from rdzv.agent.signals import SignalPipe
-from rdzv.kube.api import ApiError, Forbidden, NotFound, Stopped, UnknownResource
-from rdzv.kube.client import Client
+from rdzv.agent.threads import Threads
+from rdzv.agent.troubles import Troubles
+from rdzv.kube.api import ApiError, Stopped
 from rdzv.kube.config import ConfigError
 from rdzv.kube.retry import Retry
-from rdzv.kube.watch import SYNCED, Watch
-from rdzv.objects import Object
 from rdzv.protocol import member
 from rdzv.protocol.coordinator_state import CoordinatorState, Policy
 from rdzv.protocol.events import (
@@ -45,6 +47,7 @@ from rdzv.protocol.events import (
     MemberEvent,
     Raise,
     Read,
+    ReadFailed,
     Rebind,
     Refused,
     RoundSeen,
@@ -52,12 +55,14 @@ from rdzv.protocol.events import (
     SteppedDown,
     Tick,
     Timing,
-    Wake,
     Write,
+    WriteUnknown,
 )
 from rdzv.protocol.member_state import MemberState, Stage, Standing
 from rdzv.protocol.records import CLOSED, Coordinator, Round
-from rdzv.resources import RENDEZVOUS, ROUNDS
+
+if TYPE_CHECKING:
+    from rdzv.kube.client import Client
 
 __all__ = ["Agent", "AgentError", "AgentSettings"]
 
@@ -65,7 +70,6 @@ log = logging.getLogger("rdzv.agent")
 
 UNSET_RUN = "none"
 """torchrun's `--rdzv-id` when none is given."""
-_UNSERVED_SECONDS = 8.0
 _FAREWELL_SECONDS = 30.0
 _CLOSING_SECONDS = 10.0
 _EXIT_SECONDS = 2.0
@@ -97,45 +101,45 @@ class AgentSettings:
 
 
 class Agent:
-    """Create it early: its connections and watches are made in the background. Thread-safe."""
+    """Create it early: its connections and watches are made in the background. Thread-safe.
 
-    def __init__(self, client: Client, settings: AgentSettings) -> None:
+    `open_liveness` is `Liveness` but for tests.
+    """
+
+    def __init__(
+        self,
+        client: Client,
+        settings: AgentSettings,
+        open_liveness: Callable[[Loop, str, str, Callbacks, str], Liveness] = Liveness,
+    ) -> None:
         self._client, self._settings = client, settings
-        self._lock = threading.RLock()
-        self._told = threading.Condition(self._lock)
-        self._inbox: list[MemberEvent] = []
-        self._stepping = False
+        name, rendezvous = settings.identity.name, settings.identity.rendezvous
+        self._stop = threading.Event()
         self._outcome: Accept | Raise | None = None
         self._error: Exception | None = None
-        self._unserved = 0.0
-        self._state: MemberState | None = None
-        self._round = RoundRecord(
-            client, settings.namespace, settings.identity.rendezvous, self._lock, self._round_changed
-        )
+        self._troubles = Troubles(client)
         self._coordinator: CoordinatorLoop | None = None
-        self._stop = threading.Event()
         self._requests: queue.SimpleQueue[Write | Read | None] = queue.SimpleQueue()
-        name = settings.identity.name
-        self._record = OwnMember(client, settings.namespace, name, self._failed)
         self._loop = Loop(f"rdzv-loop-{name}")
+        self._member = MemberLoop(self._perform, lambda at: self._loop.at("member", at, lambda: self._feed(Tick())))
+        self._round = RoundRecord(client, settings.namespace, rendezvous, self._member.lock, self._round_changed)
+        self._record = OwnMember(client, settings.namespace, name, rendezvous, self._failed)
         callbacks = Callbacks(
             lost=lambda target: self._feed(CoordinatorLost(target)),
             found=lambda target: self._feed(CoordinatorFound(target)),
             peers=self._poke,
         )
         me = settings.identity
-        self._liveness = Liveness(self._loop, me.incarnation, me.address, callbacks, me.key)
+        self._liveness = open_liveness(self._loop, me.incarnation, me.address, callbacks, me.key)
         self._identity = replace(me, port=self._liveness.port)
         self._signals = SignalPipe(self._loop, {signal.SIGTERM, signal.SIGINT}, self._sigterm)
-        name_of_round = settings.identity.rendezvous
-        self._watch = Watch(client, ROUNDS, settings.namespace, name=name_of_round, waiting=self._misses_a_round)
-        self._threads = [
-            threading.Thread(target=self._watching, name=f"rdzv-round-{name}", daemon=True),
-            threading.Thread(target=self._requesting, name=f"rdzv-requests-{name}", daemon=True),
-        ]
+        self._reader = RoundReader(
+            self._round, self._stop, self._failed, settings.timing.retry_max, self._misses_a_round
+        )
         self._loop.start()
-        for thread in self._threads:
-            thread.start()
+        self._threads = Threads(self._stop)
+        self._threads.spawn(f"rdzv-round-{name}", self._watching)
+        self._threads.spawn(f"rdzv-requests-{name}", self._requesting)
         atexit.register(self._at_exit)
 
     # What the handler asks.
@@ -146,8 +150,9 @@ class Agent:
         Raises:
             AgentError: there will be none.
         """
+        called = time.monotonic()
         self._await_start()
-        return self._wait_for_outcome(Join(port))
+        return self._wait_for_outcome(Join(port, time.monotonic() - called))
 
     def rejoin(self, number: int) -> Accept:
         """The leader's store of the accepted round cannot be reached: ask for another round. Raises as `join`."""
@@ -155,12 +160,12 @@ class Agent:
 
     def num_nodes_waiting(self) -> int:
         """1 when the world is to be formed anew, else 0. No I/O, no lock."""
-        state = self._state
+        state = self._member.state
         return member.num_nodes_waiting(state) if state is not None else 0
 
     def is_closed(self) -> bool:
         """Whether the Rendezvous was closed, as far as this agent has seen, since it started."""
-        state = self._state
+        state = self._member.state
         return state is not None and member.is_closed(state)
 
     def run_id(self) -> str:
@@ -168,56 +173,69 @@ class Agent:
         return self._identity.run_id
 
     def close(self, reason: str) -> None:
-        """Close the Rendezvous for everybody.
+        """Close the Rendezvous for everybody; also after `stop`, with connections of its own.
 
         Raises:
-            ApiError: it could not be written.
+            ApiError, ConfigError: it could not be written.
+            AgentError: this agent never learned which run it is of.
         """
         self._await_start()
-        me, retry = self._identity, Retry.within(_FAREWELL_SECONDS, self._stop)
-        self._round.close(me.run_id, reason, me.name, retry, self._is_closed_by)
-        self._after_round()
+        if not self._stop.is_set():
+            self._close(self._round, reason, Retry.within(_FAREWELL_SECONDS, self._stop))
+            return
+        client = self._client.again()
+        try:
+            self._close(replace(self._round, client=client), reason, Retry.within(_FAREWELL_SECONDS))
+        finally:
+            client.close()
+
+    def _close(self, record: RoundRecord, reason: str, retry: Retry) -> None:
+        record.close(self._identity.run_id, reason, self._identity.name, retry, self._is_closed_by)
 
     def _is_closed_by(self, record: Round) -> bool:
-        state = self._state
+        state = self._member.state
         return state is not None and member.is_closed_by(state, record)
 
     def finish(self, success: bool) -> bool:
         """Say how it ended, wait until that is known to the others, and end. Returns whether it became known."""
-        known = self._say_goodbye(success) if self._state is not None else True
+        known = self._say_goodbye(success) if self._member.state is not None else True
         self.stop()
         return known
+
+    def abandon(self) -> None:
+        """`stop`, soon and in another thread: takes no lock, so that garbage collection may call it."""
+        self._loop.call(self.stop)
 
     def stop(self) -> None:
         """End all threads and connections, without a word to the others."""
         atexit.unregister(self._at_exit)
         self._stop.set()
-        with self._lock:
-            coordinator = self._coordinator
-            self._told.notify_all()
+        self._member.poke()
         self._requests.put(None)
-        self._watch.close()
+        self._reader.close()
+        with self._member.lock:
+            coordinator = self._coordinator  # After `_stop` was set nobody makes another one.
         if coordinator is not None:
             coordinator.stop()
         self._client.close()
         self._signals.close()
         self._loop.stop()
-        for thread in self._threads:
-            if thread is not threading.current_thread():
-                thread.join(_THREAD_SECONDS)
+        self._threads.join(_THREAD_SECONDS)
         if coordinator is not None:
             coordinator.join(_THREAD_SECONDS)
 
     # Waiting.
 
     def _await_start(self) -> None:
-        deadline = time.monotonic() + self._settings.timing.join_timeout
-        with self._told:
-            while self._state is None and self._error is None and not self._stop.is_set():
-                if not self._told.wait(deadline - time.monotonic()):
-                    raise AgentError(CONNECTION, "the API server was not reached in time")
-            if self._state is None:
-                self._check_error()
+        timeout = self._settings.timing.join_timeout
+        there = self._member.wait(
+            lambda: self._member.state is not None or self._error is not None or self._stop.is_set(),
+            time.monotonic() + timeout,
+        )
+        if self._member.state is None:
+            self._check_error()
+        if not there:
+            raise AgentError(CONNECTION, self._explained(f"the API server was not reached within {timeout:g} s"))
 
     def _check_error(self) -> None:
         if self._stop.is_set():
@@ -226,46 +244,51 @@ class Agent:
             error, self._error = self._error, None
             raise AgentError(CONNECTION, str(error)) from error
 
+    def _explained(self, message: str, detail: str = "") -> str:
+        """With who is missing or, if nobody is known to be, with why the API server does not answer."""
+        trouble = self._client.trouble
+        detail = detail or (str(trouble) if trouble is not None else "")
+        return f"{message}: {detail}" if detail else message
+
     def _wait_for_outcome(self, event: MemberEvent) -> Accept:
-        with self._told:
+        with self._member.lock:
             self._outcome = self._error = None  # What was refused while nobody waited may be allowed by now.
             self._feed(event)
-            while self._outcome is None:
-                self._check_error()
-                self._told.wait()
+            self._member.wait(lambda: self._outcome is not None or self._error is not None or self._stop.is_set())
             outcome = self._outcome
+            if outcome is None:
+                self._check_error()
         if isinstance(outcome, Accept):
             return outcome
+        assert outcome is not None  # noqa: S101 - for mypy: there was an error otherwise
+        if outcome.kind not in (TIMEOUT, CONNECTION):
+            raise AgentError(outcome.kind, outcome.message)
         missing = self._missing() if outcome.kind == TIMEOUT else ""
-        raise AgentError(outcome.kind, f"{outcome.message}: {missing}" if missing else outcome.message)
+        raise AgentError(outcome.kind, self._explained(outcome.message, missing))
 
     def _missing(self) -> str:
         loop = self._coordinator or self._new_coordinator()
         return loop.missing(self._settings.policy, self._identity.run_id)
 
     def _say_goodbye(self, success: bool) -> bool:
-        with self._lock:
-            self._error = None
+        self._error = None
         self._feed(Finished(success))
         deadline = time.monotonic() + _FAREWELL_SECONDS
-        with self._told:
-            while not self._heard() and self._error is None and time.monotonic() < deadline:
-                self._told.wait(deadline - time.monotonic())
-            known = self._heard()
+        self._member.wait(lambda: self._heard() or self._error is not None, deadline)
+        known = self._heard()
+        if success and self._coordinates():
             # Somebody has to close the round that all have finished; the others may leave at once.
-            closing = min(deadline, time.monotonic() + _CLOSING_SECONDS) if success and self._coordinates() else 0.0
-            while not self._over() and time.monotonic() < closing:
-                self._told.wait(closing - time.monotonic())
+            self._member.wait(self._over, min(deadline, time.monotonic() + _CLOSING_SECONDS))
         return known
 
     def _heard(self) -> bool:
-        state = self._state
+        state = self._member.state
         if state is None or state.own.desired is None or state.standing is Standing.REPLACED:
             return True
         return state.own.acked == state.own.desired
 
     def _over(self) -> bool:
-        state = self._state
+        state = self._member.state
         if state is None or not state.accepted:
             return True
         return state.known.record is not None and state.known.record.phase == CLOSED
@@ -275,49 +298,35 @@ class Agent:
 
     def _at_exit(self) -> None:
         """After SIGTERM torch ends without a word to the handler; what was to be written should get through."""
-        deadline = time.monotonic() + _EXIT_SECONDS
-        with self._told:
-            while self._state is not None and self._state.ending and not self._heard():
-                if not self._told.wait(deadline - time.monotonic()) and time.monotonic() >= deadline:
-                    break
+        state = self._member.state
+        if state is not None and state.ending:
+            self._member.wait(self._heard, time.monotonic() + _EXIT_SECONDS)
         self.stop()
 
     # Events and actions.
 
     def _feed(self, event: MemberEvent) -> None:
-        """One event at a time; those that arise while an action is carried out come after it."""
-        with self._lock:
-            self._inbox.append(event)
-            if self._stepping or self._state is None:
-                return
-            self._stepping = True
-            try:
-                while self._inbox:
-                    self._state, actions = member.step(self._state, self._inbox.pop(0), time.monotonic())
-                    wake = None
-                    for action in actions:
-                        if isinstance(action, Wake):
-                            wake = action.at
-                        else:
-                            self._do(action)
-                    self._loop.at("member", wake, lambda: self._feed(Tick()))
-            finally:
-                self._stepping = False
-            self._told.notify_all()
+        self._member.feed(event)
 
-    def _do(self, action: Action) -> None:
+    def _perform(self, action: Action) -> None:
         match action:
             case Write() | Read():
                 self._requests.put(action)
             case Rebind():
-                self._inbox.append(Bound(self._settings.rebind()))
+                self._rebind()
             case Accept() | Raise():
                 self._outcome = action
             case Candidate(lost):
                 self._coordinate(lost)
 
+    def _rebind(self) -> None:
+        try:
+            self._feed(Bound(self._settings.rebind()))
+        except OSError as error:
+            self._error = error
+
     def _coordinate(self, lost: Coordinator | None) -> None:
-        state = self._state
+        state = self._member.state
         if state is None or self._stop.is_set():
             return
         if self._coordinator is None:
@@ -329,9 +338,8 @@ class Agent:
         shared = Shared(
             client=self._client,
             namespace=self._settings.namespace,
-            latest=lambda: self._round.latest,
-            highest_seen=lambda: self._state.known.highest_seen if self._state is not None else 0,
-            take=self._take,
+            round=self._round,
+            highest_seen=lambda: self._member.state.known.highest_seen if self._member.state is not None else 0,
             stepped_down=self._stepped_down,
             refused=lambda reason: self._feed(Refused(reason)),
             failed=self._failed,
@@ -339,7 +347,7 @@ class Agent:
         return CoordinatorLoop(shared, self._liveness, self._identity.rendezvous)
 
     def _stepped_down(self, rv: int) -> None:
-        with self._lock:
+        with self._member.lock:
             self._coordinator = None
         self._feed(SteppedDown(rv))
 
@@ -354,48 +362,29 @@ class Agent:
 
     def _failed(self, error: Exception) -> None:
         """A request that will not do better when repeated ends `join`; any other one is only worth a word."""
-        passing = isinstance(error, ApiError) and self._client.maybe_starting(error)
-        if isinstance(error, UnknownResource):
-            # While a CRD is replaced by another version its objects are not served for a moment.
-            now = time.monotonic()
-            self._unserved = self._unserved or now
-            passing = now < self._unserved + _UNSERVED_SECONDS
-        if passing or not isinstance(error, HOPELESS):
-            log.info("%s", error)
-            return
-        log.error("%s", error)
-        with self._told:
-            self._error = error
-            self._told.notify_all()
+        if self._troubles.hopeless(error):
+            with self._member.lock:
+                self._error = error
+            self._member.poke()
 
     # The Round.
 
     def _watching(self) -> None:
-        self._start()
-        while not self._stop.is_set():
-            try:
-                for event in self._watch.events():
-                    if event.type == SYNCED:
-                        self._none_yet()
-                    elif self._round.event(event.type, event.object):
-                        self._after_round()
-            except Stopped:
-                return
-            except (ApiError, ConfigError) as error:
-                self._failed(error)
-                self._stop.wait(self._settings.timing.retry_max)
+        if self._member.state is None:
+            self._start()
+        self._reader.follow(self._none_yet)
 
     def _misses_a_round(self) -> bool:
         """Whether the watch of the Round should have something to say.
 
         The agent was told of a Round that it has not seen, or it waits, and nobody is there to tell it.
         """
-        state, liveness = self._state, self._liveness
+        state, liveness = self._member.state, self._liveness
         joining = state is not None and state.request.stage in (Stage.JOINING, Stage.REBINDING)
         return (joining and not liveness.linked) or liveness.announced > (self._round.latest.rv or 0)
 
     def _none_yet(self) -> None:
-        state = self._state
+        state = self._member.state
         if state is not None and not state.known.observed:
             self._feed(RoundSeen(None, 0))
 
@@ -407,40 +396,19 @@ class Agent:
             self._failed(error)
         me = self._identity
         if me.run_id == UNSET_RUN:
-            me = replace(me, run_id=self._uid_of_rendezvous() or UNSET_RUN)
-        with self._lock:
+            me = replace(me, run_id=self._reader.uid_of_rendezvous() or UNSET_RUN)
+        with self._member.lock:
             self._identity = me
-            self._state = MemberState(me, self._settings.timing)
-            if me.slot == 0:
+            if me.slot == 0 and not self._stop.is_set():
                 # The first to coordinate, most likely: then its caches should be there.
                 self._coordinator = self._new_coordinator()
                 self._coordinator.prepare()
-            self._told.notify_all()
-
-    def _uid_of_rendezvous(self) -> str | None:
-        namespace, name = self._settings.namespace, self._identity.rendezvous
-        while not self._stop.is_set():
-            try:
-                uid = self._client.get(RENDEZVOUS, namespace, name, retry=Retry(stop=self._stop))["metadata"]["uid"]
-            except (NotFound, UnknownResource, Forbidden, Stopped):
-                return None
-            except (ApiError, ConfigError) as error:
-                self._failed(error)
-                self._stop.wait(self._settings.timing.retry_max)
-            else:
-                return str(uid)
-        return None
-
-    def _take(self, obj: Object | None) -> None:
-        if self._round.take(obj):
-            self._after_round()
+            self._member.start(MemberState(me, self._settings.timing))
 
     def _round_changed(self, record: Round | None, rv: int) -> None:
-        self._unserved = 0.0
+        self._troubles.over()
         self._feed(RoundSeen(record, rv))
-
-    def _after_round(self) -> None:
-        self._follow(self._round.latest.record)
+        self._follow(record)
         self._poke()
 
     def _follow(self, record: Round | None) -> None:
@@ -448,12 +416,10 @@ class Agent:
         mine = target is not None and target.incarnation == self._identity.incarnation
         self._liveness.follow(None if mine else target)
         self._liveness.announce(self._round.latest.rv or 0)
-        with self._lock:
-            prepared = self._coordinator
-            if prepared is None or prepared.active or target is None or mine:
-                return
+        prepared = self._coordinator
+        if prepared is not None and not prepared.active and target is not None and not mine:
             self._coordinator = None  # Somebody else coordinates: the caches made ahead are not needed.
-        prepared.stop()
+            prepared.stop()
 
     # The own Member.
 
@@ -463,3 +429,7 @@ class Agent:
                 self._feed(self._record.write(action) if isinstance(action, Write) else self._record.read())
             except Stopped:
                 return
+            except Exception:
+                # Without an answer the state machine would wait for one for ever.
+                self._feed(WriteUnknown() if isinstance(action, Write) else ReadFailed())
+                raise

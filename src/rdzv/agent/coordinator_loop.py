@@ -1,4 +1,4 @@
-"""The coordinator function of one agent: watches of Members and of the Rendezvous, and the loop shared `coordinator.step`."""
+"""The coordinator function of one agent: watches of Members and of the Rendezvous, and the loop around `coordinator.step`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from rdzv.kube.api import ApiError, Conflict, Forbidden, Invalid, NotFound, Stopped, UnknownResource
+from rdzv.agent.conditional import OutcomeUnknownError
+from rdzv.agent.threads import Threads
+from rdzv.kube.api import ApiError, Forbidden, Invalid, NotFound, Stopped, Unauthorized, UnknownResource
+from rdzv.kube.config import ConfigError
 from rdzv.kube.retry import Backoff, Retry
 from rdzv.kube.watch import DELETED, SYNCED, Watch
 from rdzv.objects import Object
@@ -18,33 +21,27 @@ from rdzv.protocol.completion import missing
 from rdzv.protocol.coordinator_state import CoordinatorState, Decision, Policy, View
 from rdzv.protocol.events import INVALID_SECONDS
 from rdzv.protocol.records import LIVE, RUNNING, Member, Roster, Round, resource_version
-from rdzv.resources import MEMBERS, RENDEZVOUS, ROUNDS
+from rdzv.resources import MEMBERS, RENDEZVOUS
 from rdzv.spec import API_VERSION, LABEL
 
 if TYPE_CHECKING:
     from rdzv.agent.liveness import Liveness
+    from rdzv.agent.round_record import RoundRecord
     from rdzv.kube.client import Client
 
-__all__ = ["CoordinatorLoop", "Latest", "Shared"]
+__all__ = ["CoordinatorLoop", "Shared"]
 
 log = logging.getLogger("rdzv.agent")
 
 _EXPECT_SECONDS = 0.25
 _SAY_SECONDS = 10.0
 _UNREADABLE_SECONDS = 60.0
+"""Between looks at a Rendezvous that there is none of, or that may not be read."""
+_POWERLESS_SECONDS = 10.0
+"""How long the own credentials may be no good before the coordination is given up."""
+_AFTERWARDS_SECONDS = 5.0
+"""How long the others have to take over from an agent that gave up."""
 _REFUSED_KEPT = 10_000
-
-
-@dataclass(frozen=True)
-class Latest:
-    """The newest Round that this agent knows, `record` None when there is none: then `rv` is the one since when.
-
-    `metadata` is kept by a replace.
-    """
-
-    record: Round | None = None
-    rv: int | None = None
-    metadata: Object | None = None
 
 
 @dataclass(frozen=True)
@@ -54,22 +51,20 @@ class Shared:
     Attributes:
         client: of the API server.
         namespace: of the Rendezvous.
-        latest: the newest Round that the agent knows.
+        round: what the agent knows of the Round.
         highest_seen: `KnownRound.highest_seen`.
-        take: takes a Round that was read or written, None for none.
-        stepped_down: another agent coordinates, as the Round of this resourceVersion says.
+        stepped_down: since the Round of this resourceVersion another agent may coordinate.
         refused: takes why there is no place for the agent's run.
         failed: takes an error of a request.
     """
 
     client: Client
     namespace: str
-    latest: Callable[[], Latest]
+    round: RoundRecord
     highest_seen: Callable[[], int]
-    take: Callable[[Object | None], None]
     stepped_down: Callable[[int], None]
     refused: Callable[[str], None]
-    failed: Callable[[ApiError], None]
+    failed: Callable[[Exception], None]
 
 
 class CoordinatorLoop:
@@ -91,8 +86,9 @@ class CoordinatorLoop:
         self._synced = {MEMBERS: False, RENDEZVOUS: False}
         self._stop = threading.Event()
         self._watches: list[Watch] = []
-        self._threads: list[threading.Thread] = []
+        self._threads = Threads(self._stop)
         self._expected_at = 0.0
+        self._powerless_since = 0.0
         self._said = ("", 0.0)
         self._refused: set[tuple[str, str]] = set()
         self._strangers: frozenset[str] = frozenset()
@@ -106,14 +102,15 @@ class CoordinatorLoop:
         members = Watch(client, MEMBERS, namespace, label_selector=selector, fresh=False, waiting=self._misses_a_member)
         rendezvous = Watch(client, RENDEZVOUS, namespace, name=self._name)
         self._watches = [members, rendezvous]
-        self._spawn("members", lambda: self._watch(members, self._take_member))
-        self._spawn("rendezvous", lambda: self._watch(rendezvous, self._take_rendezvous))
+        self._threads.spawn(f"rdzv-members-{self._name}", lambda: self._watch(members, self._take_member))
+        self._threads.spawn(f"rdzv-rendezvous-{self._name}", lambda: self._watch(rendezvous, self._take_rendezvous))
 
     def start(self, state: CoordinatorState) -> None:
         """Run the function until it steps down or is stopped."""
         self.prepare()
         self.active = True
-        self._spawn("coordinator", lambda: self._run(state))
+        self._liveness.serve(True)
+        self._threads.spawn(f"rdzv-coordinator-{self._name}", lambda: self._run(state), self._give_up)
 
     def stop(self) -> None:
         """End it, watches included."""
@@ -126,9 +123,7 @@ class CoordinatorLoop:
 
     def join(self, seconds: float) -> None:
         """Wait for its threads, which `stop` has told to end."""
-        for thread in self._threads:
-            if thread is not threading.current_thread():
-                thread.join(seconds)
+        self._threads.join(seconds)
 
     def poke(self) -> None:
         """Something that the function looks at has changed."""
@@ -136,28 +131,30 @@ class CoordinatorLoop:
             self._dirty = True
             self._changed.notify_all()
 
-    def _spawn(self, what: str, target: Callable[[], None]) -> None:
-        thread = threading.Thread(target=target, name=f"rdzv-{what}-{self._name}", daemon=True)
-        self._threads.append(thread)
-        thread.start()
-
     # Caches.
 
     def _watch(self, watch: Watch, take: Callable[[str, Object], None]) -> None:
+        backoff = Backoff()
         while not self._stop.is_set():
             try:
                 for event in watch.events():
+                    backoff.reset()
                     take(event.type, event.object)
+                return  # It was closed.
             except Stopped:
                 return
-            except ApiError as error:
-                if watch.call.resource == MEMBERS:
-                    self.shared.failed(error)
-                elif isinstance(error, (Forbidden, UnknownResource)):
-                    # Standalone use may have no Rendezvous: torch's own timeouts apply then.
-                    log.info("going on without the Rendezvous: %s", error)
-                    self._take_rendezvous(SYNCED, {})
-                self._stop.wait(_UNREADABLE_SECONDS if self._synced[watch.call.resource] else 1.0)
+            except (ApiError, ConfigError) as error:
+                self._stop.wait(self._unreadable(watch, error, backoff))
+
+    def _unreadable(self, watch: Watch, error: ApiError | ConfigError, backoff: Backoff) -> float:
+        """Seconds until it is watched again."""
+        if watch.call.resource == RENDEZVOUS and isinstance(error, (Forbidden, UnknownResource)):
+            # Standalone use may have no Rendezvous: torch's own timeouts apply then.
+            log.info("going on without the Rendezvous: %s", error)
+            self._take_rendezvous(SYNCED, {})
+            return _UNREADABLE_SECONDS
+        self.shared.failed(error)
+        return backoff.next()
 
     def _misses_a_member(self) -> bool:
         """Whether the watch of Members should have something to say: somebody is waited for, or came without a Member."""
@@ -228,9 +225,9 @@ class CoordinatorLoop:
                 self._commit(decision, backoff)
 
     def _view(self) -> View:
-        latest, highest_seen = self.shared.latest(), self.shared.highest_seen()
         with self._changed:
-            self._dirty = False
+            self._dirty = False  # Before anything is read: what changes from now on is for the next view.
+            latest = self.shared.round.latest
             return View(
                 members=dict(self._members),
                 members_rv=self._members_rv,
@@ -240,46 +237,41 @@ class CoordinatorLoop:
                 dead=self._liveness.dead,
                 suspected=self._liveness.suspected,
                 connected=self._liveness.connected,
-                highest_seen=highest_seen,
+                highest_seen=self.shared.highest_seen(),
             )
 
     def _commit(self, decision: Decision, backoff: Backoff) -> None:
-        """One compare-and-set. Whatever comes of it, the Round is known afterwards, and the next step decides anew."""
-        shared, record = self.shared, decision.write
+        """One compare-and-set. Whatever comes of it, the next step decides anew, on what is known of the Round by then."""
+        record = decision.write
         if record is None:
             return
         log.debug("writing round %d of Rendezvous %s, %s: %s", record.round, self._name, record.phase, decision.why)
-        metadata = shared.latest().metadata or {}
-        obj = record.to_object(shared.namespace, decision.rv, self._owner(record))
         try:
-            if decision.rv is None:
-                shared.take(shared.client.create(ROUNDS, shared.namespace, obj))
-            else:
-                obj["metadata"] = {**metadata, "resourceVersion": str(decision.rv)}
-                shared.take(shared.client.replace(ROUNDS, shared.namespace, obj))
+            self.shared.round.write(record, decision.rv, Retry(stop=self._stop), self._owner(record))
         except Stopped:
             return
-        except ApiError as error:
+        except OutcomeUnknownError as error:
             log.info("the Round was not written: %s", error)
-            gone = isinstance(error, NotFound) and decision.rv is not None
-            if not (gone or isinstance(error, Conflict) or error.maybe_applied):
-                shared.failed(error)
-                self._stop.wait(INVALID_SECONDS if isinstance(error, Invalid) else backoff.next(error.retry_after))
-            self._reread()
+        except (ApiError, ConfigError) as error:
+            log.info("the Round was not written: %s", error)
+            self.shared.failed(error)
+            self._own_trouble(error)
+            after = error.retry_after if isinstance(error, ApiError) else None
+            self._stop.wait(INVALID_SECONDS if isinstance(error, Invalid) else backoff.next(after))
         else:
             backoff.reset()
+            self._powerless_since = 0.0
         self.poke()
 
-    def _reread(self) -> None:
-        shared = self.shared
-        try:
-            shared.take(shared.client.get(ROUNDS, shared.namespace, self._name, retry=Retry(stop=self._stop)))
-        except NotFound:
-            shared.take(None)
-        except Stopped:
-            pass
-        except ApiError as error:
-            shared.failed(error)
+    def _own_trouble(self, error: Exception) -> None:
+        """Raises the error when this agent's own credentials are no good for long: another one's may be."""
+        now = time.monotonic()
+        if not isinstance(error, (ConfigError, Unauthorized)):
+            self._powerless_since = 0.0
+            return
+        self._powerless_since = self._powerless_since or now
+        if now >= self._powerless_since + _POWERLESS_SECONDS:
+            raise error
 
     def _owner(self, record: Round) -> Object | None:
         roster = self._roster
@@ -288,14 +280,22 @@ class CoordinatorLoop:
         return {"apiVersion": API_VERSION, "kind": "Rendezvous", "name": self._name, "uid": roster.run_id}
 
     def _step_down(self) -> None:
-        self.active = False
         log.info("another agent coordinates Rendezvous %s", self._name)
         self.stop()
-        self.shared.stepped_down(self.shared.latest().rv or 0)
+        self.shared.stepped_down(self.shared.round.latest.rv or 0)
+
+    def _give_up(self) -> None:
+        """After an unexpected error: peers are sent away, so that another agent takes over; if none does, this one may again."""
+        log.warning("giving up the coordination of Rendezvous %s", self._name)
+        self.active = False
+        self._liveness.serve(False)
+        self._stop.wait(_AFTERWARDS_SECONDS)
+        self.stop()
+        self.shared.stepped_down(self.shared.round.latest.rv or 0)
 
     def _expect(self) -> float | None:
         """Tells liveness who ought to be connected: who is in the world, or asks to be. Returns when to do so again."""
-        record, now = self.shared.latest().record, time.monotonic()
+        record, now = self.shared.round.latest.record, time.monotonic()
         if record is None or record.coordinator is None:
             return None
         if record.coordinator.incarnation != self._liveness.incarnation:
@@ -341,9 +341,9 @@ class CoordinatorLoop:
             found = shared.client.list(MEMBERS, shared.namespace, label_selector=f"{LABEL}={self._name}", retry=retry)
             listed = [entry for item in found["items"] if (entry := self._readable(item)) is not None]
             roster = self._read_roster(retry)
-        except (ApiError, ValueError):
+        except (ApiError, ConfigError, ValueError):
             return ""
-        return missing(listed, roster, shared.latest().record, policy, run_id)
+        return missing(listed, roster, shared.round.latest.record, policy, run_id)
 
     def _readable(self, obj: Object) -> tuple[Member, int] | None:
         try:

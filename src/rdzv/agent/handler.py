@@ -6,17 +6,13 @@ in docs/adr/0010-kubernetes-protocol.md.
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
 import re
-import secrets
-import socket
 import sys
 import threading
-from collections.abc import Mapping
+import weakref
 from datetime import timedelta
-from ipaddress import ip_address
 from typing import TYPE_CHECKING, Any
 
 from torch.distributed import PrefixStore, TCPStore
@@ -31,27 +27,21 @@ from torch.distributed.elastic.rendezvous import (
 )
 
 from rdzv.agent.agent import Agent, AgentError, AgentSettings
-from rdzv.agent.liveness import listen
+from rdzv.agent.identity import identify
+from rdzv.agent.store_port import StorePort
 from rdzv.env import LAUNCH_TIMEOUT
 from rdzv.kube import config as kube_config
 from rdzv.kube.api import ApiError
 from rdzv.kube.client import Client
 from rdzv.protocol.coordinator_state import Policy
-from rdzv.protocol.encoding import (
-    MAX_SLOTS,
-)
-from rdzv.protocol.events import CLOSED_ERROR, GRACEFUL, TIMEOUT, Identity, Timing
-from rdzv.protocol.records import (
-    ROUND_KIND,
-    incarnation,
-)
+from rdzv.protocol.events import CLOSED_ERROR, GRACEFUL, TIMEOUT, Timing
+from rdzv.protocol.records import ROUND_KIND
 from rdzv.spec import API_VERSION
 
 if TYPE_CHECKING:
     from torch.distributed import Store
 
     from rdzv.protocol.events import Accept
-    from rdzv.protocol.records import Leader
 
 __all__ = ["KubernetesRendezvousHandler", "create_handler"]
 
@@ -66,6 +56,7 @@ STORE_TIMEOUT = timedelta(seconds=300)
 _CONNECT_SECONDS = 20.0
 """torch's client and its server each look up the name of the other's address: two DNS timeouts must fit."""
 _LOOK_SECONDS = 0.1
+_REASON_LENGTH = 300
 _NAME = re.compile(r"[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?")
 
 
@@ -91,14 +82,15 @@ class KubernetesRendezvousHandler(RendezvousHandler):  # type: ignore[misc]  # t
             params.min_nodes, params.max_nodes, last_call=_seconds(params, "last_call_timeout", LAST_CALL_TIMEOUT)
         )
         api = kube_config.load()
-        identity = _identity(params, name, api, os.environ)
-        self._address = identity.address
-        self._listener: socket.socket | None = None
+        identity = identify(params, name, api, os.environ)
+        self._port = StorePort(identity.address)
         self._store: Store | None = None
         self._shut_down = False
         self._client = Client(api)
         self._namespace, self._name = namespace, name
-        self._agent = Agent(self._client, AgentSettings(namespace, identity, timing, policy, self._rebind))
+        # The agent's threads know nothing of this handler: one that is dropped without `shutdown` ends them.
+        self._agent = Agent(self._client, AgentSettings(namespace, identity, timing, policy, self._port.rebind))
+        weakref.finalize(self, _dropped, self._agent, self._port).atexit = False
 
     def get_backend(self) -> str:
         """`kubernetes`."""
@@ -118,16 +110,19 @@ class KubernetesRendezvousHandler(RendezvousHandler):  # type: ignore[misc]  # t
             RendezvousConnectionError: the API server could not be reached, or refused; the text says what to allow.
             SystemExit: 0, for a spare that is not needed any more because the others have finished.
         """
+        unreached = ""
         try:
-            accept = self._agent.join(self._rebind())
+            accept = self._agent.join(self._port.rebind())
             while True:
-                store = self._make_store(accept)
-                if store is not None:
+                try:
+                    store = self._make_store(accept)
                     break
-                accept = self._agent.rejoin(accept.round)
+                except _StoreUnreachableError as error:
+                    unreached = str(error) or unreached
+                    accept = self._agent.rejoin(accept.round)
         except AgentError as error:
-            self._drop_listener()
-            raise _torch_error(error) from error
+            self._port.close()
+            raise _torch_error(error, unreached) from error
         self._replace_store(store)
         log.info("round %d of Rendezvous %s: rank %d of %d", accept.round, self._name, accept.rank, accept.size)
         leader = RendezvousStoreInfo(accept.leader.address, accept.leader.port)
@@ -138,14 +133,14 @@ class KubernetesRendezvousHandler(RendezvousHandler):  # type: ignore[misc]  # t
         return self._agent.is_closed()
 
     def set_closed(self) -> None:
-        """Close it for everybody.
+        """Close it for everybody. As with torch's own handlers, that works after `shutdown` too.
 
         Raises:
             RendezvousConnectionError: that could not be written.
         """
         try:
             self._agent.close("Closed")
-        except (ApiError, AgentError) as error:
+        except (ApiError, kube_config.ConfigError, AgentError) as error:
             raise RendezvousConnectionError(str(error)) from error
 
     def num_nodes_waiting(self) -> int:
@@ -171,7 +166,7 @@ class KubernetesRendezvousHandler(RendezvousHandler):  # type: ignore[misc]  # t
             log.exception("the rendezvous could not be left in order")
             return False
         finally:
-            self._drop_listener()
+            self._port.close()
             self._replace_store(None)
 
     # The store of a round.
@@ -182,47 +177,52 @@ class KubernetesRendezvousHandler(RendezvousHandler):  # type: ignore[misc]  # t
         if self._store_kind == "kubernetes" and before is not None:
             before.close()
 
-    def _rebind(self) -> int:
-        """A fresh listening socket, on which a store can be served should this agent lead; returns its port."""
-        self._drop_listener()
-        self._listener = listen(self._address)
-        return int(self._listener.getsockname()[1])
-
-    def _drop_listener(self) -> None:
-        listener, self._listener = self._listener, None
-        if listener is not None:
-            listener.close()
-
-    def _make_store(self, accept: Accept) -> Store | None:
-        """The store of this round; None when its leader cannot be reached, or the round is over already."""
+    def _make_store(self, accept: Accept) -> Store:
+        """The store of this round. Raises _StoreUnreachableError."""
         leader = accept.leader
         if self._store_kind == "kubernetes":
-            self._drop_listener()  # Its port is for the workers' own store, as torch does without a shared one.
+            self._port.close()  # It is for the workers' own store, as torch does without a shared one.
             return self._kubernetes_store(accept)
-        if accept.rank == 0 and self._listener is not None:
-            fd, self._listener = self._listener.detach(), None
+        fd = self._port.take() if accept.rank == 0 else None
+        if fd is None:
+            self._port.close()
+            return self._connect(accept)
+        try:
             return _tcp_store(leader.address, leader.port, is_master=True, master_listen_fd=fd)
-        self._drop_listener()
-        return self._connect(leader)
+        except RuntimeError as error:  # torch's server is its own first client: the address is not this machine's.
+            raise self._unreachable(accept, error) from error
 
-    def _connect(self, leader: Leader) -> Store | None:
+    def _connect(self, accept: Accept) -> Store:
         """torch's client, made in a thread: it does not look whether the round is still wanted while it tries."""
         made: list[Store] = []
+        failed: list[RuntimeError] = []
         done = threading.Event()
+        address, port = accept.leader.address, accept.leader.port
 
         def make() -> None:
             try:
-                made.append(_tcp_store(leader.address, leader.port, is_master=False))
+                made.append(_tcp_store(address, port, is_master=False))
             except RuntimeError as error:
-                log.info("the store at %s port %d: %s", leader.address, leader.port, error)
+                failed.append(error)
             finally:
                 done.set()
 
         threading.Thread(target=make, name="rdzv-connect", daemon=True).start()
         while not done.wait(_LOOK_SECONDS):
             if self._agent.num_nodes_waiting():
-                return None
-        return made[0] if made else None
+                raise _StoreUnreachableError
+        if made:
+            return made[0]
+        raise self._unreachable(accept, failed[0])
+
+    def _unreachable(self, accept: Accept, error: RuntimeError) -> _StoreUnreachableError:
+        leader, why = accept.leader, str(error).partition("\n")[0][:_REASON_LENGTH]
+        text = (
+            f"the store of round {accept.round} at {leader.address} port {leader.port} could not be reached from "
+            f"{self._port.address}: {why}"
+        )
+        log.warning("%s", text)
+        return _StoreUnreachableError(text)
 
     def _kubernetes_store(self, accept: Accept) -> Store:
         from rdzv.store.store import KubernetesStore
@@ -238,6 +238,15 @@ class KubernetesRendezvousHandler(RendezvousHandler):  # type: ignore[misc]  # t
         return store
 
 
+class _StoreUnreachableError(Exception):
+    """The leader of the round cannot be reached; without a text: the round was over before that was known."""
+
+
+def _dropped(agent: Agent, port: StorePort) -> None:
+    port.close()
+    agent.abandon()
+
+
 def create_handler(params: RendezvousParameters) -> RendezvousHandler:
     """torch's creator for backend `kubernetes`. Raises as the handler's constructor."""
     return KubernetesRendezvousHandler(params)
@@ -251,13 +260,14 @@ def _tcp_store(address: str, port: int, **options: Any) -> Store:
     return store
 
 
-def _torch_error(error: AgentError) -> BaseException:
+def _torch_error(error: AgentError, unreached: str) -> BaseException:
     if error.kind == GRACEFUL:
         # torch <= 2.15 dies with an AttributeError on its own RendezvousGracefulExitError (pytorch#194710).
         log.info("%s", error)
         return SystemExit(0)
     kinds = {CLOSED_ERROR: RendezvousClosedError, TIMEOUT: RendezvousTimeoutError}
-    exception: BaseException = kinds.get(error.kind, RendezvousConnectionError)(str(error))
+    text = f"{error}; {unreached}" if unreached and error.kind == TIMEOUT else str(error)
+    exception: BaseException = kinds.get(error.kind, RendezvousConnectionError)(text)
     return exception
 
 
@@ -283,63 +293,3 @@ def _join_timeout(params: RendezvousParameters) -> float:
     """`join_timeout` as in torch's own handlers; else `timeout`, unless that is what torchrun passes by itself."""
     timeout = _seconds(params, "timeout", LAUNCH_TIMEOUT)
     return _seconds(params, "join_timeout", JOIN_TIMEOUT if timeout == LAUNCH_TIMEOUT else timeout)
-
-
-def _identity(
-    params: RendezvousParameters, rendezvous: str, api: kube_config.Config, environ: Mapping[str, str]
-) -> Identity:
-    """Who this agent is."""
-    given = params.get("member")
-    slot = _slot(params, environ)
-    uid, pod = environ.get("RDZV_POD_UID", ""), environ.get("RDZV_POD_NAME", "")
-    owned = bool(uid and pod and not given)
-    name = str(given) if given else pod or _local_name(slot)
-    return Identity(
-        rendezvous=rendezvous,
-        run_id=str(params.run_id),
-        name=name,
-        # Another start of an agent in the same pod is somebody else.
-        incarnation=incarnation(name, uid if owned else "", secrets.token_hex(4)),
-        address=_address(str(params.local_addr or environ.get("RDZV_POD_IP") or _local_address(api))),
-        port=0,
-        node=environ.get("RDZV_NODE_NAME", ""),
-        slot=slot,
-        owned=owned,
-        key=secrets.token_hex(32),
-    )
-
-
-def _address(text: str) -> str:
-    """As a literal: the others look nothing up, and take nothing else."""
-    with contextlib.suppress(ValueError):
-        return str(ip_address(text))
-    try:
-        return str(socket.getaddrinfo(text, None, type=socket.SOCK_STREAM)[0][4][0])
-    except (OSError, UnicodeError) as error:
-        raise ValueError(f"the local address {text!r} is no IP address, and no name of one: {error}") from error
-
-
-def _slot(params: RendezvousParameters, environ: Mapping[str, str]) -> int | None:
-    given = params.get("slot")
-    text = str(given) if given is not None else environ.get("RDZV_SLOT", "")
-    if not text:
-        return None
-    if not text.isdigit() or int(text) >= MAX_SLOTS:
-        raise ValueError(f"slot={text}: write the index of this node, 0 to {MAX_SLOTS - 1}")
-    return int(text)
-
-
-def _local_name(slot: int | None) -> str:
-    """A name for an agent outside of a pod: that of the machine, and what tells its agents apart."""
-    host = re.sub(r"[^a-z0-9]+", "-", socket.gethostname().lower()).strip("-")[:200] or "node"
-    return f"{host}-{os.getpid() if slot is None else slot}"
-
-
-def _local_address(api: kube_config.Config) -> str:
-    """This machine's address on the way to the API server. Nothing is sent, no name of this machine is looked up."""
-    with contextlib.suppress(OSError):
-        family, kind, proto, _, address = socket.getaddrinfo(api.host, api.port, type=socket.SOCK_DGRAM)[0]
-        with socket.socket(family, kind, proto) as probe:
-            probe.connect(address)
-            return str(probe.getsockname()[0])
-    return "127.0.0.1"

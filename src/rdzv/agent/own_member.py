@@ -6,30 +6,21 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from rdzv.kube.api import (
-    ApiError,
-    Conflict,
-    Forbidden,
-    Invalid,
-    NotFound,
-    Stopped,
-    TooLarge,
-    Unauthorized,
-    UnknownResource,
-    Untrusted,
-)
+from rdzv.agent.conditional import OutcomeUnknownError, put
+from rdzv.kube.api import ApiError, Invalid, NotFound, Stopped
 from rdzv.kube.client import Client
 from rdzv.kube.config import ConfigError
 from rdzv.protocol.events import OwnRead, ReadFailed, Write, WriteFailed, WriteUnknown, Written
 from rdzv.protocol.records import Member, resource_version
 from rdzv.resources import MEMBERS
 
-__all__ = ["HOPELESS", "OwnMember"]
-
-HOPELESS = (ConfigError, Forbidden, Invalid, NotFound, TooLarge, Unauthorized, UnknownResource, Untrusted)
-"""Errors of an agent's requests that somebody has to do something about: repeating is of no use."""
+__all__ = ["NameTakenError", "OwnMember"]
 
 log = logging.getLogger("rdzv.agent")
+
+
+class NameTakenError(Exception):
+    """The RendezvousMember of the own name is that of an agent of another Rendezvous."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +30,7 @@ class OwnMember:
     client: Client
     namespace: str
     name: str
+    rendezvous: str
     failed: Callable[[Exception], None]
 
     def write(self, action: Write) -> Written | WriteFailed | WriteUnknown:
@@ -48,30 +40,40 @@ class OwnMember:
             Stopped: the client was closed.
         """
         obj = action.member.to_object(self.namespace, action.rv)
-        send = self.client.create if action.rv is None else self.client.replace
         try:
-            return Written(resource_version(send(MEMBERS, self.namespace, obj)))
+            return Written(resource_version(put(self.client, MEMBERS, self.namespace, obj)))
         except Stopped:
             raise
+        except OutcomeUnknownError as error:
+            log.info("%s", error)
+            return WriteUnknown()
         except (ApiError, ConfigError) as error:
-            # 404 on a create says that there is no such namespace, on a replace that somebody deleted the object.
-            if isinstance(error, Conflict) or (isinstance(error, NotFound) and action.rv is not None):
-                return WriteUnknown()
             self.failed(error)
-            unknown = isinstance(error, ApiError) and error.maybe_applied
-            return WriteUnknown() if unknown else WriteFailed(invalid=isinstance(error, Invalid))
+            return WriteFailed(invalid=isinstance(error, Invalid))
 
     def read(self) -> OwnRead | ReadFailed:
         """As the API server has it now. Raises as `write`."""
         try:
             obj = self.client.get(MEMBERS, self.namespace, self.name)
-            return OwnRead(Member.from_object(obj), resource_version(obj))
+            member = Member.from_object(obj)
         except Stopped:
             raise
         except NotFound:
             return OwnRead(None, 0)
         except (ApiError, ConfigError) as error:
             self.failed(error)
+            return ReadFailed()
         except ValueError as error:
             log.error("RendezvousMember %s is not one: %s", self.name, error)
-        return ReadFailed()
+            return ReadFailed()
+        if member.rendezvous != self.rendezvous:
+            self.failed(NameTakenError(self._taken_by(member.rendezvous)))
+            return ReadFailed()
+        return OwnRead(member, resource_version(obj))
+
+    def _taken_by(self, rendezvous: str) -> str:
+        return (
+            f"RendezvousMember {self.name} in namespace {self.namespace} belongs to Rendezvous {rendezvous}, not to "
+            f"{self.rendezvous}: give this agent a name of its own, --rdzv-conf=member=NAME; or, if no agent of "
+            f"{rendezvous} has this name any more, kubectl delete rdzvmember -n {self.namespace} {self.name}"
+        )

@@ -7,8 +7,8 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from rdzv.agent.coordinator_loop import Latest
-from rdzv.kube.api import ApiError, Conflict, NotFound
+from rdzv.agent.conditional import OutcomeUnknownError, put
+from rdzv.kube.api import NotFound
 from rdzv.kube.client import Client
 from rdzv.kube.retry import Backoff, Retry
 from rdzv.kube.watch import DELETED
@@ -17,9 +17,21 @@ from rdzv.protocol import coordinator
 from rdzv.protocol.records import CLOSED, Round, resource_version
 from rdzv.resources import ROUNDS
 
-__all__ = ["RoundRecord"]
+__all__ = ["Latest", "RoundRecord"]
 
 log = logging.getLogger("rdzv.agent")
+
+
+@dataclass(frozen=True)
+class Latest:
+    """The newest Round that this agent knows, `record` None when there is none: then `rv` is the one since when.
+
+    `metadata` is kept by a replace.
+    """
+
+    record: Round | None = None
+    rv: int | None = None
+    metadata: Object | None = None
 
 
 @dataclass
@@ -33,44 +45,59 @@ class RoundRecord:
     changed: Callable[[Round | None, int], None]
     latest: Latest = field(default_factory=Latest)
 
-    def event(self, kind: str, obj: Object) -> bool:
-        """Take an event of the watch; returns whether it was news."""
+    def event(self, kind: str, obj: Object) -> None:
+        """Take an event of the watch."""
         if kind != DELETED:
-            return self.take(obj)
+            self._take(obj)
+            return
         with self.lock:
             rv = resource_version(obj)
             # A deletion that is noticed late comes with the last version before it.
-            return self._note(None, rv + 1 if rv == self.latest.rv else rv)
+            self._note(None, rv + 1 if rv == self.latest.rv else rv)
 
-    def take(self, obj: Object | None) -> bool:
-        """Take the reply to a read (None: there is no Round) or to an own write; returns whether it was news."""
-        with self.lock:
-            return self._note(obj, resource_version(obj) if obj is not None else (self.latest.rv or 0) + 1)
+    def read(self, retry: Retry) -> Latest:
+        """Ask the API server; returns the newest that is known then.
 
-    def _note(self, obj: Object | None, rv: int) -> bool:
-        if rv <= (self.latest.rv or 0):
-            return False
+        Raises:
+            ApiError, ConfigError: it could not be read.
+        """
+        before = self.latest.rv
         try:
-            record = Round.from_object(obj) if obj is not None else None
-        except ValueError as error:
-            log.error("RendezvousRound %s is not one: %s", self.name, error)
-            return False
-        self.latest = Latest(record, rv, obj["metadata"] if obj is not None else None)
-        self.changed(record, rv)
-        return True
+            self._take(self.client.get(ROUNDS, self.namespace, self.name, retry=retry))
+        except NotFound:
+            with self.lock:
+                # A 404 is of no version: it is no news if the watch has shown anything since it was asked for.
+                if self.latest.record is not None or before is None:
+                    self._note(None, (before or 0) + 1)
+        return self.latest
+
+    def write(self, record: Round, rv: int | None, retry: Retry, owner: Object | None = None) -> None:
+        """Create the Round (`rv` None) or replace its version `rv`. `owner` is an ownerReference for a new one.
+
+        Raises:
+            OutcomeUnknownError: it may not have been written; what is there has been read.
+            ApiError, ConfigError: it was certainly not written, or what is there could not be read.
+        """
+        obj = record.to_object(self.namespace, rv, owner)
+        if rv is not None:
+            obj["metadata"] |= {**(self.latest.metadata or {}), "resourceVersion": str(rv)}
+        try:
+            self._take(put(self.client, ROUNDS, self.namespace, obj))
+        except OutcomeUnknownError:
+            self.read(retry)
+            raise
 
     def close(self, run_id: str, reason: str, by: str, retry: Retry, closed: Callable[[Round], bool]) -> None:
         """Close it for everybody, whoever else writes meanwhile; `closed` tells whether a Round is so already.
 
         Raises:
-            ApiError: it could not be written.
+            ApiError, ConfigError: it could not be written.
         """
         backoff = Backoff()
+        self.read(retry)
         while True:
-            obj = self._read(retry)
-            found = Round.from_object(obj) if obj is not None else None
+            found, rv = self.latest.record, self.latest.rv
             if found is not None and found.run_id == run_id and closed(found):
-                self.take(obj)
                 return
             if found is not None and found.run_id != run_id and found.phase != CLOSED:
                 log.warning(
@@ -80,22 +107,21 @@ class RoundRecord:
             own = found if found is not None and found.run_id == run_id else Round(self.name, run_id)
             record = coordinator.close(own, reason, by)
             try:
-                self.take(self._put(record, obj))
-            except ApiError as error:
-                if not isinstance(error, (Conflict, NotFound)) and not error.maybe_applied:
-                    raise
-                retry.sleep(backoff.next(error.retry_after), error)
-            else:
-                return
+                self.write(record, rv if found is not None else None, retry)
+            except OutcomeUnknownError as error:
+                retry.sleep(backoff.next(error.cause.retry_after), error.cause)
 
-    def _read(self, retry: Retry) -> Object | None:
+    def _take(self, obj: Object) -> None:
+        with self.lock:
+            self._note(obj, resource_version(obj))
+
+    def _note(self, obj: Object | None, rv: int) -> None:
+        if rv <= (self.latest.rv or 0):
+            return
         try:
-            return self.client.get(ROUNDS, self.namespace, self.name, retry=retry)
-        except NotFound:
-            return None
-
-    def _put(self, record: Round, obj: Object | None) -> Object:
-        body = record.to_object(self.namespace)
-        if obj is None:
-            return self.client.create(ROUNDS, self.namespace, body)
-        return self.client.replace(ROUNDS, self.namespace, {**body, "metadata": obj["metadata"]})
+            record = Round.from_object(obj) if obj is not None else None
+        except ValueError as error:
+            log.error("RendezvousRound %s is not one: %s", self.name, error)
+            return
+        self.latest = Latest(record, rv, obj["metadata"] if obj is not None else None)
+        self.changed(record, rv)

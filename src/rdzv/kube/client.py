@@ -35,7 +35,7 @@ from rdzv.kube.transport import CALL_SECONDS, Connection
 from rdzv.objects import Object
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from http.client import HTTPResponse
 
     from rdzv.kube.config import Config
@@ -68,10 +68,15 @@ class Client:
     `maybe_applied`: read the object to find out.
     """
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, connect: Callable[[Config, Call | None], Connection] = Connection) -> None:
+        """`connect` opens a connection; tests give one that needs no server."""
         self.config = config
+        self.trouble: ApiError | None = None
+        """Why the API server does not answer; None once it has. For people, so as it is."""
+        self._connect = connect
         self._closed = False
         self._trouble_at = float("-inf")
+        self._refused_at: float | None = None
         self._reset()
 
     def _reset(self) -> None:
@@ -125,10 +130,10 @@ class Client:
 
     def _open(self, call: Call | None) -> Connection:
         try:
-            connection = Connection(self.config, call)
+            connection = self._connect(self.config, call)
         except Untrusted:
             self.config.forget_tls()  # The CA may just have been replaced.
-            connection = Connection(self.config, call)
+            connection = self._connect(self.config, call)
         with self._guard():
             self._busy.add(connection)
         return connection
@@ -147,6 +152,10 @@ class Client:
             for connection in self._idle:
                 connection.close()
             self._idle = []
+
+    def again(self) -> Client:
+        """Another client of the same API server, with connections of its own."""
+        return Client(self.config, self._connect)
 
     def close(self) -> None:
         """End all connections, also those that other threads wait on: their requests end with `Stopped`."""
@@ -244,19 +253,16 @@ class Client:
 
     def _run(self, request: _Request, retry: Retry | None) -> Object:
         backoff = Backoff()
-        give_up_401 = float("inf")
         while True:
             try:
                 return self._exchange(request, retry)
             except Unauthorized as caught:
                 error: ApiError = caught
-                self.maybe_starting(caught)
-                give_up_401 = min(give_up_401, time.monotonic() + UNAUTHORIZED_SECONDS)
-                changed = self.reauthorize()
+                starting, changed = self.maybe_starting(caught), self.reauthorize()
                 if retry is None and changed:
                     retry = Retry(deadline=float("-inf"))  # Once more, and no more than once.
                     continue
-                if time.monotonic() >= give_up_401:
+                if not starting:
                     raise
             except Forbidden as caught:
                 if not self.maybe_starting(caught):
@@ -278,13 +284,25 @@ class Client:
         return f"{path}?{urlencode(asked)}" if asked else path
 
     def maybe_starting(self, error: ApiError) -> bool:
-        """Whether the API server was away or starting a moment ago, this error included."""
+        """Whether the API server was away or starting a moment ago, this error included; so the error may pass by itself.
+
+        401 is believed when nothing else was answered for `UNAUTHORIZED_SECONDS`, whoever asked.
+        """
+        now = time.monotonic()
         if isinstance(error, (Unreachable, ServerError, Unauthorized)):
-            self._trouble_at = time.monotonic()
+            self._trouble_at, self.trouble = now, error
         if isinstance(error.__cause__, TimeoutError):
             # What made one connection go silent made the others: do not find that out 10 s at a time.
             self._drop_idle()
-        return time.monotonic() - self._trouble_at < STARTING_SECONDS
+        if isinstance(error, Unauthorized):
+            self._refused_at = self._refused_at or now
+            return now - self._refused_at < UNAUTHORIZED_SECONDS
+        return now - self._trouble_at < STARTING_SECONDS
+
+    def answered(self, status: int) -> None:
+        """The API server answered: what was wrong with it before is over, unless this answer says the same."""
+        if status not in (401, 403, 429) and status < 500:
+            self.trouble, self._refused_at = None, None
 
     def reauthorize(self) -> bool:
         """After a 401: new credentials and, since a connection keeps its client certificate, new connections."""
@@ -329,6 +347,7 @@ class Client:
             raise
         finally:
             self.release(connection, reusable=reusable)
+        self.answered(response.status)
         if response.status >= 300:
             raise error_of(call, reply_of(response, body))
         try:

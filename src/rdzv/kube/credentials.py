@@ -213,6 +213,23 @@ class ExecCredentials(Credentials):
         self._status, self._expires = status, end
 
 
+def bound_pod(authorization: str | None) -> tuple[str, str] | None:
+    """Name and UID of the pod that a service account's token is bound to; None when it is not, or is no such token.
+
+    The claims are taken as they are: this is about the caller's own token, which the API server checks.
+    """
+    parts = (authorization or "").removeprefix("Bearer ").split(".")
+    if len(parts) != 3:
+        return None
+    try:
+        claims = json.loads(base64.urlsafe_b64decode(parts[1] + "=" * (-len(parts[1]) % 4)))
+        pod = claims["kubernetes.io"]["pod"]
+        name, uid = pod["name"], pod["uid"]
+    except (ValueError, KeyError, TypeError):
+        return None
+    return (name, uid) if isinstance(name, str) and isinstance(uid, str) and name and uid else None
+
+
 def decoded(value: Any, what: str) -> bytes:
     """The bytes of a `…-data` field of a kubeconfig."""
     try:

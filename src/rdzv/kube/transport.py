@@ -90,22 +90,24 @@ class Connection:
         self.be_quiet()
         self._pid = os.getpid()
         context = config.ssl_context() if config.tls else None
-        address = f"{config.host}:{config.port}"
+        self._server = f"{config.host}:{config.port} ({config.source})"
         try:
             self.socket = socket.create_connection((config.host, config.port), CONNECT_SECONDS)
         except OSError as error:
-            raise Unreachable(call, f"cannot connect to {address} ({config.source}): {_text(error)}") from error
+            raise Unreachable(call, f"cannot connect to {self._server}: {_text(error)}") from error
         try:
             _set_options(self.socket)
             if context:
                 self.socket = context.wrap_socket(self.socket, server_hostname=config.server_name or config.host)
         except ssl.SSLCertVerificationError as error:
             self.socket.close()
-            problem = f"the certificate of {address} does not match the CA or name of {config.source}: "
+            problem = (
+                f"the certificate of {config.host}:{config.port} does not match the CA or name of {config.source}: "
+            )
             raise Untrusted(call, problem + error.verify_message) from error
         except OSError as error:
             self.socket.close()
-            raise Unreachable(call, f"no TLS connection to {address} ({config.source}): {_text(error)}") from error
+            raise Unreachable(call, f"no TLS connection to {self._server}: {_text(error)}") from error
         self._http = http.client.HTTPConnection(config.host, config.port)
         self._http.auto_open = 0
         self._http.sock = _Stream(self)
@@ -121,7 +123,7 @@ class Connection:
         try:
             self._http.request(method, target, body, headers)
         except (OSError, http.client.HTTPException) as error:
-            raise Unreachable(call, f"the request could not be sent: {_text(error)}") from error
+            raise Unreachable(call, f"the request could not be sent to {self._server}: {_text(error)}") from error
 
     def be_quiet(self, seconds: float = float("inf"), then: Callable[[], None] = lambda: None) -> None:
         """During the present reply: each time that nothing has come for so long, call `then`. What it raises ends the read."""
@@ -186,7 +188,7 @@ class Connection:
 
     def _lost(self, call: Call, error: Exception) -> Unreachable:
         unknown = call.verb not in ("get", "list", "watch")
-        return Unreachable(call, f"no reply: {_text(error)}", maybe_applied=unknown)
+        return Unreachable(call, f"no reply from {self._server}: {_text(error)}", maybe_applied=unknown)
 
 
 def _set_options(sock: socket.socket) -> None:

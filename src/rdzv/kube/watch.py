@@ -31,7 +31,7 @@ from rdzv.kube.api import (
     error_of,
     error_of_status,
 )
-from rdzv.kube.client import UNAUTHORIZED_SECONDS, Client, reply_of
+from rdzv.kube.client import Client, reply_of
 from rdzv.kube.retry import Backoff, Retry
 from rdzv.kube.transport import CALL_SECONDS, Connection
 from rdzv.objects import Object
@@ -103,7 +103,6 @@ class Watch:
         self._resume: str | None = None  # Where to go on; None: read the state in full.
         self._seen = 0  # Highest resourceVersion delivered: what is not above it is old news.
         self._changes = 0
-        self._give_up_401 = float("inf")
         self._stop = threading.Event()
         self._lock = threading.Lock()
         self._connection: Connection | None = None
@@ -163,15 +162,11 @@ class Watch:
 
     def _note(self, error: ApiError) -> None:
         starting = self.client.maybe_starting(error)
-        if isinstance(error, Forbidden) and not starting:
-            raise error
         if isinstance(error, Unauthorized):
-            self._give_up_401 = min(self._give_up_401, time.monotonic() + UNAUTHORIZED_SECONDS)
             self.client.reauthorize()
-            if time.monotonic() >= self._give_up_401:
-                self._give_up_401 = float("inf")
-                raise error
-        elif isinstance(error, Gone):
+        if isinstance(error, (Forbidden, Unauthorized)) and not starting:
+            raise error
+        if isinstance(error, Gone):
             self._resume = None
         elif "Too large resource version" in error.message:
             # etcd was restored from a backup, and versions went back (or this server lags: reading anew is right too).
@@ -229,10 +224,10 @@ class Watch:
         }
         connection.send(self.call, "GET", self.client.target(self.call, query), None, self.client.headers())
         response = connection.reply(self.call, patience=CALL_SECONDS, deadline=time.monotonic() + CALL_SECONDS)
+        self.client.answered(response.status)
         if response.status >= 300:
             raise error_of(self.call, reply_of(response, connection.read(self.call, response)))
         self.contact = time.monotonic()
-        self._give_up_401 = float("inf")
         return response
 
     def _lines(self, response: HTTPResponse) -> Iterator[bytes]:

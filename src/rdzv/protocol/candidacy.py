@@ -22,7 +22,10 @@ def consider(state: MemberState, actions: list[ev.Action], now: float) -> Member
     if now < since + takeover_delay(state):
         return state
     record = state.known.record
-    actions.append(ev.Candidate(record.coordinator if record else None))
+    gone = record.coordinator if record else None
+    if gone is not None and gone.incarnation == state.me.incarnation:
+        gone = None  # This very agent had the role and gave it up: it would count itself as dead.
+    actions.append(ev.Candidate(gone))
     return replace(state, candidacy=replace(state.candidacy, running=True, vacant_since=None))
 
 

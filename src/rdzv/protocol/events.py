@@ -54,9 +54,10 @@ class Timing:
 
 @dataclass(frozen=True)
 class Join:
-    """`next_rendezvous` was called; a TCPStore is bound at `port` for the round that will be asked for."""
+    """`next_rendezvous` was called `waited` seconds ago; a TCPStore is bound at `port` for the round that will be asked for."""
 
     port: int
+    waited: float = 0.0
 
 
 @dataclass(frozen=True)

@@ -191,7 +191,9 @@ def _park(state: MemberState, now: float) -> MemberState:
     record = state.known.record
     world = record is not None and record.phase == RUNNING
     world = world and record is not None and record.want <= record.round < state.request.requested
-    parked = world and state.own.acknowledged
+    # Who is counted in that world, and asks again because its leader can't be reached, is no spare: its time goes on.
+    without = record is None or record.rank_of(state.me.incarnation) is None
+    parked = world and without and state.own.acknowledged
     if parked == (state.request.stage is Stage.PARKED):
         return state
     return become_parked(state, parked, now + state.timing.join_timeout)

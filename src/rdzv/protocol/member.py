@@ -59,12 +59,12 @@ def _take_call(state: MemberState, event: ev.MemberEvent, now: float) -> MemberS
     """What the agent asks for, or is told."""
     deadline = now + state.timing.join_timeout
     match event:
-        case ev.Join(port):
-            state = become_joining(state, port, deadline)
+        case ev.Join(port, waited):
+            state = become_joining(state, port, deadline - waited)
         case ev.Bound(port):
             state = become_bound(state, port)
         case ev.LeaderUnreachable(round_) if state.accepted == round_ and not state.joining:
-            state = become_joining(state, 0, deadline)
+            state = become_joining(state, 0, state.request.deadline)  # One deadline for one call of next_rendezvous.
         case ev.Sigterm():
             state = become_leaving(state)
         case ev.Finished(success):

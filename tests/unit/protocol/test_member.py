@@ -405,6 +405,32 @@ def test_sigterm_is_announced_at_once_and_is_final() -> None:
     assert agent.gets(ev.Finished(success=False)) == []
 
 
+def test_one_call_has_one_deadline() -> None:
+    """Also when it began before the agent could start, and when the leader of a round can't be reached."""
+    agent = Agent(timing=ev.Timing(join_timeout=60, check_interval=1e9))
+    agent.sees(EMPTY)
+    agent.gets(ev.Join(5000, waited=20))
+    assert agent.one(ev.Wake).at == 40
+    agent.gets(ev.Written(10), later=10)
+    agent.sees(world(1, 10))
+    agent.one(ev.Accept)
+    agent.gets(ev.LeaderUnreachable(1), later=20)
+    agent.gets(ev.Bound(5001))
+    agent.gets(ev.Written(11))
+    assert agent.one(ev.Wake).at == 40, "one that is in the running world is no spare"
+    agent.gets(ev.Tick(), later=10)
+    assert agent.one(ev.Raise).kind == ev.TIMEOUT
+
+
+def test_who_gave_up_the_coordination_does_not_take_itself_for_dead() -> None:
+    agent = Agent().joined()
+    own = Coordinator(1, ME.incarnation, ME.address, ME.port, 1)
+    agent.sees(world(1, 10, coordinator=own))
+    agent.gets(ev.SteppedDown(agent.rv))
+    agent.gets(ev.Tick(), later=1e3)
+    assert agent.one(ev.Candidate) == ev.Candidate(None)
+
+
 @pytest.mark.parametrize(("success", "word"), [(True, "succeeded"), (False, "failed")])
 def test_the_end_is_told(success: bool, word: str) -> None:
     agent = Agent().joined()

@@ -1,0 +1,69 @@
+"""Which errors of an agent's requests pass by themselves, and which somebody has to do something about."""
+
+from __future__ import annotations
+
+import logging
+import time
+from typing import TYPE_CHECKING
+
+from rdzv.agent.own_member import NameTakenError
+from rdzv.kube.api import ApiError, Forbidden, Invalid, NotFound, TooLarge, Unauthorized, UnknownResource, Untrusted
+from rdzv.kube.config import ConfigError
+
+if TYPE_CHECKING:
+    from rdzv.kube.client import Client
+
+__all__ = ["Troubles"]
+
+log = logging.getLogger("rdzv.agent")
+
+HOPELESS = (
+    ConfigError,
+    Forbidden,
+    Invalid,
+    NameTakenError,
+    NotFound,
+    TooLarge,
+    Unauthorized,
+    UnknownResource,
+    Untrusted,
+)
+PATIENCE_SECONDS: dict[type[Exception], float] = {UnknownResource: 8.0, ConfigError: 10.0}
+"""While a CRD is replaced by another version its objects are not served for a moment; a credential plug-in may fail once."""
+_APART_SECONDS = 30.0
+"""Errors of one kind that are further apart are not of one trouble."""
+
+
+class Troubles:
+    """The errors of one agent's requests, in the order in which they came."""
+
+    def __init__(self, client: Client) -> None:
+        self._client = client
+        self._since: dict[type[Exception], tuple[float, float]] = {}
+        self._said = ""
+
+    def hopeless(self, error: Exception) -> bool:
+        """Whether repeating the request is of no use. Logs it, as an error then, and not twice in a row."""
+        hopeless = not self._passing(error) and isinstance(error, HOPELESS)
+        text = str(error)
+        if text != self._said or not hopeless:
+            log.log(logging.ERROR if hopeless else logging.INFO, "%s", text)
+        self._said = text if hopeless else ""
+        return hopeless
+
+    def over(self) -> None:
+        """Something was answered as it should be."""
+        self._since.clear()
+
+    def _passing(self, error: Exception) -> bool:
+        if isinstance(error, ApiError) and self._client.maybe_starting(error):
+            return True
+        now = time.monotonic()
+        for kind, patience in PATIENCE_SECONDS.items():
+            if isinstance(error, kind):
+                first, last = self._since.get(kind, (now, now))
+                if now > last + _APART_SECONDS:
+                    first = now
+                self._since[kind] = (first, now)
+                return now < first + patience
+        return False
