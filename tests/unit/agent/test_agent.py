@@ -69,6 +69,10 @@ class Lab:
         return Round.from_object(obj) if obj else None
 
 
+def agent_threads() -> list[str]:
+    return [thread.name for thread in threading.enumerate() if thread.name.startswith("rdzv-")]
+
+
 @pytest.fixture
 def lab() -> Iterator[Lab]:
     lab = Lab()
@@ -76,7 +80,7 @@ def lab() -> Iterator[Lab]:
     for agent in lab.agents:
         agent.stop()
     lab.pool.shutdown()
-    assert not [thread.name for thread in threading.enumerate() if thread.name.startswith("rdzv-")]
+    eventually(lambda: not agent_threads(), "the end of all threads")
     assert lab.api.open_connections() == 0
 
 
@@ -277,14 +281,14 @@ def test_an_agent_that_is_stopped_while_it_starts_leaves_no_thread(lab: Lab, mon
     eventually(lambda: agent._client._closed)
     go_on.set()
     stopping.result(30)
-    eventually(lambda: not [t for t in threading.enumerate() if t.name.startswith("rdzv-")], "the end of its threads")
+    eventually(lambda: not agent_threads(), "the end of its threads")
 
 
 def test_an_agent_that_nobody_holds_any_more_ends_its_threads_and_connections(lab: Lab) -> None:
     agent = lab.agent()
     lab.join(agent).result(30)
     agent.abandon()
-    eventually(lambda: not [t for t in threading.enumerate() if t.name.startswith("rdzv-")], "the end of its threads")
+    eventually(lambda: not agent_threads(), "the end of its threads")
     eventually(lambda: lab.api.open_connections() == 0)
 
 
