@@ -5,18 +5,24 @@ Nothing has to be reachable but the API server: no store to host, no endpoint th
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from typing import TYPE_CHECKING, Any
 
 from rdzv.backends import Backend, BackendError, Condition, Provision, World
-from rdzv.protocol.records import CLOSED, LIVE, RUNNING, SUCCEEDED, Absent, Member, Roster, Round
+from rdzv.protocol.records import CLOSED, LIVE, MAX_SLOTS, RUNNING, SUCCEEDED, Absent, Member, Roster, Round
 from rdzv.spec import GROUP
 
 if TYPE_CHECKING:
     from torch.distributed.elastic.rendezvous import RendezvousHandler, RendezvousParameters
 
-    from rdzv.observed import Observed
+    from rdzv.observed import Observed, Pod
     from rdzv.spec import Rendezvous
+
+#: What a status has room for: as many entries of each list as its schema admits, and characters of JSON for those that hold texts.
+MAX_ENTRIES, MAX_HOPELESS_TEXT = 4096, 400_000
+
+#: Characters of a pod's UID, as the schema admits it; a Member can claim any.
+MAX_UID = 64
 
 #: Seconds. While a round forms, the roster is written anew at least this often; agents stop trusting one that is not.
 HEARTBEAT = 5.0
@@ -26,8 +32,14 @@ def provision(rendezvous: Rendezvous) -> Provision:
     """The endpoint is the Rendezvous itself.
 
     Raises:
-        BackendError: `spec.endpoint` is set, which has no meaning here.
+        BackendError: `spec.endpoint` is set, which has no meaning here, or the world would be too large (the CRD refuses both; an object
+            older than the rule gets here).
     """
+    if rendezvous.nodes.min > MAX_SLOTS:
+        raise BackendError(
+            "TooManyNodes",
+            f"backend kubernetes has worlds of at most {MAX_SLOTS} nodes: lower spec.nodes.min, or choose another backend",
+        )
     if rendezvous.endpoint is not None:
         raise BackendError("EndpointNotUsed", "backend kubernetes has no server of its own: remove spec.endpoint")
     return Provision(
@@ -74,6 +86,7 @@ def observe(rendezvous: Rendezvous, observed: Observed, previous: Mapping[str, A
             "round": _highest_round(rendezvous, observed, previous),
             "roster": _roster(rendezvous, observed, previous, now),
         },
+        indexes=MAX_SLOTS,
         again=HEARTBEAT if forming else None,
     )
 
@@ -114,14 +127,34 @@ def _roster(rendezvous: Rendezvous, observed: Observed, previous: Mapping[str, A
         min_nodes=rendezvous.nodes.min,
         max_nodes=rendezvous.nodes.max,
         known=True,
-        expected=frozenset(pod.slot for pod in live if pod.slot is not None),
+        expected=frozenset(slot for slot in map(_slot, live) if slot is not None),
         expected_count=len(live),
-        hopeless=tuple(Absent(pod.name, pod.slot, pod.reason) for pod in live if pod.hopeless),
-        draining=frozenset(pod.uid for pod in observed.pods if pod.terminating),
-        dead=frozenset(gone | failed),
+        hopeless=_hopeless(live),
+        draining=_uids({pod.uid for pod in observed.pods if pod.terminating}),
+        dead=_uids(gone | failed),
         heartbeat=beat,
         heartbeat_seconds=HEARTBEAT,
     ).to_status()
+
+
+def _slot(pod: Pod) -> int | None:
+    return pod.slot if pod.slot is not None and pod.slot < MAX_SLOTS else None
+
+
+def _hopeless(live: Sequence[Pod]) -> tuple[Absent, ...]:
+    """Those that will not start without help, in a stable order: all of them, unless there are thousands."""
+    absent, room = [], MAX_HOPELESS_TEXT
+    for pod in sorted((pod for pod in live if pod.hopeless), key=lambda pod: pod.name)[:MAX_ENTRIES]:
+        room -= len(pod.name) + len(pod.reason) + 40
+        if room < 0:
+            break
+        absent.append(Absent(pod.name, _slot(pod), pod.reason))
+    return tuple(absent)
+
+
+def _uids(uids: Set[str]) -> frozenset[str]:
+    usable = sorted(uid for uid in uids if len(uid) <= MAX_UID)
+    return frozenset(usable[:MAX_ENTRIES])
 
 
 def _agents(rendezvous: Rendezvous, observed: Observed) -> frozenset[str]:
