@@ -17,10 +17,8 @@ Object = dict[str, Any]
 
 @pytest.fixture(scope="module")
 def kube(control_plane: LocalCluster) -> Kube:
-    control_plane.kubectl(
-        "apply", "--server-side", "-f", str(ROOT / "charts/rendezvous-operator/files/crds/rendezvous.yaml")
-    )
-    control_plane.kubectl("wait", "--for=condition=Established", "crd/rendezvous.rdzv.dev")
+    control_plane.kubectl("apply", "--server-side", "-f", str(ROOT / "charts/rendezvous-operator/files/crds"))
+    control_plane.kubectl("wait", "--for=condition=Established", "crd", "--all")
     return Kube(control_plane.kubeconfig)
 
 
@@ -102,6 +100,7 @@ def provisioned(operator: OperatorProcess, kube: Kube, light_namespace: str) -> 
 def test_either_order_ends_in_the_same_state(kube: Kube, light_namespace: str, order: str) -> None:
     set_up(kube, light_namespace, order)
     eventually(lambda: is_provisioned(kube, light_namespace))
+    eventually(lambda: "rdzv.dev/host" in outcome(kube, light_namespace)["Pod a"]["labels"])
     state = outcome(kube, light_namespace)
     assert state["Pod a"]["labels"]["rdzv.dev/host"] == "true"
     assert "rdzv.dev/host" not in state["Pod b"]["labels"]
@@ -110,10 +109,10 @@ def test_either_order_ends_in_the_same_state(kube: Kube, light_namespace: str, o
 
 
 #: Each write of provisioning: the Service, the mark on the host pod, the ConfigMap, the status.
-STEPS = ["/services/", "/pods/", "/configmaps/", "/status"]
+STEPS = [("POST", "/services"), ("PATCH", "/pods/"), ("POST", "/configmaps"), ("PATCH", "/status")]
 
 
-@pytest.mark.parametrize("step", STEPS)
+@pytest.mark.parametrize(("method", "step"), STEPS)
 @pytest.mark.parametrize("when", ["cut-before", "lose-reply"])
 def test_killed_in_the_middle_of_each_step_it_ends_in_the_same_state(
     kube: Kube,
@@ -121,11 +120,12 @@ def test_killed_in_the_middle_of_each_step_it_ends_in_the_same_state(
     light_namespace: str,
     tmp_path: Path,
     proxy: FaultProxy,
+    method: str,
     step: str,
     when: str,
 ) -> None:
     set_up(kube, light_namespace, "pods first")
-    fault = proxy.inject(when, method="PATCH", path=step)
+    fault = proxy.inject(when, method=method, path=step)
     with running_operator(proxy.kubeconfig, tmp_path / "log", light_namespace) as operator:
         assert fault.hit.wait(30), "the operator never got to this step"
         operator.kill()
@@ -186,7 +186,7 @@ def test_after_convergence_nothing_is_written(
 def test_the_api_server_failing_is_said_and_survived(
     kube: Kube, light_namespace: str, tmp_path: Path, proxy: FaultProxy
 ) -> None:
-    fault = proxy.inject("reply", method="PATCH", path="/services/", times=3, status=500, message="etcd is away")
+    fault = proxy.inject("reply", method="POST", path="/services", times=3, status=500, message="etcd is away")
     with running_operator(proxy.kubeconfig, tmp_path / "log", light_namespace) as operator:
         set_up(kube, light_namespace, "rendezvous first")
 
@@ -282,7 +282,7 @@ def test_the_spec_can_be_changed_and_an_object_of_somebody_else_is_left_alone(
         eventually(lambda: reason() == "NameTaken")
         assert (kube.get("ConfigMap", light_namespace, "rdzv-mnist") or {})["data"] == {"a": "b"}
         kube.delete("ConfigMap", light_namespace, "rdzv-mnist")
-        # Nothing tells the operator that the name is free; any change of the object does.
+        eventually(lambda: is_provisioned(kube, light_namespace))
         kube.patch("Rendezvous", light_namespace, "mnist", {"spec": {"nodes": {"max": 4}, "nprocPerNode": 2}})
 
         def environment() -> tuple[str | None, ...]:

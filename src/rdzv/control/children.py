@@ -76,10 +76,13 @@ def is_of_predecessor(obj: ReadOnlyObject, name: str, uid: str) -> bool:
 
 
 def newer_version(objects: Sequence[ReadOnlyObject]) -> str:
-    """The version of the newest operator that wrote one of them, if it is newer than this one; else the empty string."""
-    found = [match["version"] for match in map(_applied, objects) if match and match["version"]]
-    newest = max(found, key=_number, default="")
-    return newest if _number(newest) > _number(__version__) else ""
+    """The version of an operator newer than this one, if one wrote all of them; else the empty string.
+
+    An operator writes every child anew when it is another version's. One child alone that says so was tampered with.
+    """
+    found = [match["version"] or "" if (match := _applied(obj)) else "" for obj in objects]
+    oldest = min(found, key=_number, default="")
+    return oldest if _number(oldest) > _number(__version__) else ""
 
 
 def _number(version: str) -> tuple[int, ...]:

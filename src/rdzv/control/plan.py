@@ -60,7 +60,7 @@ class Plan:
         provision: what the backend needs; None if it refused the spec.
         refused: why the spec can't be served.
         host: the pod that the backend's Service leads to.
-        newer: the version of a newer operator that wrote a child; empty if none did.
+        newer: the version of a newer operator that wrote the children; empty if none did.
     """
 
     patches: Sequence[PodPatch] = ()
