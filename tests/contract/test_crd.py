@@ -40,6 +40,7 @@ ACCEPTED: dict[str, Object] = {
     "static": {"backend": "static", "nodes": {"min": 4}, "static": {"port": 1}},
     "static-max": {"backend": "static", "nodes": {"min": 4, "max": 4}, "config": {"timeout": "60"}},
     "kubernetes": {"backend": "kubernetes", "nodes": {"min": 2, "max": 4}, "config": {"store": "kubernetes"}},
+    "kubernetes-largest": {"backend": "kubernetes", "nodes": {"min": 4096, "max": 4096}},
     "no-restarts": {"backend": "c10d", "nodes": {"min": 2}, "maxRestarts": 0},
     "nproc-word": {"backend": "c10d", "nodes": {"min": 2}, "nprocPerNode": "gpu"},
     "nproc-text": {"backend": "c10d", "nodes": {"min": 2}, "nprocPerNode": "8"},

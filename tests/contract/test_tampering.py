@@ -273,7 +273,7 @@ RECREATED: dict[str, dict[str, Change | None]] = {
     },
     "Service": {
         "deleted": None,
-        "made-again-headless": all_of(at("spec", "clusterIP", to="None"), without("spec", "clusterIPs")),
+        "made-again-headless": at("spec", "clusterIP", to="None"),
         "made-again-without-owner": without(META, "ownerReferences"),
         "made-again-for-a-namesake": at(META, "ownerReferences", 0, "uid", to=SOMEBODY["uid"]),
     },

@@ -5,6 +5,7 @@ Nothing has to be reachable but the API server: no store to host, no endpoint th
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence, Set
 from typing import TYPE_CHECKING, Any
 
@@ -145,7 +146,7 @@ def _hopeless(live: Sequence[Pod]) -> tuple[Absent, ...]:
     """Those that will not start without help, in a stable order: all of them, unless there are thousands."""
     absent, room = [], MAX_HOPELESS_TEXT
     for pod in sorted((pod for pod in live if pod.hopeless), key=lambda pod: pod.name)[:MAX_ENTRIES]:
-        room -= len(pod.name) + len(pod.reason) + 40
+        room -= len(json.dumps([pod.name, pod.reason])) + 40
         if room < 0:
             break
         absent.append(Absent(pod.name, _slot(pod), pod.reason))
