@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import copy
+import json
 import secrets
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from kubernetes.client import ApiException
 from support.builders import pod_object
 from support.cluster_fixtures import LocalCluster
@@ -92,14 +95,34 @@ def pod(namespace: str, name: str) -> Object:
     return {"apiVersion": "v1", "kind": "Pod", **obj, "status": {"phase": "Pending"}}
 
 
+def as_the_operator(control_plane: LocalCluster, namespace: str, directory: Path) -> Path:
+    """A kubeconfig of a service account that may do what the chart lets the operator do, and nothing else."""
+    documents = [each for each in yaml.safe_load_all((ROOT / "deploy/install.yaml").read_text()) if each]
+    name = f"operator-{namespace}"
+    (rights,) = [d for d in documents if d["kind"] == "ClusterRole" and d["metadata"]["name"] == "rendezvous-operator"]
+    role = {**rights, "metadata": {"name": name}}
+    control_plane.kubectl("apply", "-f", "-", input=json.dumps(role))
+    control_plane.kubectl("create", "serviceaccount", "operator", "-n", namespace)
+    control_plane.kubectl(
+        "create", "clusterrolebinding", name, f"--clusterrole={name}", f"--serviceaccount={namespace}:operator"
+    )
+    kubeconfig = yaml.safe_load(control_plane.kubeconfig.read_text())
+    token = control_plane.kubectl("create", "token", "operator", "-n", namespace).strip()
+    kubeconfig["users"][0]["user"] = {"token": token}
+    file = directory / "kubeconfig"
+    file.write_text(json.dumps(kubeconfig))
+    return file
+
+
 @pytest.fixture(scope="module")
 def place(control_plane: LocalCluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
     control_plane.kubectl("apply", "--server-side", "-f", str(ROOT / "charts/rendezvous-operator/files/crds"))
     control_plane.kubectl("wait", "--for=condition=Established", "crd", "--all")
     kube, namespace = Kube(control_plane.kubeconfig), f"test-{secrets.token_hex(4)}"
     control_plane.kubectl("create", "namespace", namespace)
-    log = tmp_path_factory.mktemp("operator") / "log"
-    with running_operator(control_plane.kubeconfig, log, namespace) as operator:
+    scratch = tmp_path_factory.mktemp("operator")
+    account = as_the_operator(control_plane, namespace, scratch)
+    with running_operator(account, scratch / "log", namespace) as operator:
         for backend, name in NAMES.items():
             kube.create(pod(namespace, name))
             kube.create(rendezvous(namespace, name, backend))
@@ -107,6 +130,7 @@ def place(control_plane: LocalCluster, tmp_path_factory: pytest.TempPathFactory)
         eventually(lambda: (kube.get("RoleBinding", namespace, "rdzv-world") or {}).get("subjects"))
         wanted = {kind: kube.get(kind, namespace, f"rdzv-{name}") or {} for kind, name in HOLDER.items()}
         yield Place(kube, namespace, operator, {kind: essence(obj) for kind, obj in wanted.items()})
+    control_plane.kubectl("delete", "clusterrole,clusterrolebinding", f"operator-{namespace}")
     control_plane.kubectl("delete", "namespace", namespace, "--wait=false")
 
 

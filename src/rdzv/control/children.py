@@ -18,7 +18,7 @@ RBAC = "rbac.authorization.k8s.io/v1"
 APPLIED_ANNOTATION = f"{GROUP}/applied"
 """`VERSION DIGEST`: of the operator that wrote the object, and of what it wrote."""
 
-_APPLIED = re.compile(r"(?:(?P<version>[0-9]{1,9}(?:\.[0-9]{1,9}){0,3})\S{0,32} )?[0-9a-f]{16}", re.ASCII)
+_APPLIED = re.compile(r"(?:(?P<version>[0-9]{1,9}(?:\.[0-9]{1,9}){0,3})(?:[^\s\d]\S{0,31})? )?[0-9a-f]{16}", re.ASCII)
 
 
 def child(obj: ReadOnlyObject, rendezvous: Rendezvous) -> Object:
