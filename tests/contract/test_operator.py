@@ -169,6 +169,8 @@ def test_after_convergence_nothing_is_written(
     with running_operator(proxy.kubeconfig, tmp_path / "log", light_namespace):
         set_up(kube, light_namespace, "rendezvous first")
         eventually(lambda: is_provisioned(kube, light_namespace))
+        # What is told last: the pass after the mark finds it.
+        eventually(lambda: "HostChosen" in [event["reason"] for event in kube.list("Event", light_namespace)])
 
         def writes() -> int:
             return sum(request.method in {"PATCH", "POST", "PUT", "DELETE"} for request in proxy.requests)
