@@ -153,7 +153,7 @@ class KubernetesAPI:
                 Failure(HELD_BACK, f"{title(plan.release.wanted)}, which new pods wait for, comes after that")
             )
         if plan.newer and not failures:
-            self._took_over[rendezvous.uid] = time.monotonic()
+            self._takes_over(rendezvous)
         return Outcome(failures)
 
     def write_status(self, namespace: str, name: str, status: Mapping[str, Any]) -> None:
@@ -180,7 +180,7 @@ class KubernetesAPI:
             except RequestFailed as error:
                 if error.status == 409:
                     self._posted.add(event)
-                if error.status != 409:
+                else:
                     _log.warning("event %s on %s %s not written: %s", event.reason, event.kind, event.name, error)
 
     @staticmethod
@@ -200,9 +200,15 @@ class KubernetesAPI:
         After a rollback nobody writes it again, so the older operator must take over; but two that are alive must not write over each
         other for ever.
         """
+        since = self._took_over.get(rendezvous.uid)
+        return since is not None and time.monotonic() - since < GIVES_WAY
+
+    def _takes_over(self, rendezvous: Rendezvous) -> None:
         now = time.monotonic()
-        self._took_over = {uid: since for uid, since in self._took_over.items() if now - since < GIVES_WAY}
-        return rendezvous.uid in self._took_over
+        for uid, since in list(self._took_over.items()):  # A copy: passes over other Rendezvous run in other threads.
+            if now - since >= GIVES_WAY:
+                self._took_over.pop(uid, None)
+        self._took_over[rendezvous.uid] = now
 
     def _put_right(self, write: Write) -> Failure | None:
         """Makes one child what it should be, on what is there now if that is not what the pass has seen."""
