@@ -6,11 +6,12 @@ Nothing has to be reachable but the API server: no store to host, no endpoint th
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from rdzv.backends import Backend, BackendError, Condition, Provision, World
-from rdzv.protocol.records import CLOSED, LIVE, MAX_SLOTS, RUNNING, SUCCEEDED, Absent, Member, Roster, Round
+from rdzv.protocol.encoding import MAX_SLOTS
+from rdzv.protocol.records import CLOSED, LIVE, RUNNING, SUCCEEDED, Absent, Member, Roster, Round
 from rdzv.spec import GROUP
 
 if TYPE_CHECKING:
@@ -19,11 +20,8 @@ if TYPE_CHECKING:
     from rdzv.observed import Observed, Pod
     from rdzv.spec import Rendezvous
 
-#: What a status has room for: as many entries of each list as its schema admits, and characters of JSON for those that hold texts.
-MAX_ENTRIES, MAX_HOPELESS_TEXT = 4096, 400_000
-
-#: Characters of a pod's UID, as the schema admits it; a Member can claim any.
-MAX_UID = 64
+#: Characters of JSON that a status has room for in the list of hopeless pods: etcd stores 1.5 MiB, and names and reasons are long.
+MAX_HOPELESS = 400_000
 
 #: Seconds. While a round forms, the roster is written anew at least this often; agents stop trusting one that is not.
 HEARTBEAT = 5.0
@@ -131,8 +129,8 @@ def _roster(rendezvous: Rendezvous, observed: Observed, previous: Mapping[str, A
         expected=frozenset(slot for slot in map(_slot, live) if slot is not None),
         expected_count=len(live),
         hopeless=_hopeless(live),
-        draining=_uids({pod.uid for pod in observed.pods if pod.terminating}),
-        dead=_uids(gone | failed),
+        draining=frozenset(pod.uid for pod in observed.pods if pod.terminating),
+        dead=frozenset(gone | failed),
         heartbeat=beat,
         heartbeat_seconds=HEARTBEAT,
     ).to_status()
@@ -144,18 +142,13 @@ def _slot(pod: Pod) -> int | None:
 
 def _hopeless(live: Sequence[Pod]) -> tuple[Absent, ...]:
     """Those that will not start without help, in a stable order: all of them, unless there are thousands."""
-    absent, room = [], MAX_HOPELESS_TEXT
-    for pod in sorted((pod for pod in live if pod.hopeless), key=lambda pod: pod.name)[:MAX_ENTRIES]:
+    absent, room = [], MAX_HOPELESS
+    for pod in sorted((pod for pod in live if pod.hopeless), key=lambda pod: pod.name):
         room -= len(json.dumps([pod.name, pod.reason])) + 40
         if room < 0:
             break
         absent.append(Absent(pod.name, _slot(pod), pod.reason))
     return tuple(absent)
-
-
-def _uids(uids: Set[str]) -> frozenset[str]:
-    usable = sorted(uid for uid in uids if len(uid) <= MAX_UID)
-    return frozenset(usable[:MAX_ENTRIES])
 
 
 def _agents(rendezvous: Rendezvous, observed: Observed) -> frozenset[str]:
