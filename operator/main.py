@@ -15,8 +15,8 @@ from typing import Any
 
 import kopf
 
-from rdzv.control.apply import APIError, KubernetesAPI
-from rdzv.control.plan import MANAGED_BY_LABEL, MANAGER
+from rdzv.control.apply import KubernetesAPI, RequestFailed
+from rdzv.control.children import MANAGED_BY_LABEL, MANAGER
 from rdzv.control.queue import WorkQueue
 from rdzv.control.reconcile import Key, reconcile
 from rdzv.registry import backend_registry
@@ -40,7 +40,7 @@ async def start(settings: kopf.OperatorSettings, memo: kopf.Memo, **_: Any) -> N
     async def work(key: Key) -> float | None:
         return await asyncio.to_thread(reconcile, api, registry, key)
 
-    memo.queue = WorkQueue(work, expected=(APIError,))
+    memo.queue = WorkQueue(work, expected=(RequestFailed,))
     memo.resync = asyncio.create_task(_resync(api, memo.queue))
     _log.info("backends: %s", ", ".join(registry.names()))
 
@@ -100,12 +100,15 @@ async def world_changed(namespace: str | None, labels: kopf.Labels, memo: kopf.M
     memo.queue.add((namespace, labels[LABEL]))
 
 
-@kopf.on.event("", "v1", "configmaps", labels={MANAGED_BY_LABEL: MANAGER})
-@kopf.on.event("", "v1", "services", labels={MANAGED_BY_LABEL: MANAGER})
-@kopf.on.event("rbac.authorization.k8s.io", "v1", "roles", labels={MANAGED_BY_LABEL: MANAGER})
-@kopf.on.event("rbac.authorization.k8s.io", "v1", "rolebindings", labels={MANAGED_BY_LABEL: MANAGER})
-async def child_changed(namespace: str | None, meta: kopf.Meta, memo: kopf.Memo, **_: Any) -> None:
-    """A child was changed or deleted by hand, or by our own pass."""
+@kopf.on.event("", "v1", "configmaps", labels={LABEL: kopf.PRESENT, MANAGED_BY_LABEL: MANAGER})
+@kopf.on.event("", "v1", "services", labels={LABEL: kopf.PRESENT, MANAGED_BY_LABEL: MANAGER})
+@kopf.on.event("rbac.authorization.k8s.io", "v1", "roles", labels={LABEL: kopf.PRESENT, MANAGED_BY_LABEL: MANAGER})
+@kopf.on.event(
+    "rbac.authorization.k8s.io", "v1", "rolebindings", labels={LABEL: kopf.PRESENT, MANAGED_BY_LABEL: MANAGER}
+)
+async def child_changed(namespace: str | None, meta: kopf.Meta, labels: kopf.Labels, memo: kopf.Memo, **_: Any) -> None:
+    """A child was changed or deleted by hand, or by our own pass. Label and owner both name its Rendezvous: one may have been changed."""
+    memo.queue.add((namespace, labels[LABEL]))
     for owner in meta.get("ownerReferences", []):
         if owner["kind"] == KIND and owner["apiVersion"].startswith(f"{GROUP}/"):
             memo.queue.add((namespace, owner["name"]))
@@ -117,5 +120,5 @@ async def _resync(api: KubernetesAPI, queue: WorkQueue[Key]) -> None:
         try:
             for key in await asyncio.to_thread(api.keys):
                 queue.add(key)
-        except APIError as error:
+        except RequestFailed as error:
             _log.warning("resync failed, again in about %.0f s: %s", RESYNC, error)

@@ -17,7 +17,7 @@ from typing import Any
 import kopf
 from aiohttp import web
 
-from rdzv.control.inject import Settings, inject
+from rdzv.control.inject import InjectionSettings, inject
 from rdzv.spec import LABEL
 
 #: Bytes. The API server takes requests of up to 3 MiB; kopf's own server stops at 1 MiB.
@@ -29,7 +29,7 @@ RELOAD = 10.0
 @kopf.on.startup()
 async def configure(settings: kopf.OperatorSettings, memo: kopf.Memo, **_: Any) -> None:
     """Reads the settings; a missing one ends the process here."""
-    memo.inject = Settings(
+    memo.inject = InjectionSettings(
         delivery=os.environ["RDZV_LIBRARY_DELIVERY"],
         library_image=os.environ["RDZV_LIBRARY_IMAGE"],
         library_pull_policy=os.environ["RDZV_LIBRARY_PULL_POLICY"],

@@ -11,6 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from rdzv.spec import index_of
+
 if TYPE_CHECKING:
     from rdzv.backends import Provision
     from rdzv.spec import Rendezvous
@@ -112,7 +114,7 @@ class PodEnvironment:
             max_nodes=int(high or low),
             config=parse_config(environ.get("PET_RDZV_CONF", "")),
             local_addr=environ.get("PET_LOCAL_ADDR") or None,
-            slot=int(slot) if slot.isdigit() else None,
+            slot=index_of(slot),
         )
 
     def handler_config(self) -> dict[str, str | int]:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Sequence, Set
 from dataclasses import dataclass, field
 
 from rdzv.objects import ReadOnlyObject
 from rdzv.protocol.records import Member, Round
-from rdzv.spec import HOST_LABEL, INDEX_LABELS, Nodes
+from rdzv.spec import HOST_LABEL, INDEX_LABELS, Nodes, index_of
 
 #: Why a container waits, when it won't stop waiting by itself soon.
 _HOPELESS_WAITS = frozenset(
@@ -19,14 +19,16 @@ _HOPELESS_WAITS = frozenset(
 class Pod:
     """One opted-in pod.
 
-    `slot`: its index (None: it has none). `started`: a container of it runs or ran. `hopeless`: it won't start without help.
-    `reason`: why it is not there yet ("" when it is). `created`: RFC 3339, so that text order is time order.
+    `slot`: its index (None: it has none). `unusable_index`: what its index label says instead of one. `started`: a container of it
+    runs or ran. `hopeless`: it won't start without help. `reason`: why it is not there yet ("" when it is). `created`: RFC 3339, so
+    that text order is time order.
     """
 
     name: str
     uid: str
     phase: str
     slot: int | None = None
+    unusable_index: str | None = None
     created: str = ""
     terminating: bool = False
     started: bool = False
@@ -53,11 +55,14 @@ class Pod:
         labels = meta.get("labels") or {}
         statuses = status.get("containerStatuses") or []
         reason, hopeless = _waiting(status, statuses)
+        index = next((labels[label] for label in INDEX_LABELS if label in labels), None)
+        slot = None if index is None else index_of(index)
         return cls(
             name=meta["name"],
             uid=meta["uid"],
             phase=status.get("phase", "Pending"),
-            slot=_slot(labels),
+            slot=slot,
+            unusable_index=index if slot is None else None,
             created=meta.get("creationTimestamp") or "",
             terminating="deletionTimestamp" in meta,
             started=any("waiting" not in s.get("state", {}) or s.get("restartCount") for s in statuses),
@@ -108,11 +113,6 @@ def shown(names: Sequence[str]) -> str:
     return f"pods {', '.join(sorted(names)[:3])}{more}"
 
 
-def _slot(labels: Mapping[str, str]) -> int | None:
-    text = next((labels[label] for label in INDEX_LABELS if label in labels), "")
-    return int(text) if text.isdecimal() else None
-
-
 def _waiting(status: ReadOnlyObject, statuses: Sequence[ReadOnlyObject]) -> tuple[str, bool]:
     """Why the pod is not there yet, in Kubernetes' own words, and whether that will not pass by itself."""
     for condition in status.get("conditions") or []:
@@ -132,4 +132,4 @@ def _waiting(status: ReadOnlyObject, statuses: Sequence[ReadOnlyObject]) -> tupl
 
 def _join(reason: str, message: str | None) -> str:
     # Messages carry lists of nodes and digests; the first part says what it is, and status has no room for the rest.
-    return f"{reason}: {message[:200]}" if message else reason
+    return f"{reason[:64]}: {message[:200]}" if message else reason[:64]

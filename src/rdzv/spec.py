@@ -19,6 +19,8 @@ PLURAL = "rendezvous"
 #: The label by which a pod opts in; its value is the name of a Rendezvous in the pod's namespace.
 LABEL = f"{GROUP}/rendezvous"
 
+#: The most nodes that a world may have, by any backend; the indexes of pods are below it.
+MAX_NODES = 10_000
 
 #: Set by the operator on the one pod that hosts the store of a backend that needs a host.
 HOST_LABEL = f"{GROUP}/host"
@@ -93,6 +95,14 @@ class Rendezvous:
             config=dict(spec.get("config", {})),
             settings=dict(spec.get(settings_key(backend), {})),
         )
+
+
+def index_of(text: str) -> int | None:
+    """The index of a pod as a number in 0 .. MAX_NODES-1; None for any other text, which can be anything that users write."""
+    # Bounded before it becomes a number. Not all that str.isdigit() takes for a digit can be converted.
+    if not (text.isascii() and text.isdigit() and len(text) <= 63 and int(text) < MAX_NODES):
+        return None
+    return int(text)
 
 
 def settings_key(backend: str) -> str:

@@ -17,9 +17,11 @@ from support import builders
 from support.builders import pod_object
 from support.cluster_fixtures import LocalCluster
 from support.crd_invalid import DEFAULT_NAME, REFUSED, Object, Refused, rendezvous
+from support.operator_process import Kube
 from support.spec_strategies import CONFIG_KEYS, OPERATORS_KEYS, specs
 
 from rdzv.observed import Observed
+from rdzv.protocol.records import Member, Roster
 from rdzv.spec import Rendezvous
 
 ROOT = Path(__file__).parents[2]
@@ -40,6 +42,7 @@ ACCEPTED: dict[str, Object] = {
     "static": {"backend": "static", "nodes": {"min": 4}, "static": {"port": 1}},
     "static-max": {"backend": "static", "nodes": {"min": 4, "max": 4}, "config": {"timeout": "60"}},
     "kubernetes": {"backend": "kubernetes", "nodes": {"min": 2, "max": 4}, "config": {"store": "kubernetes"}},
+    "kubernetes-largest": {"backend": "kubernetes", "nodes": {"min": 4096, "max": 4096}},
     "no-restarts": {"backend": "c10d", "nodes": {"min": 2}, "maxRestarts": 0},
     "nproc-word": {"backend": "c10d", "nodes": {"min": 2}, "nprocPerNode": "gpu"},
     "nproc-text": {"backend": "c10d", "nodes": {"min": 2}, "nprocPerNode": "8"},
@@ -236,6 +239,26 @@ def test_operators_status_is_kept_and_shown(api: LocalCluster, light_namespace: 
     head, line = get("-o", "wide").splitlines()
     assert head.split() == ["NAME", "BACKEND", "ENDPOINT", "NODES", "READY", "REASON", "ROUND", "AGE"]
     assert line.split()[4:7] == ["True", "NodesMissing", "7"]
+
+
+@pytest.mark.parametrize("stuck", [False, True])
+def test_the_status_of_seven_thousand_pods_is_stored(api: LocalCluster, light_namespace: str, stuck: bool) -> None:
+    """More than a world may have, with names and reasons as long as they get."""
+    apply(api, rendezvous(ACCEPTED["kubernetes"]), namespace=light_namespace, dry_run=False)
+    subject = Rendezvous.from_object(
+        json.loads(api.kubectl("get", "rdzv", "mnist", "-n", light_namespace, "-o", "json"))
+    )
+    pods = [pod_object(f"mnist-{index}-{'x' * 230}", index=index) for index in range(7_000)]
+    for pod in pods if stuck else []:
+        waiting = {"reason": "ImagePullBackOff", "message": "é" * 1000}
+        pod["status"]["containerStatuses"][0]["state"] = {"waiting": waiting}
+    members = [Member(f"m-{index}", "mnist", subject.uid, f"{index:036}/1", "10.0.0.1", 1, 1) for index in range(7_000)]
+    observed = Observed([builders.pod(obj) for obj in pods], members=members)
+    status = builders.status_of(subject, observed, {}, 1795428000.0)
+    Kube(api.kubeconfig).patch("Rendezvous", light_namespace, "mnist", {"status": status}, status=True)
+    stored = json.loads(api.kubectl("get", "rdzv", "mnist", "-n", light_namespace, "-o", "json"))
+    assert stored["status"] == status
+    assert Roster.from_object(stored).expected_count == 7_000
 
 
 def test_status_is_not_the_users_to_apply(api: LocalCluster, light_namespace: str) -> None:

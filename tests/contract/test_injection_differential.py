@@ -26,7 +26,7 @@ from kubernetes import client, config
 from support.operator_process import ROOT, eventually
 from support.pod_strategies import pods
 
-from rdzv.control.inject import CONTAINERS_ANNOTATION, LIBRARY_ANNOTATION, Settings, inject
+from rdzv.control.inject import CONTAINERS_ANNOTATION, LIBRARY_ANNOTATION, InjectionSettings, inject
 from rdzv.spec import LABEL
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 Object = dict[str, Any]
 
 CHART = ROOT / "charts" / "rendezvous-operator"
-SETTINGS = Settings(
+SETTINGS = InjectionSettings(
     delivery="init",
     library_image="registry.example/library:7",
     library_pull_policy="Always",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,8 @@ Object = dict[str, Any]
 
 @pytest.fixture(scope="module")
 def kube(control_plane: LocalCluster) -> Kube:
-    control_plane.kubectl(
-        "apply", "--server-side", "-f", str(ROOT / "charts/rendezvous-operator/files/crds/rendezvous.yaml")
-    )
-    control_plane.kubectl("wait", "--for=condition=Established", "crd/rendezvous.rdzv.dev")
+    control_plane.kubectl("apply", "--server-side", "-f", str(ROOT / "charts/rendezvous-operator/files/crds"))
+    control_plane.kubectl("wait", "--for=condition=Established", "crd", "--all")
     return Kube(control_plane.kubeconfig)
 
 
@@ -102,6 +101,7 @@ def provisioned(operator: OperatorProcess, kube: Kube, light_namespace: str) -> 
 def test_either_order_ends_in_the_same_state(kube: Kube, light_namespace: str, order: str) -> None:
     set_up(kube, light_namespace, order)
     eventually(lambda: is_provisioned(kube, light_namespace))
+    eventually(lambda: "rdzv.dev/host" in outcome(kube, light_namespace)["Pod a"]["labels"])
     state = outcome(kube, light_namespace)
     assert state["Pod a"]["labels"]["rdzv.dev/host"] == "true"
     assert "rdzv.dev/host" not in state["Pod b"]["labels"]
@@ -110,10 +110,10 @@ def test_either_order_ends_in_the_same_state(kube: Kube, light_namespace: str, o
 
 
 #: Each write of provisioning: the Service, the mark on the host pod, the ConfigMap, the status.
-STEPS = ["/services/", "/pods/", "/configmaps/", "/status"]
+STEPS = [("POST", "/services"), ("PATCH", "/pods/"), ("POST", "/configmaps"), ("PATCH", "/status")]
 
 
-@pytest.mark.parametrize("step", STEPS)
+@pytest.mark.parametrize(("method", "step"), STEPS)
 @pytest.mark.parametrize("when", ["cut-before", "lose-reply"])
 def test_killed_in_the_middle_of_each_step_it_ends_in_the_same_state(
     kube: Kube,
@@ -121,11 +121,12 @@ def test_killed_in_the_middle_of_each_step_it_ends_in_the_same_state(
     light_namespace: str,
     tmp_path: Path,
     proxy: FaultProxy,
+    method: str,
     step: str,
     when: str,
 ) -> None:
     set_up(kube, light_namespace, "pods first")
-    fault = proxy.inject(when, method="PATCH", path=step)
+    fault = proxy.inject(when, method=method, path=step)
     with running_operator(proxy.kubeconfig, tmp_path / "log", light_namespace) as operator:
         assert fault.hit.wait(30), "the operator never got to this step"
         operator.kill()
@@ -168,6 +169,8 @@ def test_after_convergence_nothing_is_written(
     with running_operator(proxy.kubeconfig, tmp_path / "log", light_namespace):
         set_up(kube, light_namespace, "rendezvous first")
         eventually(lambda: is_provisioned(kube, light_namespace))
+        # What is told last: the pass after the mark finds it.
+        eventually(lambda: "HostChosen" in [event["reason"] for event in kube.list("Event", light_namespace)])
 
         def writes() -> int:
             return sum(request.method in {"PATCH", "POST", "PUT", "DELETE"} for request in proxy.requests)
@@ -186,7 +189,7 @@ def test_after_convergence_nothing_is_written(
 def test_the_api_server_failing_is_said_and_survived(
     kube: Kube, light_namespace: str, tmp_path: Path, proxy: FaultProxy
 ) -> None:
-    fault = proxy.inject("reply", method="PATCH", path="/services/", times=3, status=500, message="etcd is away")
+    fault = proxy.inject("reply", method="POST", path="/services", times=3, status=500, message="etcd is away")
     with running_operator(proxy.kubeconfig, tmp_path / "log", light_namespace) as operator:
         set_up(kube, light_namespace, "rendezvous first")
 
@@ -282,7 +285,7 @@ def test_the_spec_can_be_changed_and_an_object_of_somebody_else_is_left_alone(
         eventually(lambda: reason() == "NameTaken")
         assert (kube.get("ConfigMap", light_namespace, "rdzv-mnist") or {})["data"] == {"a": "b"}
         kube.delete("ConfigMap", light_namespace, "rdzv-mnist")
-        # Nothing tells the operator that the name is free; any change of the object does.
+        eventually(lambda: is_provisioned(kube, light_namespace))
         kube.patch("Rendezvous", light_namespace, "mnist", {"spec": {"nodes": {"max": 4}, "nprocPerNode": 2}})
 
         def environment() -> tuple[str | None, ...]:
@@ -290,3 +293,151 @@ def test_the_spec_can_be_changed_and_an_object_of_somebody_else_is_left_alone(
             return tuple(map(data.get, ("PET_NNODES", "PET_NPROC_PER_NODE", "TORCH_ELASTIC_WORKER_IDENTICAL")))
 
         eventually(lambda: environment() == ("2:4", "2", "1"))
+
+
+def the(kube: Kube, namespace: str, type_: str) -> Object:
+    """One condition of Rendezvous `mnist`."""
+    status = (kube.get("Rendezvous", namespace, "mnist") or {}).get("status") or {}
+    return next((c for c in status.get("conditions", []) if c["type"] == type_), {})
+
+
+def hosts(kube: Kube, namespace: str) -> list[str]:
+    return [p["metadata"]["name"] for p in kube.list("Pod", namespace) if "rdzv.dev/host" in p["metadata"]["labels"]]
+
+
+def test_a_child_that_fails_does_not_keep_the_host_from_moving(
+    kube: Kube, light_namespace: str, tmp_path: Path, proxy: FaultProxy
+) -> None:
+    proxy.inject("reply", method="POST", path="/services", times=-1, status=500, message="etcd is away")
+    with running_operator(proxy.kubeconfig, tmp_path / "log", light_namespace):
+        set_up(kube, light_namespace, "pods first")
+        eventually(lambda: hosts(kube, light_namespace) == ["a"])
+        assert eventually(lambda: the(kube, light_namespace, "Provisioned"))["reason"] == "APIError"
+        kube.delete("Pod", light_namespace, "a")
+        eventually(lambda: hosts(kube, light_namespace) == ["b"])
+        assert kube.get("ConfigMap", light_namespace, "rdzv-mnist") is None
+        message = the(kube, light_namespace, "Provisioned")["message"]
+        assert "etcd is away" in message
+        assert "ConfigMap rdzv-mnist, which new pods wait for, comes after that" in message
+
+
+@pytest.mark.usefixtures("operator")
+def test_a_name_that_is_taken_does_not_keep_the_host_from_moving(kube: Kube, light_namespace: str) -> None:
+    theirs = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "rdzv-mnist", "namespace": light_namespace}}
+    kube.create(theirs)
+    set_up(kube, light_namespace, "pods first")
+    eventually(lambda: the(kube, light_namespace, "Provisioned").get("reason") == "NameTaken")
+    eventually(lambda: hosts(kube, light_namespace) == ["a"])
+    kube.delete("Pod", light_namespace, "a")
+    eventually(lambda: hosts(kube, light_namespace) == ["b"])
+
+
+@pytest.mark.parametrize("kind", ["roles", "rolebindings"])
+def test_a_role_that_fails_holds_back_the_config_map_that_releases_the_pods(
+    kube: Kube, light_namespace: str, tmp_path: Path, proxy: FaultProxy, kind: str
+) -> None:
+    fault = proxy.inject("reply", method="POST", path=f"/{kind}[?]", times=2, status=500, message="etcd is away")
+    with running_operator(proxy.kubeconfig, tmp_path / "log", light_namespace):
+        kube.create(rendezvous(light_namespace, "kubernetes"))
+        eventually(lambda: the(kube, light_namespace, "Provisioned").get("reason") == "APIError")
+        if fault.hits < fault.times:
+            assert kube.get("ConfigMap", light_namespace, "rdzv-mnist") is None
+        eventually(lambda: the(kube, light_namespace, "Provisioned").get("reason") == "Provisioned")
+    order = [
+        request.target.partition("?")[0].rpartition("/")[2] for request in proxy.requests if request.method == "POST"
+    ]
+    assert order.index("configmaps") > max(i for i, name in enumerate(order) if name in {"roles", "rolebindings"})
+
+
+def test_an_object_that_somebody_made_since_the_pass_has_looked_is_not_overwritten(
+    kube: Kube, light_namespace: str, tmp_path: Path, proxy: FaultProxy
+) -> None:
+    slow = proxy.inject("delay", method="POST", path="/configmaps", seconds=3)
+    with running_operator(proxy.kubeconfig, tmp_path / "log", light_namespace):
+        set_up(kube, light_namespace, "pods first")
+        assert slow.hit.wait(20)
+        meta = {"name": "rdzv-mnist", "namespace": light_namespace}
+        kube.create({"apiVersion": "v1", "kind": "ConfigMap", "metadata": meta, "data": {"a": "b"}})
+        eventually(lambda: the(kube, light_namespace, "Provisioned").get("reason") == "NameTaken")
+        assert (kube.get("ConfigMap", light_namespace, "rdzv-mnist") or {})["data"] == {"a": "b"}
+
+
+@pytest.mark.usefixtures("operator")
+def test_a_pod_with_an_index_of_four_milliards_is_named_and_stops_nobody(kube: Kube, light_namespace: str) -> None:
+    set_up(kube, light_namespace, "rendezvous first")
+    bad = pod(light_namespace, "bad", 0, labels={"rdzv.dev/slot": "4000000000"})
+    kube.create(bad)
+    eventually(lambda: the(kube, light_namespace, "Degraded").get("reason") == "UnusableIndex")
+    assert "pod bad has index '4000000000': write 0 to 9999" in the(kube, light_namespace, "Degraded")["message"]
+    kube.delete("Pod", light_namespace, "bad")
+    eventually(lambda: the(kube, light_namespace, "Degraded").get("reason") == "AsExpected")
+
+
+def test_a_pod_with_an_empty_label_is_nobodys(
+    kube: Kube, control_plane: LocalCluster, light_namespace: str, tmp_path: Path
+) -> None:
+    kube.create(pod(light_namespace, "empty", 0, labels={"rdzv.dev/rendezvous": ""}))
+    log = tmp_path / "log"
+    with running_operator(control_plane.kubeconfig, log, light_namespace):
+        set_up(kube, light_namespace, "pods first")
+        eventually(lambda: is_provisioned(kube, light_namespace))
+        assert "Traceback" not in log.read_text()
+
+
+def test_what_an_admission_policy_makes_of_a_child_is_not_fought(
+    kube: Kube, control_plane: LocalCluster, light_namespace: str, tmp_path: Path, proxy: FaultProxy
+) -> None:
+    name = f"sticky-{light_namespace}"
+    control_plane.kubectl("apply", "-f", "-", input=STICKY.format(name=name, namespace=light_namespace))
+    meta = {"name": "probe", "namespace": light_namespace}
+    probe = {"apiVersion": "v1", "kind": "Service", "metadata": meta, "spec": {"ports": [{"port": 1}]}}
+
+    def is_in_force() -> bool:
+        created = kube.create(probe)
+        kube.delete("Service", light_namespace, "probe")
+        return bool(created["spec"]["sessionAffinity"] == "ClientIP")
+
+    try:
+        eventually(is_in_force)
+        with running_operator(proxy.kubeconfig, tmp_path / "log", light_namespace):
+            set_up(kube, light_namespace, "rendezvous first")
+            eventually(lambda: is_provisioned(kube, light_namespace))
+            for touched in range(5):
+                enough = len(proxy.requests) + 8
+                kube.patch("Pod", light_namespace, "b", {"metadata": {"annotations": {"touched": str(touched)}}})
+                eventually(partial(lambda enough: len(proxy.requests) >= enough, enough))
+            writes = [r for r in proxy.requests if r.method in {"POST", "PUT", "DELETE"} and "/services" in r.target]
+            assert len(writes) == 1
+            service = kube.get("Service", light_namespace, "rdzv-mnist") or {}
+            assert service["spec"]["sessionAffinity"] == "ClientIP"
+            kube.patch("Service", light_namespace, "rdzv-mnist", {"spec": {"selector": {"app": "theirs"}}})
+            eventually(
+                lambda: "app" not in (kube.get("Service", light_namespace, "rdzv-mnist") or {})["spec"]["selector"]
+            )
+    finally:
+        control_plane.kubectl("delete", "mutatingadmissionpolicy,mutatingadmissionpolicybinding", name)
+
+
+#: Sets a field of every Service of one namespace, whatever its author wants.
+STICKY = """
+apiVersion: admissionregistration.k8s.io/v1
+kind: MutatingAdmissionPolicy
+metadata: {{name: {name}}}
+spec:
+  matchConstraints:
+    resourceRules:
+      - {{apiGroups: [""], apiVersions: [v1], operations: [CREATE, UPDATE], resources: [services]}}
+  reinvocationPolicy: Never
+  mutations:
+    - patchType: ApplyConfiguration
+      applyConfiguration:
+        expression: 'Object{{spec: Object.spec{{sessionAffinity: "ClientIP"}}}}'
+---
+apiVersion: admissionregistration.k8s.io/v1
+kind: MutatingAdmissionPolicyBinding
+metadata: {{name: {name}}}
+spec:
+  policyName: {name}
+  matchResources:
+    namespaceSelector: {{matchLabels: {{kubernetes.io/metadata.name: {namespace}}}}}
+"""

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from rdzv.control.children import key
 from rdzv.control.inject import is_injected
-from rdzv.control.plan import Plan, plan
+from rdzv.control.plan import Failure, Plan, plan
 from rdzv.control.status import compute_status
 from rdzv.observed import Observed, Pod
 from rdzv.registry import backend_registry
@@ -24,12 +25,16 @@ def pod(obj: Mapping[str, Any]) -> Pod:
 
 
 def status_of(
-    subject: Rendezvous, observed: Observed, previous: Mapping[str, Any], now: float, error: str = ""
+    subject: Rendezvous,
+    observed: Observed,
+    previous: Mapping[str, Any],
+    now: float,
+    failures: Sequence[Failure] = (),
 ) -> Object:
     """The status that a pass over `subject` writes."""
     registry = backend_registry()
     world = registry.observer(subject.backend)(subject, observed, previous, now)
-    return compute_status(subject, observed, world, plan(subject, observed, registry), previous, now, error)
+    return compute_status(subject, observed, world, plan(subject, observed, registry), previous, now, failures)
 
 
 def rendezvous(backend: str = "c10d", *, uid: str = "uid-1", **spec: Any) -> Rendezvous:
@@ -62,21 +67,20 @@ class FakeNamespace:
 
     def execute(self, plan: Plan, stop_after: int | None = None) -> int:
         """Writes a plan step by step; returns how many steps there were. `stop_after` ends it early, as a crash would."""
+        writes = [*plan.apply, *([plan.release] if plan.release else [])]
         steps: list[tuple[str, Any]] = [
-            *(("delete", obj) for obj in plan.delete),
-            *(("apply", obj) for obj in plan.apply),
             *(("patch", patch) for patch in plan.patches),
+            *(("delete", obj) for obj in plan.delete),
+            *(("write", write.wanted) for write in writes),
         ]
         for verb, what in steps[:stop_after]:
             if verb == "patch":
                 meta = self.pods[what.name]["metadata"]
                 _merge(meta.setdefault("labels", {}), what.labels)
+            elif verb == "delete":
+                self.children.pop(key(what), None)
             else:
-                key = (what["kind"], what["metadata"]["name"])
-                if verb == "delete":
-                    self.children.pop(key, None)
-                else:
-                    self.children[key] = copy.deepcopy(what)
+                self.children[key(what)] = copy.deepcopy(what)
         return len(steps)
 
     def hosts(self) -> list[str]:
@@ -84,8 +88,8 @@ class FakeNamespace:
 
 
 def _merge(target: Object, patch: Mapping[str, str | None]) -> None:
-    for key, value in patch.items():
+    for label, value in patch.items():
         if value is None:
-            target.pop(key, None)
+            target.pop(label, None)
         else:
-            target[key] = value
+            target[label] = value

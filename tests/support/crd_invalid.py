@@ -99,6 +99,18 @@ REFUSED = [
         "backend static has a fixed world: set min and max to the same number, or choose an elastic backend",
         {"backend": "static", "nodes": {"min": 2, "max": 4}},
     ),
+    *(
+        Refused(
+            f"kubernetes-{bound}-too-large",
+            "spec.nodes: Invalid value: backend kubernetes has worlds of at most 4096 nodes: lower min and max",
+            {"backend": "kubernetes", "nodes": nodes},
+        )
+        for bound, nodes in (
+            ("min", {"min": 4097}),
+            ("max", {"min": 1, "max": 4097}),
+            ("both", {"min": 5000, "max": 9000}),
+        )
+    ),
     # nprocPerNode, maxRestarts
     Refused("nproc-zero", _NPROC, {"nprocPerNode": 0}),
     Refused("nproc-zero-text", _NPROC, {"nprocPerNode": "0"}),

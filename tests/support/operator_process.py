@@ -21,6 +21,9 @@ T = TypeVar("T")
 Object = dict[str, Any]
 
 
+_GROUPS = dict.fromkeys(("Role", "RoleBinding"), "rbac.authorization.k8s.io/v1")
+
+
 class Kube:
     """A few verbs on plain dicts, for tests."""
 
@@ -30,7 +33,7 @@ class Kube:
         self._dynamic = DynamicClient(client.ApiClient(configuration))
 
     def _resource(self, kind: str) -> Any:
-        api_version = "rdzv.dev/v1alpha1" if kind.startswith("Rendezvous") else "v1"
+        api_version = "rdzv.dev/v1alpha1" if kind.startswith("Rendezvous") else _GROUPS.get(kind, "v1")
         return self._dynamic.resources.get(api_version=api_version, kind=kind)
 
     def create(self, obj: Object) -> Object:
@@ -45,6 +48,13 @@ class Kube:
         resource = self._resource(kind)
         target = resource.subresources["status"] if status else resource
         target.patch(body=body, name=name, namespace=namespace, content_type="application/merge-patch+json")
+
+    def replace(self, obj: Object) -> Object:
+        """PUT: the object as it is given, compared by its resourceVersion."""
+        replaced: Object = (
+            self._resource(obj["kind"]).replace(body=obj, namespace=obj["metadata"]["namespace"]).to_dict()
+        )
+        return replaced
 
     def delete(self, kind: str, namespace: str, name: str) -> None:
         self._resource(kind).delete(name=name, namespace=namespace, body={"gracePeriodSeconds": 0})

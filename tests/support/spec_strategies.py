@@ -88,10 +88,11 @@ def _config(draw: st.DrawFn, backend: str) -> Object:
 def specs(draw: st.DrawFn) -> Object:
     """A spec that the API server admits, as the user wrote it (without defaults)."""
     backend = draw(st.one_of(st.sampled_from(sorted(CONFIG_KEYS)), _other_backends))
-    low = draw(_counts)
+    most = 4096 if backend == "kubernetes" else 10_000
+    low = draw(st.integers(1, most))
     nodes: Object = {"min": low}
     if draw(st.booleans()):
-        nodes["max"] = low if backend == "static" else draw(st.integers(low, 10_000))
+        nodes["max"] = low if backend == "static" else draw(st.integers(low, most))
     spec: Object = {"backend": backend, "nodes": nodes}
     if backend in {"etcd", "etcd-v2"} or (backend != "kubernetes" and draw(st.booleans())):
         spec["endpoint"] = draw(endpoints)

@@ -20,7 +20,7 @@ from rdzv.control.inject import (
     DELIVERIES,
     LIBRARY,
     LIBRARY_ANNOTATION,
-    Settings,
+    InjectionSettings,
     inject,
     is_injected,
     shadowed,
@@ -32,7 +32,8 @@ from rdzv.spec import INDEX_LABELS, LABEL, Rendezvous
 Object = dict[str, Any]
 
 SETTINGS = {
-    delivery: Settings(delivery=delivery, library_image="library:1", init_image="operator:1") for delivery in DELIVERIES
+    delivery: InjectionSettings(delivery=delivery, library_image="library:1", init_image="operator:1")
+    for delivery in DELIVERIES
 }
 
 
@@ -205,7 +206,7 @@ def test_what_the_user_mounts_at_our_path_stays(path: str) -> None:
 
 def test_a_delivery_that_does_not_exist_is_refused_by_name() -> None:
     with pytest.raises(ValueError, match="'csi': write one of image-volume, init, none"):
-        Settings(delivery="csi", library_image="", init_image="")
+        InjectionSettings(delivery="csi", library_image="", init_image="")
 
 
 @given(pods())

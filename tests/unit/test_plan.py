@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
@@ -8,9 +9,12 @@ from hypothesis import strategies as st
 from support import builders
 from support.builders import FakeNamespace, pod_object, rendezvous
 
-from rdzv.control.plan import Plan, plan
+from rdzv.backends import BackendError
+from rdzv.control.children import child, key
+from rdzv.control.compare import Verdict, compare
+from rdzv.control.plan import Plan, name_taken, plan
 from rdzv.observed import Observed
-from rdzv.registry import backend_registry
+from rdzv.registry import BackendRegistry, backend_registry
 from rdzv.spec import Rendezvous
 
 
@@ -110,9 +114,13 @@ def test_somebody_elses_object_is_never_taken_over() -> None:
     mine = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "rdzv-mnist", "uid": "x"}, "data": {"a": "b"}}
     namespace.children["ConfigMap", "rdzv-mnist"] = mine
     result = planned(rendezvous("static"), namespace)
-    assert result.refused is not None
-    assert result.refused.reason == "NameTaken"
-    assert (result.delete, result.apply) == ([], ())
+    assert result.release is not None
+    assert compare(result.release.actual, result.release.wanted) is Verdict.TAKEN
+    assert result.delete == []
+    failure = name_taken(result.release.wanted)
+    assert failure.reason == "NameTaken"
+    assert "ConfigMap rdzv-mnist exists" in failure.message
+    assert "kubectl delete configmap rdzv-mnist -n team" in failure.message
 
 
 def test_children_of_a_deleted_namesake_are_replaced_not_adopted() -> None:
@@ -124,21 +132,68 @@ def test_children_of_a_deleted_namesake_are_replaced_not_adopted() -> None:
     assert namespace.children["ConfigMap", "rdzv-mnist"]["data"]["PET_RDZV_ID"] == "new"
 
 
-def test_drift_is_repaired_and_what_others_added_is_left_alone() -> None:
+def test_drift_is_repaired_and_what_the_api_server_chose_is_left_alone() -> None:
     namespace = FakeNamespace([])
     settle(rendezvous("static"), namespace)
-    namespace.children["Service", "rdzv-mnist"]["spec"]["clusterIP"] = "10.0.0.1"
+    namespace.children["Service", "rdzv-mnist"]["spec"] |= {"clusterIP": "10.0.0.1", "clusterIPs": ["10.0.0.1"]}
     assert namespace.execute(planned(rendezvous("static"), namespace)) == 0
     namespace.children["ConfigMap", "rdzv-mnist"]["data"]["PET_NNODES"] = "7"
     settle(rendezvous("static"), namespace)
     assert namespace.children["ConfigMap", "rdzv-mnist"]["data"]["PET_NNODES"] == "2"
 
 
-def test_a_variable_that_is_no_longer_wanted_leads_to_an_apply() -> None:
+def test_a_variable_that_is_no_longer_wanted_goes() -> None:
     namespace = FakeNamespace([])
     settle(rendezvous("static", nprocPerNode=2), namespace)
     result = planned(rendezvous("static", nprocPerNode="auto"), namespace)
-    assert [obj["kind"] for obj in result.apply] == ["ConfigMap"]
+    assert result.apply == []
+    assert result.release is not None
+    assert "TORCH_ELASTIC_WORKER_IDENTICAL" not in result.release.wanted["data"]
+
+
+def test_a_host_is_chosen_though_a_child_has_a_name_that_is_taken() -> None:
+    namespace = FakeNamespace([pod_object("a", index=0)])
+    namespace.children["ConfigMap", "rdzv-mnist"] = foreign("v1", "ConfigMap")
+    result = planned(rendezvous(), namespace)
+    assert [patch.name for patch in result.patches] == ["a"]
+    assert [write.wanted["kind"] for write in result.apply] == ["Service"]
+
+
+def test_a_backend_that_nobody_knows_any_longer_keeps_no_config_map_and_stops_nobody_who_runs() -> None:
+    namespace = FakeNamespace([])
+    settle(rendezvous("my-own", endpoint="store:1"), namespace)
+    result = planned(rendezvous("my-own"), namespace)
+    assert result.refused is not None
+    assert [key(obj) for obj in result.delete] == [("ConfigMap", "rdzv-mnist")]
+    namespace.children["Service", "rdzv-mnist"] = child(
+        {"apiVersion": "v1", "kind": "Service", "metadata": {"name": "rdzv-mnist"}, "spec": {}}, rendezvous("my-own")
+    )
+    result = planned(rendezvous("my-own"), namespace)
+    assert [key(obj) for obj in result.delete] == [("ConfigMap", "rdzv-mnist")]
+
+
+def test_a_plug_in_that_could_not_be_loaded_refuses_nothing() -> None:
+    namespace = FakeNamespace([])
+    settle(rendezvous("my-own", endpoint="store:1"), namespace)
+    registry = BackendRegistry()
+    registry.failed["my-own"] = "ImportError: no such module"
+    result = plan(rendezvous("my-own"), Observed(children=list(namespace.children.values())), registry)
+    assert result.refused is not None
+    assert result.delete == []
+
+
+def test_without_pods_a_role_binding_without_subjects_is_written_once() -> None:
+    namespace = FakeNamespace([])
+    settle(rendezvous("kubernetes"), namespace)
+    binding = namespace.children["RoleBinding", "rdzv-mnist"]
+    assert binding.pop("subjects") == []  # As the API server returns it.
+    assert namespace.execute(planned(rendezvous("kubernetes"), namespace)) == 0
+
+
+def test_a_world_that_is_too_large_for_the_backend_is_refused() -> None:
+    refused = planned(rendezvous("kubernetes", nodes={"min": 4097, "max": 4097}), FakeNamespace([])).refused
+    assert refused is not None
+    assert "at most 4096 nodes: lower spec.nodes.min" in str(refused)
 
 
 def pods_strategy() -> st.SearchStrategy[list[dict[str, Any]]]:
@@ -157,16 +212,58 @@ def pods_strategy() -> st.SearchStrategy[list[dict[str, Any]]]:
     )
 
 
-@given(pods=pods_strategy(), backend=st.sampled_from(["c10d", "static"]), crash=st.integers(0, 8))
+def spec_of(backend: str) -> dict[str, Any]:
+    """What a spec of this backend needs besides: an endpoint where the server is the user's own."""
+    try:
+        backend_registry().provision(rendezvous(backend))
+    except BackendError:
+        return {"endpoint": "store:2379"}
+    return {}
+
+
+#: Every registered backend, and one that only the pods know.
+BACKENDS = {name: spec_of(name) for name in (*backend_registry().names(), "their-own")}
+
+
+def foreign(api_version: str, kind: str) -> dict[str, Any]:
+    return {"apiVersion": api_version, "kind": kind, "metadata": {"name": "rdzv-mnist", "uid": "x"}}
+
+
+def spoil(namespace: FakeNamespace, backend: str, how: str) -> None:
+    """What may be there before the first pass."""
+    if how == "of a namesake":
+        settle(rendezvous(backend, uid="old", **BACKENDS[backend]), namespace)
+    if how == "owners stripped":
+        settle(rendezvous(backend, **BACKENDS[backend]), namespace)
+        for obj in namespace.children.values():
+            del obj["metadata"]["ownerReferences"]
+    if how == "of another spec":
+        settle(rendezvous(backend, nprocPerNode=7, **BACKENDS[backend]), namespace)
+        for obj in namespace.children.values():
+            for field, value in {"data": {"LD_PRELOAD": "x"}, "rules": [], "subjects": []}.items():
+                if field in obj:
+                    obj[field] = value
+
+
+@given(
+    pods=pods_strategy(),
+    backend=st.sampled_from(sorted(BACKENDS)),
+    before=st.sampled_from(["nothing", "of a namesake", "owners stripped", "of another spec"]),
+    crash=st.integers(0, 8),
+)
 def test_any_start_and_a_crash_anywhere_end_in_the_same_state(
-    pods: list[dict[str, Any]], backend: str, crash: int
+    pods: list[dict[str, Any]], backend: str, before: str, crash: int
 ) -> None:
-    subject = rendezvous(backend)
+    subject = rendezvous(backend, **BACKENDS[backend])
+    clean = FakeNamespace(copy.deepcopy(pods))
+    settle(subject, clean)
     namespace = FakeNamespace(pods)
+    spoil(namespace, backend, before)
     namespace.execute(planned(subject, namespace), stop_after=crash)
     for _ in range(2):
         namespace.execute(planned(subject, namespace))
     assert namespace.execute(planned(subject, namespace)) == 0
+    assert namespace.children == clean.children
     live = [pod for pod in map(builders.pod, namespace.pods.values()) if pod.live]
-    eligible = live if backend == "c10d" else [pod for pod in live if pod.slot == 0]
+    eligible = {"c10d": live, "static": [pod for pod in live if pod.slot == 0]}.get(backend, [])
     assert len(namespace.hosts()) == (1 if eligible else 0)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -8,8 +9,10 @@ from support.builders import pod_object, rendezvous
 
 from rdzv.backends import BackendError
 from rdzv.control.events import events_for, events_without_rendezvous
-from rdzv.control.plan import Plan
+from rdzv.control.plan import Failure, Plan, plan
+from rdzv.control.status import look_again
 from rdzv.observed import Observed
+from rdzv.registry import backend_registry
 from rdzv.spec import Rendezvous
 
 NOW = 1795428000.0
@@ -17,10 +20,13 @@ NOW_TEXT = "2026-11-23T10:00:00Z"
 
 
 def status_of(
-    subject: Rendezvous, pods: list[dict[str, Any]], previous: dict[str, Any] | None = None, error: str = ""
+    subject: Rendezvous,
+    pods: list[dict[str, Any]],
+    previous: dict[str, Any] | None = None,
+    failures: Sequence[Failure] = (),
 ) -> dict[str, Any]:
     observed = Observed(pods=[builders.pod(obj) for obj in pods])
-    return builders.status_of(subject, observed, previous or {}, NOW, error)
+    return builders.status_of(subject, observed, previous or {}, NOW, failures)
 
 
 def condition(status: dict[str, Any], type_: str) -> dict[str, Any]:
@@ -81,7 +87,9 @@ def test_a_condition_keeps_its_time_until_its_status_changes() -> None:
         entry["lastTransitionTime"] = "2020-01-01T00:00:00Z"
     again = status_of(rendezvous(), [pod_object("a", phase="Running")], previous=first)
     assert condition(again, "Ready")["lastTransitionTime"] == "2020-01-01T00:00:00Z"
-    failed = status_of(rendezvous(), [], previous=first, error="500 Internal Server Error: etcd is away")
+    failed = status_of(
+        rendezvous(), [], previous=first, failures=[Failure("APIError", "500 Internal Server Error: etcd is away")]
+    )
     assert condition(failed, "Ready")["lastTransitionTime"] == NOW_TEXT
     assert condition(failed, "Ready")["message"] == "500 Internal Server Error: etcd is away"
 
@@ -100,6 +108,10 @@ def test_an_unknown_backend_is_answered_with_what_is_registered() -> None:
         ("c10d", [pod_object("a", index=0), pod_object("b", index=0)], "DuplicateIndex"),
         ("static", [pod_object("a")], "NoIndex"),
         ("c10d", [pod_object(f"p{i}") for i in range(3)], "TooManyPods"),
+        ("c10d", [pod_object("a", index=4_000_000_000)], "UnusableIndex"),
+        ("static", [pod_object("a", index=10_000)], "UnusableIndex"),
+        ("kubernetes", [pod_object("a", index=4096)], "UnusableIndex"),
+        ("c10d", [pod_object("a", index=4096)], "AsExpected"),
         ("c10d", [{**pod_object("a"), "spec": {"containers": [{"name": "train"}]}}], "NotInjected"),
         ("c10d", [pod_object("a", index=0), pod_object("b", index=1)], "AsExpected"),
     ],
@@ -115,7 +127,43 @@ def test_events_name_the_object_the_cause_and_the_fix_and_do_not_repeat() -> Non
     assert event.to_object(NOW_TEXT)["metadata"] == event.to_object("2027-01-01T00:00:00Z")["metadata"]
 
     refusal = Plan(refused=BackendError("EndpointRequired", "backend etcd needs spec.endpoint"))
-    (event,) = events_for(rendezvous("etcd"), refusal, [], {})
+    (event,) = events_for(rendezvous("etcd"), refusal, [], [], {})
     assert (event.type, event.reason, event.kind) == ("Warning", "EndpointRequired", "Rendezvous")
-    (event,) = events_for(rendezvous(), Plan(), [waiting], {"a": ["PET_NNODES in container train"]})
+    (event,) = events_for(rendezvous(), Plan(), [], [waiting], {"a": ["PET_NNODES in container train"]})
     assert "PET_NNODES in container train" in event.message
+
+
+def test_the_host_is_told_from_what_is_so_that_a_new_process_tells_it_too() -> None:
+    unmarked = Observed([builders.pod(pod_object("a", index=0))])
+    decided = plan(rendezvous(), unmarked, backend_registry())
+    assert events_for(rendezvous(), decided, [], unmarked.pods, {}) == [], "it is not marked yet"
+
+    marked = Observed([builders.pod(pod_object("a", index=0, labels={"rdzv.dev/host": "true"}))])
+    decided = plan(rendezvous(), marked, backend_registry())
+    assert not decided.patches
+    (event,) = events_for(rendezvous(), decided, [], marked.pods, {})
+    assert (event.reason, "pod a hosts the store" in event.message) == ("HostChosen", True)
+
+
+def test_every_failure_is_named_and_a_taken_name_before_the_others() -> None:
+    failures = [Failure("APIError", "PUT role: 500"), Failure("NameTaken", "Service rdzv-mnist exists")]
+    failures += [Failure("APIError", "x" * 10_000) for _ in range(100)]
+    status = status_of(rendezvous(), [], failures=failures)
+    for type_ in ("Ready", "Provisioned"):
+        found = condition(status, type_)
+        assert (found["status"], found["reason"]) == ("False", "NameTaken")
+        assert found["message"].startswith("PUT role: 500; Service rdzv-mnist exists; xxx")
+        assert len(found["message"]) < 10_000
+    (event,) = events_for(rendezvous(), Plan(), failures, [], {})
+    assert event.reason == "NameTaken"
+
+
+@pytest.mark.parametrize(("taken_for", "wait"), [(0, 2), (100, 10), (10_000, 30)])
+def test_a_name_that_is_taken_is_looked_at_again_less_and_less_often(taken_for: int, wait: float) -> None:
+    previous = status_of(rendezvous(), [], failures=[Failure("NameTaken", "Service rdzv-mnist exists")])
+    assert look_again(previous, NOW + taken_for) == wait
+
+
+def test_what_was_only_now_found_taken_is_looked_at_soon() -> None:
+    previous = status_of(rendezvous(), [], failures=[Failure("APIError", "500")])
+    assert look_again(previous, NOW + 10_000) == look_again({}, NOW) == 2

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from rdzv.spec import HOST_LABEL, LABEL
+from rdzv.spec import HOST_LABEL, LABEL, MAX_NODES
 
 if TYPE_CHECKING:
     from torch.distributed.elastic.rendezvous import RendezvousHandler, RendezvousParameters
@@ -70,6 +70,7 @@ class World:
         joined: names of the pods whose agents have joined; None: that can't be seen, and a pod that runs counts.
         problems: what keeps these pods from meeting by this backend, most harmful first, each a reason and a text.
         status: further fields of `Rendezvous.status`, which this backend's agents read.
+        indexes: indexes of its pods are below this number.
         again: seconds until the status has to be computed anew though nothing has changed; None: it need not.
     """
 
@@ -77,6 +78,7 @@ class World:
     joined: frozenset[str] | None = None
     problems: Sequence[tuple[str, str]] = ()
     status: Mapping[str, Any] = field(default_factory=dict)
+    indexes: int = MAX_NODES
     again: float | None = None
 
 

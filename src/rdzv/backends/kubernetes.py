@@ -5,18 +5,23 @@ Nothing has to be reachable but the API server: no store to host, no endpoint th
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from rdzv.backends import Backend, BackendError, Condition, Provision, World
+from rdzv.protocol.encoding import MAX_SLOTS
 from rdzv.protocol.records import CLOSED, LIVE, RUNNING, SUCCEEDED, Absent, Member, Roster, Round
 from rdzv.spec import GROUP
 
 if TYPE_CHECKING:
     from torch.distributed.elastic.rendezvous import RendezvousHandler, RendezvousParameters
 
-    from rdzv.observed import Observed
+    from rdzv.observed import Observed, Pod
     from rdzv.spec import Rendezvous
+
+#: Characters of JSON that a status has room for in the list of hopeless pods: etcd stores 1.5 MiB, and names and reasons are long.
+MAX_HOPELESS = 400_000
 
 #: Seconds. While a round forms, the roster is written anew at least this often; agents stop trusting one that is not.
 HEARTBEAT = 5.0
@@ -26,8 +31,14 @@ def provision(rendezvous: Rendezvous) -> Provision:
     """The endpoint is the Rendezvous itself.
 
     Raises:
-        BackendError: `spec.endpoint` is set, which has no meaning here.
+        BackendError: `spec.endpoint` is set, which has no meaning here, or the world would be too large (the CRD refuses both; an object
+            older than the rule gets here).
     """
+    if rendezvous.nodes.min > MAX_SLOTS:
+        raise BackendError(
+            "TooManyNodes",
+            f"backend kubernetes has worlds of at most {MAX_SLOTS} nodes: lower spec.nodes.min, or choose another backend",
+        )
     if rendezvous.endpoint is not None:
         raise BackendError("EndpointNotUsed", "backend kubernetes has no server of its own: remove spec.endpoint")
     return Provision(
@@ -74,6 +85,7 @@ def observe(rendezvous: Rendezvous, observed: Observed, previous: Mapping[str, A
             "round": _highest_round(rendezvous, observed, previous),
             "roster": _roster(rendezvous, observed, previous, now),
         },
+        indexes=MAX_SLOTS,
         again=HEARTBEAT if forming else None,
     )
 
@@ -114,14 +126,29 @@ def _roster(rendezvous: Rendezvous, observed: Observed, previous: Mapping[str, A
         min_nodes=rendezvous.nodes.min,
         max_nodes=rendezvous.nodes.max,
         known=True,
-        expected=frozenset(pod.slot for pod in live if pod.slot is not None),
+        expected=frozenset(slot for slot in map(_slot, live) if slot is not None),
         expected_count=len(live),
-        hopeless=tuple(Absent(pod.name, pod.slot, pod.reason) for pod in live if pod.hopeless),
+        hopeless=_hopeless(live),
         draining=frozenset(pod.uid for pod in observed.pods if pod.terminating),
         dead=frozenset(gone | failed),
         heartbeat=beat,
         heartbeat_seconds=HEARTBEAT,
     ).to_status()
+
+
+def _slot(pod: Pod) -> int | None:
+    return pod.slot if pod.slot is not None and pod.slot < MAX_SLOTS else None
+
+
+def _hopeless(live: Sequence[Pod]) -> tuple[Absent, ...]:
+    """Those that will not start without help, in a stable order: all of them, unless there are thousands."""
+    absent, room = [], MAX_HOPELESS
+    for pod in sorted((pod for pod in live if pod.hopeless), key=lambda pod: pod.name):
+        room -= len(json.dumps([pod.name, pod.reason])) + 40
+        if room < 0:
+            break
+        absent.append(Absent(pod.name, _slot(pod), pod.reason))
+    return tuple(absent)
 
 
 def _agents(rendezvous: Rendezvous, observed: Observed) -> frozenset[str]:

@@ -8,25 +8,36 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, cast
 
 from kubernetes import client, config
 from urllib3.exceptions import HTTPError
 
-from rdzv.control.events import Event
-from rdzv.control.plan import MANAGED_BY_LABEL, MANAGER, RBAC, Plan, PodPatch
-from rdzv.objects import Object
+from rdzv.control.children import APPLIED_ANNOTATION, MANAGED_BY_LABEL, MANAGER, RBAC, title
+from rdzv.control.compare import Verdict, compare, kept_finalizers, replacement
+from rdzv.control.events import EventToPost
+from rdzv.control.plan import HELD_BACK, REQUEST_FAILED, Failure, Plan, PodPatch, Write, name_taken
+from rdzv.objects import Object, ReadOnlyObject
 from rdzv.resources import MEMBERS, ROUNDS
-from rdzv.spec import API_VERSION, LABEL, PLURAL
+from rdzv.spec import API_VERSION, LABEL, PLURAL, Rendezvous
 
 _log = logging.getLogger(__name__)
 
 #: Seconds to connect and to read. Without them a half-open connection blocks a thread for ever (kubernetes-client/python#1148).
 TIMEOUT = (3.0, 10.0)
 
+#: How often one child is looked at again within a pass, because it had changed since it was read.
+ATTEMPTS = 3
+
+#: Seconds for which an operator gives way to a newer one that has written over what it had taken over.
+GIVES_WAY = 600.0
+
 APPLY = "application/apply-patch+yaml"
 MERGE = "application/merge-patch+json"
+JSON = "application/json"
 
 _PLURALS = {
     "ConfigMap": "configmaps",
@@ -44,7 +55,15 @@ _PLURALS = {
 CHILD_KINDS = (("v1", "ConfigMap"), ("v1", "Service"), (RBAC, "Role"), (RBAC, "RoleBinding"))
 
 
-class APIError(Exception):
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a plan. `gave_way`: nothing was written, as a newer operator serves this Rendezvous too."""
+
+    failures: Sequence[Failure] = ()
+    gave_way: bool = False
+
+
+class RequestFailed(Exception):  # noqa: N818 - an event, named as such; `rdzv.kube.api.ApiError` is the pod side's
     """The API server refused a request (`status` is its HTTP status) or could not be reached (None). The text is one line."""
 
     def __init__(self, status: int | None, message: str) -> None:
@@ -53,10 +72,15 @@ class APIError(Exception):
 
 
 class KubernetesAPI:
-    """Reads what a pass observes and writes what it planned. Every method may raise `APIError`."""
+    """Reads what a pass observes and writes what it planned. Every method may raise `RequestFailed`."""
 
     def __init__(self, api_client: client.ApiClient) -> None:
         self._client = api_client
+        # What admission made of our own last write of a child: (kind, namespace, name) → (resourceVersion, what we wrote).
+        self._admitted: dict[tuple[str, str, str], tuple[str, str]] = {}
+        # When this process took a Rendezvous (uid) over from a newer operator.
+        self._took_over: dict[str, float] = {}
+        self._posted: set[EventToPost] = set()
 
     @classmethod
     def from_environment(cls) -> KubernetesAPI:
@@ -107,14 +131,30 @@ class KubernetesAPI:
             keys.add((pod["metadata"]["namespace"], pod["metadata"]["labels"][LABEL]))
         return keys
 
-    def execute(self, plan: Plan, namespace: str) -> None:
-        """Writes a plan, in its order. Repeating it, or stopping anywhere in it, does no harm."""
-        for child in plan.delete:
-            self._delete(child)
-        for obj in plan.apply:
-            self._apply(obj)
+    def execute(self, plan: Plan, rendezvous: Rendezvous) -> Outcome:
+        """Writes a plan. Repeating it, or stopping anywhere in it, does no harm.
+
+        One child's failure does not stop what does not depend on it: pods are marked as hosts whatever becomes of the children, and only
+        the ConfigMap, which releases the pods, waits for all the others.
+        """
+        if plan.newer and self._gives_way(rendezvous):
+            return Outcome(gave_way=True)
+        failures: list[Failure] = []
         for patch in plan.patches:
-            self._patch_pod(namespace, patch)
+            if not self._attempt(failures, self._patch_pod, rendezvous.namespace, patch):
+                break  # A mark that could not be taken off: with a second one the Service would lead to two pods.
+        for obj in plan.delete:
+            self._attempt(failures, self._delete, obj)
+        succeeded = [self._attempt(failures, self._put_right, write) for write in plan.apply]
+        if plan.release is not None and all(succeeded):
+            self._attempt(failures, self._put_right, plan.release)
+        elif plan.release is not None:
+            failures.append(
+                Failure(HELD_BACK, f"{title(plan.release.wanted)}, which new pods wait for, comes after that")
+            )
+        if plan.newer and not failures:
+            self._takes_over(rendezvous)
+        return Outcome(failures)
 
     def write_status(self, namespace: str, name: str, status: Mapping[str, Any]) -> None:
         """Replaces what the operator owns of the status."""
@@ -127,28 +167,103 @@ class KubernetesAPI:
         path = _path(API_VERSION, "Rendezvous", namespace, name) + "/status"
         self._request("PATCH", path, body, APPLY, _apply_query())
 
-    def post_events(self, events: Iterable[Event], now: str) -> None:
+    def post_events(self, events: Iterable[EventToPost], now: str) -> None:
         """Creates Events; those that exist already stay as they are. An Event that can't be written is only logged."""
         for event in events:
+            if event in self._posted:
+                continue
+            if len(self._posted) >= 10_000:
+                self._posted.clear()
             try:
-                self._request("POST", _path("v1", "Event", event.namespace), event.to_object(now), "application/json")
-            except APIError as error:
-                if error.status != 409:
+                self._request("POST", _path("v1", "Event", event.namespace), event.to_object(now), JSON)
+                self._posted.add(event)
+            except RequestFailed as error:
+                if error.status == 409:
+                    self._posted.add(event)
+                else:
                     _log.warning("event %s on %s %s not written: %s", event.reason, event.kind, event.name, error)
 
-    def _apply(self, obj: Mapping[str, Any]) -> None:
-        meta = obj["metadata"]
-        path = _path(obj["apiVersion"], obj["kind"], meta["namespace"], meta["name"])
-        self._request("PATCH", path, obj, APPLY, _apply_query())
-        _log.info("applied %s %s/%s", obj["kind"], meta["namespace"], meta["name"])
+    @staticmethod
+    def _attempt(failures: list[Failure], write: Callable[..., Failure | None], *args: Any) -> bool:
+        """Whether it succeeded; else `failures` says why it did not."""
+        try:
+            failure = write(*args)
+        except RequestFailed as error:
+            failure = Failure(REQUEST_FAILED, str(error))
+        if failure is not None:
+            failures.append(failure)
+        return failure is None
+
+    def _gives_way(self, rendezvous: Rendezvous) -> bool:
+        """Whether a newer operator is alive: it has written again what this one had taken over.
+
+        After a rollback nobody writes it again, so the older operator must take over; but two that are alive must not write over each
+        other for ever.
+        """
+        since = self._took_over.get(rendezvous.uid)
+        return since is not None and time.monotonic() - since < GIVES_WAY
+
+    def _takes_over(self, rendezvous: Rendezvous) -> None:
+        now = time.monotonic()
+        for uid, since in list(self._took_over.items()):  # A copy: passes over other Rendezvous run in other threads.
+            if now - since >= GIVES_WAY:
+                self._took_over.pop(uid, None)
+        self._took_over[rendezvous.uid] = now
+
+    def _put_right(self, write: Write) -> Failure | None:
+        """Makes one child what it should be, on what is there now if that is not what the pass has seen."""
+        actual, wanted = write.actual, write.wanted
+        for _ in range(ATTEMPTS):
+            verdict = compare(actual, wanted)
+            if verdict is Verdict.TAKEN:
+                return name_taken(wanted)
+            if verdict is Verdict.SAME or (actual is not None and self._is_as_admitted(actual, wanted)):
+                return None
+            try:
+                stored = self._carry_out(verdict, actual, wanted)
+            except RequestFailed as error:
+                if error.status not in {404, 409}:
+                    raise
+                refused = error
+                actual = self._get(_path_of(wanted))
+                continue
+            self._remember(stored, wanted)
+            return None
+        waiting = (actual or {}).get("metadata", {}).get("finalizers") or []
+        reason = f"is being deleted, which waits for finalizers {', '.join(waiting)}" if waiting else str(refused)
+        return Failure(REQUEST_FAILED, f"{title(wanted)}: {reason}"[:500])
+
+    def _carry_out(self, verdict: Verdict, actual: ReadOnlyObject | None, wanted: Object) -> Object:
+        if verdict is Verdict.REPLACE and actual is not None:
+            stored = self._request("PUT", _path_of(wanted), replacement(actual, wanted), JSON, _WRITE_QUERY)
+        else:
+            if actual is not None:
+                self._delete(actual)
+            stored = self._request("POST", _path_of(wanted, collection=True), wanted, JSON, _WRITE_QUERY)
+        _log.info("%s: %s %s/%s", verdict.value, *_place(wanted))
+        return stored
+
+    def _remember(self, stored: Object, wanted: Object) -> None:
+        """An admission policy may change what we write. To write it again on every pass would not help."""
+        place = _place(wanted)
+        if compare(stored, wanted) is Verdict.SAME:
+            self._admitted.pop(place, None)
+        else:
+            self._admitted[place] = (stored["metadata"]["resourceVersion"], _applied(wanted))
+            _log.warning("an admission policy or webhook changes %s %s/%s: it stays as that wants it", *place)
+
+    def _is_as_admitted(self, actual: ReadOnlyObject, wanted: Object) -> bool:
+        return self._admitted.get(_place(wanted)) == (actual["metadata"]["resourceVersion"], _applied(wanted))
 
     def _delete(self, obj: Mapping[str, Any]) -> None:
         """Deletes exactly this incarnation: an object re-created since under its name is left alone."""
         meta = obj["metadata"]
-        path = _path(obj["apiVersion"], obj["kind"], meta["namespace"], meta["name"])
+        if kept_finalizers(obj) != (meta.get("finalizers") or []):
+            body = {**obj, "metadata": {**meta, "finalizers": kept_finalizers(obj)}}
+            self._ignoring((404, 409), "PUT", _path_of(obj), body, JSON)
         options = {"apiVersion": "v1", "kind": "DeleteOptions", "preconditions": {"uid": meta["uid"]}}
-        self._ignoring((404, 409), "DELETE", path, options, "application/json")
-        _log.info("deleted %s %s/%s", obj["kind"], meta["namespace"], meta["name"])
+        self._ignoring((404, 409), "DELETE", _path_of(obj), options, JSON)
+        _log.info("deleted %s %s/%s", *_place(obj))
 
     def _patch_pod(self, namespace: str, patch: PodPatch) -> None:
         # With the uid in it the patch fails with 409 for a pod re-created under the same name.
@@ -175,7 +290,7 @@ class KubernetesAPI:
     def _ignoring(self, statuses: Sequence[int], *args: Any) -> Object | None:
         try:
             return self._request(*args)
-        except APIError as error:
+        except RequestFailed as error:
             if error.status not in statuses:
                 raise
             return None
@@ -201,9 +316,11 @@ class KubernetesAPI:
             response = self._client.call_api(*serialized, _request_timeout=TIMEOUT)
             data = response.read()
         except HTTPError as error:
-            raise APIError(None, f"the API server can't be reached: {error}") from error
+            raise RequestFailed(None, f"the API server can't be reached: {error}") from error
         if not 200 <= response.status <= 299:
-            raise APIError(response.status, f"{method} {path}: {response.status} {response.reason}: {_message(data)}")
+            raise RequestFailed(
+                response.status, f"{method} {path}: {response.status} {response.reason}: {_message(data)}"
+            )
         return cast("Object", json.loads(data))
 
 
@@ -215,9 +332,26 @@ def _message(data: bytes) -> str:
         return data[:200].decode(errors="replace")
 
 
+#: Names who writes in managedFields; a field that the API server does not know is an error, not dropped.
+_WRITE_QUERY = {"fieldManager": MANAGER, "fieldValidation": "Strict"}
+
+
+def _applied(obj: ReadOnlyObject) -> str:
+    return str(obj["metadata"]["annotations"][APPLIED_ANNOTATION])
+
+
+def _place(obj: ReadOnlyObject) -> tuple[str, str, str]:
+    return obj["kind"], obj["metadata"]["namespace"], obj["metadata"]["name"]
+
+
+def _path_of(obj: ReadOnlyObject, *, collection: bool = False) -> str:
+    kind, namespace, name = _place(obj)
+    return _path(obj["apiVersion"], kind, namespace, "" if collection else name)
+
+
 def _apply_query() -> dict[str, str]:
     # Forced: nobody else has a say in fields that we set, and a conflict would only come back on every pass.
-    return {"fieldManager": MANAGER, "force": "true", "fieldValidation": "Strict"}
+    return {**_WRITE_QUERY, "force": "true"}
 
 
 def _path(api_version: str, kind: str, namespace: str = "", name: str = "") -> str:

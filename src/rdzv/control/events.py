@@ -7,13 +7,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from rdzv.control.plan import MANAGER, Plan
+from rdzv import __version__
+from rdzv.control.children import APPLIED_ANNOTATION, MANAGER
+from rdzv.control.plan import NAME_TAKEN, Failure, Plan
 from rdzv.observed import Pod
 from rdzv.spec import API_VERSION, KIND, LABEL, Rendezvous
 
 
 @dataclass(frozen=True)
-class Event:
+class EventToPost:
     """Something to tell about one object. `type`: Normal or Warning; `reason`: a CamelCase word."""
 
     api_version: str
@@ -49,7 +51,7 @@ class Event:
         }
 
 
-def events_without_rendezvous(namespace: str, name: str, pods: Sequence[Pod]) -> list[Event]:
+def events_without_rendezvous(namespace: str, name: str, pods: Sequence[Pod]) -> list[EventToPost]:
     """For pods that wait for a Rendezvous which does not exist (or no longer does)."""
     return [
         _on_pod(
@@ -65,21 +67,33 @@ def events_without_rendezvous(namespace: str, name: str, pods: Sequence[Pod]) ->
 
 
 def events_for(
-    rendezvous: Rendezvous, plan: Plan, pods: Sequence[Pod], shadowed: Mapping[str, Sequence[str]]
-) -> list[Event]:
-    """For a Rendezvous that exists: what is refused, who hosts the store, what pods override.
+    rendezvous: Rendezvous,
+    plan: Plan,
+    failures: Sequence[Failure],
+    pods: Sequence[Pod],
+    shadowed: Mapping[str, Sequence[str]],
+) -> list[EventToPost]:
+    """For a Rendezvous that exists: what is refused, whose names are taken, who hosts the store, what pods override.
+
+    Told from what is, not from what a pass did, so that none is lost with a process that ends in between.
 
     Args:
         rendezvous: the object.
         plan: what the pass decided.
+        failures: what it could not write.
         pods: its pods.
         shadowed: for each pod's name, the settings that the pod's own ones override, as readable text.
     """
     events = []
     if plan.refused is not None:
         events.append(_on_rendezvous(rendezvous, "Warning", plan.refused.reason, str(plan.refused)))
-    if plan.host is not None and any(patch.uid == plan.host.uid for patch in plan.patches):
-        text = f"pod {plan.host.name} hosts the store behind {plan.provision.endpoint if plan.provision else ''}"
+    events += [
+        _on_rendezvous(rendezvous, "Warning", failure.reason, failure.message)
+        for failure in failures
+        if failure.reason == NAME_TAKEN
+    ]
+    if plan.host is not None and plan.host.host and plan.provision is not None:
+        text = f"pod {plan.host.name} hosts the store behind {plan.provision.endpoint}"
         events.append(_on_rendezvous(rendezvous, "Normal", "HostChosen", text))
     for pod in pods:
         if pod.live and shadowed.get(pod.name):
@@ -88,9 +102,18 @@ def events_for(
     return events
 
 
-def _on_pod(namespace: str, pod: Pod, reason: str, message: str) -> Event:
-    return Event("v1", "Pod", pod.name, pod.uid, namespace, "Warning", reason, message)
+def gave_way(rendezvous: Rendezvous, newer: str) -> EventToPost:
+    """For a Rendezvous that a newer operator serves as well; its status is then that one's to write."""
+    text = (
+        f"operator {newer} serves this Rendezvous too, so operator {__version__} leaves it alone: uninstall the older one. If there is no "
+        f"other one, somebody else writes annotation {APPLIED_ANNOTATION}"
+    )
+    return _on_rendezvous(rendezvous, "Warning", "NewerOperator", text)
 
 
-def _on_rendezvous(rendezvous: Rendezvous, type_: str, reason: str, message: str) -> Event:
-    return Event(API_VERSION, KIND, rendezvous.name, rendezvous.uid, rendezvous.namespace, type_, reason, message)
+def _on_pod(namespace: str, pod: Pod, reason: str, message: str) -> EventToPost:
+    return EventToPost("v1", "Pod", pod.name, pod.uid, namespace, "Warning", reason, message)
+
+
+def _on_rendezvous(rendezvous: Rendezvous, type_: str, reason: str, message: str) -> EventToPost:
+    return EventToPost(API_VERSION, KIND, rendezvous.name, rendezvous.uid, rendezvous.namespace, type_, reason, message)

@@ -60,7 +60,7 @@ _FLAG = re.compile(rf"(?<![\w-])--({'|'.join(_FLAGS).replace('-', '[-_]')}|stand
 
 
 @dataclass(frozen=True)
-class Settings:
+class InjectionSettings:
     """What the chart decides: how the library is delivered (one of `DELIVERIES`) and from which images."""
 
     delivery: str
@@ -75,7 +75,7 @@ class Settings:
             raise ValueError(f"delivery is {self.delivery!r}: write one of {', '.join(DELIVERIES)}")
 
 
-def inject(pod: ReadOnlyObject, settings: Settings) -> dict[str, Any]:
+def inject(pod: ReadOnlyObject, settings: InjectionSettings) -> dict[str, Any]:
     """The pod as it should be admitted: `pod` with what it lacks, or an equal copy when there is nothing to do.
 
     Pods without the label (or with an empty one), mirror pods and pods whose annotation names none of their containers stay as they are.
@@ -146,7 +146,7 @@ def _env(pod: ReadOnlyObject, library: bool) -> list[dict[str, Any]]:
     return env
 
 
-def _delivery(pod: ReadOnlyObject, settings: Settings) -> str:
+def _delivery(pod: ReadOnlyObject, settings: InjectionSettings) -> str:
     wish = _annotations(pod).get(LIBRARY_ANNOTATION)
     return wish if wish in DELIVERIES else settings.delivery
 
@@ -162,7 +162,7 @@ def _delivers(pod: ReadOnlyObject, delivery: str) -> bool:
     )
 
 
-def _add_volume(spec: dict[str, Any], delivery: str, settings: Settings) -> None:
+def _add_volume(spec: dict[str, Any], delivery: str, settings: InjectionSettings) -> None:
     volume: dict[str, Any] = {"name": LIBRARY}
     if delivery == "image-volume":
         volume["image"] = {"reference": settings.library_image, "pullPolicy": settings.library_pull_policy}
@@ -172,7 +172,7 @@ def _add_volume(spec: dict[str, Any], delivery: str, settings: Settings) -> None
     spec["volumes"] = [*(spec.get("volumes") or []), volume]
 
 
-def _init_container(spec: ReadOnlyObject, settings: Settings) -> dict[str, Any]:
+def _init_container(spec: ReadOnlyObject, settings: InjectionSettings) -> dict[str, Any]:
     """Copies the library, before all else. Every Pod Security Standard admits it."""
     security: dict[str, Any] = {
         "allowPrivilegeEscalation": False,

@@ -6,23 +6,21 @@ leads to the same end.
 
 from __future__ import annotations
 
-import hashlib
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from rdzv.backends import BackendError, Host, Provision
+from rdzv.control.children import RBAC, child, is_marked, is_of_predecessor, is_owned, key, newer_version, title
+from rdzv.control.compare import Verdict, compare
 from rdzv.env import render
-from rdzv.objects import ReadOnlyObject
+from rdzv.objects import Object, ReadOnlyObject
 from rdzv.observed import Observed, Pod
 from rdzv.registry import BackendRegistry
-from rdzv.spec import API_VERSION, HOST_LABEL, KIND, LABEL, Rendezvous
+from rdzv.spec import HOST_LABEL, Rendezvous
 
-MANAGED_BY_LABEL = "app.kubernetes.io/managed-by"
-MANAGER = "rendezvous-operator"
-APPLIED_ANNOTATION = "rdzv.dev/applied"
-RBAC = "rbac.authorization.k8s.io/v1"
+#: Reasons of failures, as conditions give them.
+NAME_TAKEN, REQUEST_FAILED, HELD_BACK = "NameTaken", "APIError", "HeldBack"
 
 
 @dataclass(frozen=True)
@@ -31,49 +29,108 @@ class PodPatch:
 
     name: str
     uid: str
-    labels: Mapping[str, str | None]
+    labels: dict[str, str | None]
+
+
+@dataclass(frozen=True)
+class Write:
+    """One child to make or to put right. `actual`: what is there, as far as the pass has seen (None: nothing)."""
+
+    wanted: Object
+    actual: ReadOnlyObject | None = None
+
+
+@dataclass(frozen=True)
+class Failure:
+    """What could not be written: `reason` is that of a condition, `message` says which object, why, and what to do."""
+
+    reason: str
+    message: str
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What one pass writes, in this order: delete, apply, patches.
+    """What one pass writes. What fails stops only what depends on it.
 
-    What releases the pods (their ConfigMap) is applied last, after all that they rely on. `refused`: why the spec can't be served.
-    `host`: the pod that the backend's Service leads to.
+    Attributes:
+        patches: pods to mark; in this order, and none after one that failed.
+        delete: children that are no longer wanted.
+        apply: children that the pods rely on.
+        release: the ConfigMap that kubelet holds the pods' containers for, so after all of `apply` and only if that succeeded.
+        provision: what the backend needs; None if it refused the spec.
+        refused: why the spec can't be served.
+        host: the pod that the backend's Service leads to.
+        newer: the version of a newer operator that wrote the children; empty if none did.
     """
 
-    delete: Sequence[ReadOnlyObject] = ()
-    apply: Sequence[ReadOnlyObject] = ()
     patches: Sequence[PodPatch] = ()
+    delete: Sequence[ReadOnlyObject] = ()
+    apply: Sequence[Write] = ()
+    release: Write | None = None
     provision: Provision | None = None
     refused: BackendError | None = None
     host: Pod | None = None
+    newer: str = ""
 
 
 def plan(rendezvous: Rendezvous, observed: Observed, registry: BackendRegistry) -> Plan:
     """Computes what to write so that the pods of `rendezvous` can meet."""
-    ours = [child for child in observed.children if _owned_by(child, rendezvous)]
-    foreign = [child for child in observed.children if not _owned_by(child, rendezvous)]
-    stale = [child for child in foreign if _is_of_predecessor(child, rendezvous)]
+    belonging = [obj for obj in observed.children if _belongs(obj, rendezvous)]
+    newer = newer_version(belonging)
     try:
         provision = registry.provision(rendezvous)
-        _refuse_taken_names(provision, [child for child in foreign if child not in stale], rendezvous)
     except BackendError as error:
-        return Plan(refused=error, delete=stale)
+        return Plan(refused=error, delete=_no_longer_served(belonging, rendezvous, registry), newer=newer)
 
     host = _elect(observed.pods, provision.host) if provision.host else None
     access = _access(rendezvous, provision, observed.pods) if provision.rules else []
-    objects = [*access, *provision.objects, _config_map(rendezvous, provision)]
-    wanted = [_child(obj, rendezvous) for obj in objects]
-    kept = {_key(obj) for obj in wanted}
-    current = {_key(child): child for child in ours}
+    relied_on = [child(obj, rendezvous) for obj in (*access, *provision.objects)]
+    released_by = child(_config_map(rendezvous, provision), rendezvous)
+    wanted = {key(obj) for obj in (*relied_on, released_by)}
+    present = {key(obj): obj for obj in observed.children}
     return Plan(
-        delete=[*stale, *(child for child in ours if _key(child) not in kept)],
-        apply=[obj for obj in wanted if not _contains(current.get(_key(obj)), obj)],
         patches=_host_patches(observed.pods, host),
+        delete=[obj for obj in belonging if key(obj) not in wanted],
+        apply=[write for obj in relied_on if (write := _write(obj, present)) is not None],
+        release=_write(released_by, present),
         provision=provision,
         host=host,
+        newer=newer,
     )
+
+
+def name_taken(wanted: ReadOnlyObject) -> Failure:
+    """The failure of a child whose name is that of somebody else's object, which we never take over."""
+    kind, meta = wanted["kind"], wanted["metadata"]
+    return Failure(
+        NAME_TAKEN,
+        f"{title(wanted)} exists and does not belong to this Rendezvous: delete it (kubectl delete {kind.lower()} {meta['name']} "
+        f"-n {meta['namespace']}), or give this Rendezvous another name",
+    )
+
+
+def _write(wanted: Object, present: dict[tuple[str, str], ReadOnlyObject]) -> Write | None:
+    actual = present.get(key(wanted))
+    return None if compare(actual, wanted) is Verdict.SAME else Write(wanted, actual)
+
+
+def _belongs(obj: ReadOnlyObject, rendezvous: Rendezvous) -> bool:
+    """Whether it is ours to delete: it, or an earlier Rendezvous of the name, owns it, or it has a child's name and marks."""
+    marked = obj["metadata"]["name"] == rendezvous.child_name and is_marked(obj, rendezvous.name)
+    owned = is_owned(obj, rendezvous.uid) or is_of_predecessor(obj, rendezvous.name, rendezvous.uid)
+    return owned or marked
+
+
+def _no_longer_served(
+    belonging: Sequence[ReadOnlyObject], rendezvous: Rendezvous, registry: BackendRegistry
+) -> list[ReadOnlyObject]:
+    """What goes when the spec is refused: its ConfigMap, so that new pods wait instead of meeting where the spec no longer says.
+
+    The rest serves the pods that run. A plug-in that could not be loaded has refused nothing.
+    """
+    if rendezvous.backend in registry.failed:
+        return []
+    return [obj for obj in belonging if key(obj) == ("ConfigMap", rendezvous.child_name)]
 
 
 def _config_map(rendezvous: Rendezvous, provision: Provision) -> dict[str, Any]:
@@ -108,27 +165,6 @@ def _access(rendezvous: Rendezvous, provision: Provision, pods: Sequence[Pod]) -
     ]
 
 
-def _child(obj: ReadOnlyObject, rendezvous: Rendezvous) -> dict[str, Any]:
-    """`obj` in the namespace of its owner, deleted with it by Kubernetes' garbage collector."""
-    owner = {
-        "apiVersion": API_VERSION,
-        "kind": KIND,
-        "name": rendezvous.name,
-        "uid": rendezvous.uid,
-        "controller": True,
-        "blockOwnerDeletion": False,
-    }
-    metadata = {
-        **obj["metadata"],
-        "namespace": rendezvous.namespace,
-        "labels": {MANAGED_BY_LABEL: MANAGER, LABEL: rendezvous.name},
-        # Tells that a field was dropped from what we want, which comparing the wanted fields alone would not.
-        "annotations": {APPLIED_ANNOTATION: hashlib.sha256(json.dumps(obj, sort_keys=True).encode()).hexdigest()[:16]},
-        "ownerReferences": [owner],
-    }
-    return {**obj, "metadata": metadata}
-
-
 def _elect(pods: Sequence[Pod], host: Host) -> Pod | None:
     """The pod that hosts the store: the present one while it lives, else one that can start, the lowest index first."""
     candidates = [pod for pod in pods if pod.live and pod.injected and (host.slot is None or pod.slot == host.slot)]
@@ -146,41 +182,3 @@ def _host_patches(pods: Sequence[Pod], chosen: Pod | None) -> list[PodPatch]:
         PodPatch(pod.name, pod.uid, {HOST_LABEL: "true" if pod == chosen else None})
         for pod in sorted(changes, key=lambda pod: pod == chosen)
     ]
-
-
-def _refuse_taken_names(provision: Provision, foreign: Sequence[ReadOnlyObject], rendezvous: Rendezvous) -> None:
-    """Never takes over an object that somebody else made."""
-    wanted = {("ConfigMap", rendezvous.child_name), *(_key(obj) for obj in provision.objects)}
-    for child in foreign:
-        if _key(child) in wanted:
-            kind, name = _key(child)
-            raise BackendError(
-                "NameTaken",
-                f"{kind} {name} exists and does not belong to this Rendezvous: rename or delete it, or choose another name",
-            )
-
-
-def _key(obj: ReadOnlyObject) -> tuple[str, str]:
-    return obj["kind"], obj["metadata"]["name"]
-
-
-def _owners(obj: ReadOnlyObject) -> Sequence[ReadOnlyObject]:
-    return obj["metadata"].get("ownerReferences") or []
-
-
-def _owned_by(obj: ReadOnlyObject, rendezvous: Rendezvous) -> bool:
-    return any(owner["uid"] == rendezvous.uid for owner in _owners(obj))
-
-
-def _is_of_predecessor(obj: ReadOnlyObject, rendezvous: Rendezvous) -> bool:
-    """Whether it belonged to a deleted Rendezvous of the same name, and waits for the garbage collector."""
-    return any((owner["kind"], owner["name"]) == (KIND, rendezvous.name) for owner in _owners(obj))
-
-
-def _contains(actual: Any, wanted: Any) -> bool:
-    """Whether every field of `wanted` is in `actual`; what the API server or others added does not matter."""
-    if isinstance(wanted, Mapping):
-        return isinstance(actual, Mapping) and all(_contains(actual.get(key), value) for key, value in wanted.items())
-    if isinstance(wanted, list):
-        return isinstance(actual, list) and len(actual) == len(wanted) and all(map(_contains, actual, wanted))
-    return bool(actual == wanted)

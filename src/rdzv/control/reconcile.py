@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import logging
+import random
 import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any, TypeVar
 
-from rdzv.control.apply import APIError, KubernetesAPI
-from rdzv.control.events import events_for, events_without_rendezvous
+from rdzv.control.apply import KubernetesAPI, RequestFailed
+from rdzv.control.events import events_for, events_without_rendezvous, gave_way
 from rdzv.control.inject import is_injected, shadowed
-from rdzv.control.plan import plan
-from rdzv.control.status import compute_status, rfc3339
+from rdzv.control.plan import NAME_TAKEN, REQUEST_FAILED, plan
+from rdzv.control.status import compute_status, look_again, rfc3339
 from rdzv.objects import ReadOnlyObject
 from rdzv.observed import Observed, Pod
 from rdzv.protocol.records import Member, Round
@@ -32,10 +33,12 @@ def reconcile(api: KubernetesAPI, registry: BackendRegistry, key: Key) -> float 
     Returns after how many seconds it wants another pass (None: when something changes).
 
     Raises:
-        APIError: the API server refused something or could not be reached. The reason is in the status, if that could be written;
+        RequestFailed: the API server refused something or could not be reached. The reason is in the status, if that could be written;
             the caller retries.
     """
     namespace, name = key
+    if not name:  # An empty label: the pod did not opt in.
+        return None
     obj = api.rendezvous(namespace, name)
     if obj is None or "deletionTimestamp" in obj["metadata"]:
         waiting = _pods(api.pods(namespace, name))
@@ -56,22 +59,25 @@ def reconcile(api: KubernetesAPI, registry: BackendRegistry, key: Key) -> float 
     previous = obj.get("status") or {}
     world = registry.observer(rendezvous.backend)(rendezvous, observed, previous, time.time())
 
-    def report(error: str = "") -> None:
-        status = compute_status(rendezvous, observed, world, decided, previous, time.time(), error)
-        _write_status_if_changed(api, rendezvous, previous, status)
-
-    try:
-        api.execute(decided, namespace)
-    except APIError as error:
-        report(str(error))
-        raise
-    report()
+    outcome = api.execute(decided, rendezvous)
+    now = time.time()
+    if outcome.gave_way:
+        api.post_events([gave_way(rendezvous, decided.newer)], rfc3339(now))
+        return None
+    status = compute_status(rendezvous, observed, world, decided, previous, now, outcome.failures)
+    _write_status_if_changed(api, rendezvous, previous, status)
     overridden = {
         pod["metadata"]["name"]: [f"{variable} in container {c}" for c, variable in shadowed(pod)]
         for pod in pod_objects
     }
-    api.post_events(events_for(rendezvous, decided, observed.pods, overridden), rfc3339(time.time()))
-    return world.again
+    api.post_events(events_for(rendezvous, decided, outcome.failures, observed.pods, overridden), rfc3339(now))
+    failed = [failure.message for failure in outcome.failures if failure.reason == REQUEST_FAILED]
+    if failed:
+        raise RequestFailed(None, "; ".join(failed))
+    # No watch tells of somebody else's objects.
+    taken = any(failure.reason == NAME_TAKEN for failure in outcome.failures)
+    waits = [world.again, random.uniform(0.8, 1.2) * look_again(previous, now) if taken else None]  # noqa: S311 - jitter
+    return min((wait for wait in waits if wait is not None), default=None)
 
 
 def _pods(objects: Sequence[ReadOnlyObject]) -> list[Pod]:

@@ -7,12 +7,18 @@ from datetime import datetime, timezone
 from typing import Any
 
 from rdzv.backends import Condition, World
-from rdzv.control.plan import Plan
+from rdzv.control.plan import NAME_TAKEN, Failure, Plan
 from rdzv.observed import Observed, Pod, shown
-from rdzv.spec import Rendezvous
+from rdzv.spec import Nodes, Rendezvous
 
 #: How many absent pods the status names; the rest are counted in its message.
 MAX_MISSING = 20
+
+#: How many failures a condition names, and characters of each.
+MAX_FAILURES, MAX_MESSAGE = 8, 500
+
+#: Seconds between looks at a name that is taken, at first and at last.
+LOOK_FIRST, LOOK_LAST = 2.0, 30.0
 
 NOT_JOINED = "NotJoined: its container runs, and its agent has not asked to join"
 
@@ -24,7 +30,7 @@ def compute_status(
     plan: Plan,
     previous: Mapping[str, Any],
     now: float,
-    error: str = "",
+    failures: Sequence[Failure] = (),
 ) -> dict[str, Any]:
     """The whole status.
 
@@ -35,11 +41,11 @@ def compute_status(
         plan: what the pass decided.
         previous: the status that the object has.
         now: seconds since the epoch.
-        error: what kept the pass from writing its plan ("" if nothing did).
+        failures: what of it could not be written.
     """
     nodes = node_counts(rendezvous, observed, world)
     conditions = [
-        *_provisioned_and_ready(rendezvous, plan, nodes, error),
+        *_provisioned_and_ready(rendezvous, plan, nodes, failures),
         world.formed,
         _degraded(rendezvous, observed, world),
     ]
@@ -94,14 +100,37 @@ def _by_slot(pods: Sequence[Pod]) -> list[Pod]:
     return sorted(pods, key=lambda pod: (pod.slot is None, pod.slot or 0, pod.name))
 
 
-def _provisioned_and_ready(rendezvous: Rendezvous, plan: Plan, nodes: Mapping[str, Any], error: str) -> list[Condition]:
+def look_again(previous: Mapping[str, Any], now: float) -> float:
+    """Seconds until the next look at a name that is taken, the longer the longer it has been: a few seconds after it was found so.
+
+    Args:
+        previous: the status that the object has.
+        now: seconds since the epoch.
+    """
+    conditions = {condition["type"]: condition for condition in previous.get("conditions") or []}
+    provisioned = conditions.get("Provisioned", {})
+    if provisioned.get("reason") != NAME_TAKEN:
+        return LOOK_FIRST
+    return min(max((now - _seconds(provisioned["lastTransitionTime"])) / 10, LOOK_FIRST), LOOK_LAST)
+
+
+def _seconds(text: str) -> float:
+    return datetime.fromisoformat(text[:19]).replace(tzinfo=timezone.utc).timestamp()
+
+
+def _provisioned_and_ready(
+    rendezvous: Rendezvous, plan: Plan, nodes: Mapping[str, Any], failures: Sequence[Failure]
+) -> list[Condition]:
     if plan.refused is not None:
         return [
             _no("Provisioned", plan.refused.reason, str(plan.refused)),
             _no("Ready", plan.refused.reason, str(plan.refused)),
         ]
-    if error:
-        return [_no("Provisioned", "APIError", error), _no("Ready", "APIError", error)]
+    if failures:
+        # Whose name is taken needs somebody's hand; a request that failed is tried again.
+        first = next((failure for failure in failures if failure.reason == NAME_TAKEN), failures[0])
+        text = "; ".join(failure.message[:MAX_MESSAGE] for failure in failures[:MAX_FAILURES])
+        return [_no("Provisioned", first.reason, text), _no("Ready", first.reason, text)]
     expected, joined = nodes["expected"], nodes["joined"]
     if joined < expected:
         ready = Condition("Ready", "True", "NodesMissing", f"{joined} of {expected} expected nodes are there")
@@ -114,36 +143,64 @@ def _provisioned_and_ready(rendezvous: Rendezvous, plan: Plan, nodes: Mapping[st
 def _degraded(rendezvous: Rendezvous, observed: Observed, world: World) -> Condition:
     """The first thing that is wrong with the pods, most harmful first."""
     live = [pod for pod in observed.pods if pod.live]
-    uninjected = [pod.name for pod in live if not pod.injected]
-    if uninjected:
-        return _yes(
-            "NotInjected",
-            f"{shown(uninjected)} got no rendezvous environment: created before the operator was installed, or labelled later. "
-            "Delete them so that their controller makes them again",
-        )
+    return (
+        _not_injected(live)
+        or _unusable_index(live, world.indexes)
+        or _duplicate_index(live)
+        or next((_yes(reason, text) for reason, text in world.problems), None)
+        or _too_many(live, rendezvous.nodes)
+        or _stuck(live)
+        or Condition("Degraded", "False", "AsExpected", "")
+    )
+
+
+def _not_injected(live: Sequence[Pod]) -> Condition | None:
+    names = [pod.name for pod in live if not pod.injected]
+    if not names:
+        return None
+    return _yes(
+        "NotInjected",
+        f"{shown(names)} got no rendezvous environment: created before the operator was installed, or labelled later. "
+        "Delete them so that their controller makes them again",
+    )
+
+
+def _unusable_index(live: Sequence[Pod], indexes: int) -> Condition | None:
+    found = [(pod.name, pod.unusable_index) for pod in live if pod.unusable_index is not None]
+    found += [(pod.name, str(pod.slot)) for pod in live if pod.slot is not None and pod.slot >= indexes]
+    if not found:
+        return None
+    name, index = min(found)
+    more = f" (and {len(found) - 1} more)" if found[1:] else ""
+    return _yes("UnusableIndex", f"pod {name} has index {index[:63]!r}: write 0 to {indexes - 1}{more}")
+
+
+def _duplicate_index(live: Sequence[Pod]) -> Condition | None:
     slots: dict[int, list[str]] = {}
     for pod in live:
         if pod.slot is not None:
             slots.setdefault(pod.slot, []).append(pod.name)
-    for slot, names in sorted(slots.items()):
-        if len(names) > 1:
-            return _yes(
-                "DuplicateIndex", f"{shown(names)} all have index {slot}: give each workload its own Rendezvous"
-            )
-    for reason, text in world.problems:
-        return _yes(reason, text)
-    if len(live) > rendezvous.nodes.max:
-        return _yes(
-            "TooManyPods",
-            f"{len(live)} pods for a world of at most {rendezvous.nodes.max}: raise spec.nodes.max, or start fewer",
-        )
+    names, slot = next(((names, slot) for slot, names in sorted(slots.items()) if len(names) > 1), ([], 0))
+    if not names:
+        return None
+    return _yes("DuplicateIndex", f"{shown(names)} all have index {slot}: give each workload its own Rendezvous")
+
+
+def _too_many(live: Sequence[Pod], nodes: Nodes) -> Condition | None:
+    if len(live) <= nodes.max:
+        return None
+    return _yes(
+        "TooManyPods",
+        f"{len(live)} pods for a world of at most {nodes.max}: raise spec.nodes.max, or start fewer",
+    )
+
+
+def _stuck(live: Sequence[Pod]) -> Condition | None:
     hopeless = [pod for pod in live if pod.hopeless]
-    if hopeless:
-        return _yes(
-            "PodsStuck",
-            f"{hopeless[0].name}: {hopeless[0].reason}" + (f" (and {len(hopeless) - 1} more)" if hopeless[1:] else ""),
-        )
-    return Condition("Degraded", "False", "AsExpected", "")
+    if not hopeless:
+        return None
+    more = f" (and {len(hopeless) - 1} more)" if hopeless[1:] else ""
+    return _yes("PodsStuck", f"{hopeless[0].name}: {hopeless[0].reason}{more}")
 
 
 def _no(type_: str, reason: str, message: str) -> Condition:

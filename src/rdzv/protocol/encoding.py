@@ -40,9 +40,14 @@ def salted_fingerprints(incarnations: Sequence[str]) -> tuple[int, tuple[str, ..
 
 
 def encode_slots(slots: Iterable[int]) -> str:
-    """Base64 of a bitmap: slot s is bit s % 8 (least significant first) of byte s // 8, no trailing zero bytes."""
+    """Base64 of a bitmap: slot s is bit s % 8 (least significant first) of byte s // 8, no trailing zero bytes.
+
+    Raises ValueError for a slot that is not in 0 .. MAX_SLOTS-1: the bitmap of a large one would take all memory.
+    """
     bits = 0
     for slot in slots:
+        if not 0 <= slot < MAX_SLOTS:
+            raise ValueError(f"slot {slot} is not in 0 .. {MAX_SLOTS - 1}")
         bits |= 1 << slot
     return base64.b64encode(bits.to_bytes((bits.bit_length() + 7) // 8, "little")).decode()
 
