@@ -494,6 +494,302 @@ def test_one_that_stays_away_is_a_timeout(opener: Open, proxy: FaultProxy) -> No
     assert store.add("n", 1) in (2, 3)  # The one that failed may have been carried out, once.
 
 
+# What is set together, is seen together.
+
+
+def keys_of_shards(*indexes: int) -> list[str]:
+    """A key of each of these shards."""
+    return [next(key for key in (f"k{i}" for i in range(1000)) if records.shard_of(key) == index) for index in indexes]
+
+
+def test_a_multi_set_is_seen_whole_or_not_at_all(opener: Open) -> None:
+    writers, readers, keys = [opener(), opener()], [opener() for _ in range(3)], keys_of_shards(0, 5, 9)
+    writers[0].multi_set(keys, ["0", "0", "0"])
+    over = threading.Event()
+
+    def write(i: int) -> None:
+        for n in range(1, 25):
+            writers[i].multi_set(keys, [f"{i}:{n}"] * 3)
+
+    def read(i: int) -> list[list[bytes]]:
+        seen = []
+        while not over.is_set():
+            if i < 2:
+                seen.append(readers[i].multi_get(keys))
+            else:  # One key after the other, back and forth: what was new once is never old again.
+                seen.append([readers[i].get(key) for key in (keys[0], keys[2], keys[0])])
+        return seen
+
+    with ThreadPoolExecutor() as pool:
+        reading = [pool.submit(read, i) for i in range(3)]
+        writing = [pool.submit(write, i) for i in range(2)]
+        for future in writing:
+            future.result()
+        over.set()
+        views = [future.result() for future in reading]
+    assert [view for view in views[0] + views[1] if len(set(view)) > 1] == []
+    assert [view for view in views[2] if view[0] == view[2] != view[1]] == []
+
+
+def test_a_multi_set_costs_a_request_for_each_shard_twice_and_two(opener: Open, proxy: FaultProxy) -> None:
+    store, keys = opener(proxy), keys_of_shards(0, 5, 9)
+    store.multi_set(keys, ["0", "0", "0"])
+    proxy.requests.clear()
+    store.multi_set(keys, ["1", "1", "1"])
+    assert writes(proxy) == ["PATCH"] * 3 + ["POST"] + ["PATCH"] * 3 + ["DELETE"]
+    proxy.requests.clear()
+    store.multi_set([keys[0]] * 2, ["2", "3"])
+    assert writes(proxy) == ["PATCH"]
+    proxy.requests.clear()
+    assert store.check(keys)
+    assert store.multi_get(keys) == [b"3", b"1", b"1"]
+    assert set(writes(proxy)) == {"GET"}
+    assert len(writes(proxy)) <= 3
+    listed = store._core.client.list(STORES, "default", label_selector=f"{records.LABEL}={store._core.name}")
+    assert len(listed["items"]) == 3  # No decision is left behind.
+
+
+def test_without_room_for_one_key_none_is_set(direct: KubernetesStore) -> None:
+    near, far = keys_of_shards(3, 4)
+    others = [key for key in (f"x{i}" for i in range(1000)) if records.shard_of(key) == 4][:6]
+    for key in others[:4]:
+        direct.set(key, os.urandom(90_000))
+    big = os.urandom(90_000)
+    for keys in ([near, far], [others[4], far], [far, others[0]]):
+        with pytest.raises(dist.DistStoreError, match=r"set of key .*: no room for 90000 more bytes"):
+            direct.multi_set(keys, ["1", big] if keys[1] == far else [big, "1"])
+        assert not direct.check([keys[0]])
+    assert not direct.check([far])
+    with pytest.raises(dist.DistStoreError, match=r"multi_set of key .* and 2 others of one shard: .*limit is 262144"):
+        direct.multi_set(others[:3], [big] * 3)
+    direct.delete_key(others[0])
+    direct.multi_set([near, far], ["1", big])
+    assert direct.multi_get([near, far]) == [b"1", big]
+
+
+MIDDLES = [
+    {"kind": "lose-reply", "method": "PATCH"},
+    {"kind": "lose-reply", "method": "POST"},
+    {"kind": "lose-reply", "method": "DELETE"},
+    {"kind": "reply", "status": 500, "reason": "InternalError", "method": "POST"},
+    {"kind": "reply", "status": 409, "reason": "Conflict", "method": "PATCH", "times": 5},
+    {"kind": "reply", "status": 409, "reason": "Conflict", "method": "POST"},
+    {"kind": "cut-before", "method": "POST"},
+]
+
+
+@pytest.mark.parametrize(
+    "fault", MIDDLES, ids=lambda fault: f"{fault['kind']}{fault.get('status', '')}-{fault['method']}"
+)
+def test_a_multi_set_outlasts(fault: dict[str, Any], opener: Open, proxy: FaultProxy, direct: KubernetesStore) -> None:
+    store, keys = opener(proxy), keys_of_shards(0, 5, 9)
+    for n in range(4):
+        proxy.inject(**{"path": PATH, **fault})
+        store.multi_set(keys, [str(n)] * 3)
+        proxy.clear()
+        assert direct.multi_get(keys) == [str(n).encode()] * 3
+        for key in keys:
+            direct.append(key, "!")
+        assert [direct.get(key) for key in keys] == [f"{n}!".encode()] * 3
+
+
+@pytest.mark.parametrize("committed", [False, True])
+def test_a_client_that_is_lost_in_the_middle_of_a_multi_set_stops_nobody(
+    committed: bool, opener: Open, proxy: FaultProxy, direct: KubernetesStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(records, "PATIENCE", 1)
+    store, keys = opener(proxy), keys_of_shards(0, 5, 9)
+    direct.multi_set(keys, ["old"] * 3)
+    store.set(keys[0], "old")
+    store.multi_get(keys)
+    store.set_timeout(timedelta(seconds=2))
+    # The decision is created, or not; then nothing that this client sends arrives any more.
+    lost = proxy.inject("lose-reply" if committed else "cut-before", method="POST", path=PATH)
+    with ThreadPoolExecutor() as pool:
+        setting = pool.submit(store.multi_set, keys, ["new"] * 3)
+        assert lost.hit.wait(20)
+        proxy.inject("cut-before", path=PATH, times=-1)
+        with pytest.raises(dist.DistStoreError, match="whether it was carried out is unknown"):
+            setting.result(30)
+    expected = b"new" if committed else b"old"
+    assert direct.multi_get(keys) == [expected] * 3
+    assert [direct.get(key) for key in keys] == [expected] * 3
+    others = [direct.clone() for _ in keys]
+    with ThreadPoolExecutor() as pool:
+        list(pool.map(lambda other, key: other.append(key, "!"), others, keys))
+    assert direct.multi_get(keys) == [expected + b"!"] * 3
+    proxy.clear()
+    store.set_timeout(timedelta(seconds=60))
+    store.multi_set(keys, ["again"] * 3)
+    assert direct.multi_get(keys) == [b"again"] * 3
+
+
+def test_one_that_was_ended_by_others_is_tried_again(
+    opener: Open, proxy: FaultProxy, direct: KubernetesStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(records, "PATIENCE", 1)
+    store, keys = opener(proxy), keys_of_shards(0, 5)
+    store.multi_set(keys, ["1", "1"])
+    held = proxy.inject("delay", method="POST", path=PATH, seconds=60)
+    with ThreadPoolExecutor() as pool:
+        setting = pool.submit(store.multi_set, keys, ["2", "2"])
+        assert held.hit.wait(20)
+        assert direct.multi_get(keys) == [b"1", b"1"]
+        direct.append(keys[1], "!")  # Waits a second, then decides.
+        assert direct.multi_get(keys) == [b"1", b"1!"]
+        held.release.set()
+        setting.result(30)
+    assert direct.multi_get(keys) == [b"2", b"2"]
+
+
+# Others may write anything.
+
+
+def _entry(**fields: Any) -> dict[str, Any]:
+    return {"writer": "w", "seq": 1, "ops": [{"op": "set", "key": "n", "value": "MQ=="}], **fields}
+
+
+HOSTILE: dict[str, dict[str, Any]] = {
+    "no-value": {"log": [_entry(ops=[{"op": "set", "key": "n"}])]},
+    "no-amount": {"log": [_entry(ops=[{"op": "add", "key": "n"}])]},
+    "not-base64": {"data": {"n": "%%%"}, "log": [_entry(ops=[{"op": "append", "key": "n", "value": "?"}])]},
+    "undecided-in-the-middle": {"log": [_entry(until={"decision": "x", "patience": 1}), _entry(seq=2)]},
+    "undecided-by-another-object": {"log": [_entry(until={"decision": "../../pods/x", "patience": 1})]},
+    "undecided-for-centuries": {"log": [_entry(until={"decision": "STORE-decision-abc-1", "patience": 2**60})]},
+    "empty-queue": {"queues": {"q": []}},
+    "very-long": {"log": [_entry(ops=[{"op": "append", "key": "n", "value": ""}] * (records.MAX_OPS + 1))]},
+}
+
+
+@pytest.mark.parametrize("case", HOSTILE)
+def test_a_hostile_shard_is_named_or_used(case: str, opener: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(records, "MAX_PATIENCE", 1)
+    store = opener()
+    core, index = store._core, records.shard_of("n")
+    obj = records.new_shard(core.name, index, _entry())
+    spec = json.loads(json.dumps(HOSTILE[case]).replace("STORE", core.name))
+    core.client.create(STORES, "default", {**obj, "spec": {**obj["spec"], "log": [], **spec}})
+    calls: list[Callable[[], Any]] = [
+        lambda: store.set("n", "1"),
+        lambda: store.add("n", 1),
+        lambda: store.get("n"),
+        lambda: store.multi_get(["n", "other"]),
+        lambda: store.check(["n", "other"]),
+        lambda: store.multi_set(["n", "other"], ["1", "2"]),
+        lambda: store.queue_pop("n", block=False),
+        store.num_keys,
+    ]
+    usable = case == "undecided-for-centuries"
+    store.set("other", "x")
+    for call in calls[:-2] if usable else calls:
+        if usable:
+            call()
+        else:
+            with pytest.raises(dist.DistStoreError, match=core.shards[index].name):
+                call()
+    assert store.get("other") == (b"2" if usable else b"x")
+
+
+def test_hostile_letters_do_not_disturb_a_crowd(opener: Open, proxy: FaultProxy) -> None:
+    store = opener(proxy)
+    store.add("n", 1)
+    core, index = store._core, records.shard_of("n")
+    for i, entry in enumerate(
+        [
+            _entry(ops=[{"op": "set", "key": "n"}]),
+            _entry(ops=[{"op": "set", "key": "n", "value": "?"}]),
+            _entry(ops=[{"op": "set", "key": "n", "value": "A" * 900_000}]),
+            _entry(until={"decision": "x", "patience": 9}),
+            _entry(ops=[{"op": "set", "key": keys_of_shards((index + 1) % 16)[0], "value": ""}]),
+        ]
+    ):
+        letter = records.letter(core.name, index, {**entry, "seq": i + 1}, 0)
+        core.client.create(STORES, "default", letter)
+    proxy.inject("reply", status=409, reason="Conflict", method="PATCH", path=PATH, times=3)
+    assert store.add("n", 1) == 2
+    assert store.list_keys() == ["n"]
+    store.delete()
+
+
+def test_one_who_writes_under_the_name_of_another_is_noticed_by_that_one(opener: Open) -> None:
+    store, other = opener(), opener()
+    store.add("n", 1)
+    other._core.writer = store._core.writer
+    other._core.shards[records.shard_of("n")].number = 6
+    other.add("n", 1)
+    with pytest.raises(dist.DistStoreError, match="under the name of this client"):
+        store.add("n", 1)
+
+
+# What is not known is not claimed.
+
+
+def test_an_operation_whose_reply_was_lost_before_the_api_went_away_is_said_to_be_unknown(
+    opener: Open, proxy: FaultProxy, direct: KubernetesStore
+) -> None:
+    store = opener(proxy)
+    assert store.add("n", 1) == 1
+    store.set_timeout(timedelta(seconds=3))
+    proxy.inject("lose-reply", method="PATCH", path=PATH)
+    away = proxy.inject("reply", status=503, reason="ServiceUnavailable", method="GET", path=PATH, times=-1)
+    with pytest.raises(dist.DistStoreError, match=r"timeout.*whether it was carried out is unknown"):
+        store.add("n", 1)
+    assert away.hits
+    proxy.clear()
+    assert direct.get("n") == b"2"
+
+
+def test_one_that_was_refused_or_never_sent_is_said_not_to_have_happened(opener: Open, proxy: FaultProxy) -> None:
+    store = opener(proxy)
+    assert store.add("n", 1) == 1
+    store.set_timeout(timedelta(seconds=1))
+    proxy.inject("reply", status=429, reason="TooManyRequests", method="PATCH", path=PATH, times=-1)
+    with pytest.raises(dist.DistStoreError, match=r"timeout.*it was not carried out"):
+        store.add("n", 1)
+    proxy.down()
+    with pytest.raises(dist.DistStoreError, match=r"timeout.*it was not carried out"):
+        store.add("n", 1)
+    proxy.up()
+    store.set_timeout(timedelta(seconds=60))
+    assert store.add("n", 1) == 2
+
+
+def test_an_attempt_that_can_no_longer_arrive_is_not_in_doubt(
+    opener: Open, proxy: FaultProxy, direct: KubernetesStore
+) -> None:
+    store = opener(proxy)
+    assert store.add("n", 1) == 1
+    store.set_timeout(timedelta(seconds=3))
+    proxy.inject("reply", status=500, reason="InternalError", method="PATCH", path=PATH)  # Applied? Nobody knows.
+    direct.add("n", 1)  # Now it holds for a version that is gone.
+    proxy.inject("reply", status=429, reason="TooManyRequests", method="PATCH", path=PATH, times=-1)
+    with pytest.raises(dist.DistStoreError, match=r"timeout.*it was not carried out"):
+        store.add("n", 1)
+    proxy.clear()
+    store.set_timeout(timedelta(seconds=60))
+    assert store.add("n", 1) == 3
+
+
+def test_a_letter_that_cannot_be_withdrawn_leaves_its_sender_in_doubt(
+    opener: Open, proxy: FaultProxy, direct: KubernetesStore
+) -> None:
+    store = opener(proxy)
+    assert store.add("n", 1) == 1
+    store.set_timeout(timedelta(seconds=3))
+    proxy.inject("reply", status=409, reason="Conflict", method="PATCH", path=PATH, times=-1)
+    proxy.inject("cut-before", method="DELETE", path=PATH, times=-1)
+    with pytest.raises(dist.DistStoreError, match="whether it was carried out is unknown"):
+        store.add("n", 1)
+    proxy.clear()
+    store.set_timeout(timedelta(seconds=60))
+    letters = direct._core.client.list(STORES, "default", label_selector=f"{records.LETTER}={store._core.name}")
+    assert len(letters["items"]) == 1
+    assert store.add("n", 1) == 2  # What the same client appends later ends the letter's validity.
+    other = opener(proxy)
+    proxy.inject("reply", status=409, reason="Conflict", method="PATCH", path=PATH, times=2)
+    assert other.add("n", 1) == 3  # Posts a letter of its own, and appends all that there are.
+
+
 # Chaos, and a check that what everybody saw can be explained by one order of events.
 
 

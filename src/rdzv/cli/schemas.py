@@ -7,7 +7,7 @@ from typing import Any
 
 from rdzv.objects import ReadOnlyObject
 from rdzv.protocol.records import Closure, Coordinator, Leader, Member, Round
-from rdzv.store import records
+from rdzv.store import records, replay
 
 
 def written(*, with_store: bool) -> list[ReadOnlyObject]:
@@ -20,13 +20,14 @@ def written(*, with_store: bool) -> list[ReadOnlyObject]:
 
 
 def _shard() -> ReadOnlyObject:
-    """A shard of a store right after its log was folded: then it has everything."""
+    """A shard of a store right after its log was folded, and what else a RendezvousStore can have."""
     ops = [records.Op(kind, "x") for kind in ("compare_set", "add", "push")]
-    shard = records.new_shard("x", 0, records.entry_of("x", 1, ops))
+    entry = records.entry_of("x", 1, ops)
+    shard = records.new_shard("x", 0, entry)
     shard["metadata"]["resourceVersion"] = "1"
-    entries = shard["spec"]["log"] * records.FOLD_ENTRIES
-    patch = records.append_patch({**shard, "spec": {**shard["spec"], "log": entries}}, entries[:1])
-    return {**shard, "spec": patch[-1]["value"]}
+    spec = {**shard["spec"], "log": [entry] * records.FOLD_ENTRIES, "horizon": 1}
+    patch = replay.append_patch({**shard, "spec": spec}, [records.prepared(entry, "x", 1)])
+    return {**shard, "spec": {**patch[-1]["value"], "decision": records.COMMIT}}
 
 
 def lacking(document: ReadOnlyObject, obj: ReadOnlyObject) -> list[str]:

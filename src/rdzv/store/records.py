@@ -1,25 +1,23 @@
-"""What a `RendezvousStore` object holds, and how its log of operations becomes keys and values. Pure: no I/O, no torch.
+"""What `RendezvousStore` objects hold: how they are made, and how they are read. Pure: no I/O, no torch.
 
-A store is `SHARDS` objects; a key lives in one of them. A client appends entries to `spec.log`, by a JSON patch that
-holds for the very version it read; the order of the log is the order in which the operations took effect. Whoever reads
-the object replays the log: the same result for everybody. When the log is long, an append folds it into the rest.
+A store is `SHARDS` objects; a key lives in one of them. A client appends entries to `spec.log` of a shard. Besides shards
+there are *letters*, which carry one entry of a client that could not append it itself, and *decisions*, which say whether
+a multi_set over several shards took effect. What all this means is in `rdzv.store.replay`.
 
-An entry names its writer and the writer's running number. Replaying skips an entry whose number is not above the last
-one of that writer, so appending one twice is harmless, whoever does it; and the results of a writer's last entry are
-kept, so a lost reply loses nothing. That is all there is to exactly-once. It also lets clients that get in each other's
-way post their entries as letters, objects of their own that cannot conflict, and append those of all in one go.
+Whoever may write these objects may write anything into them, so everything is checked here, where it is read.
 """
 
 from __future__ import annotations
 
 import base64
+import re
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote, unquote
 
-from rdzv.objects import Object
+from rdzv.objects import Object, ReadOnlyObject
 from rdzv.spec import API_VERSION
 
 SHARDS = 16
@@ -31,20 +29,45 @@ MAX_DATA = 512 * 1024
 FOLD_ENTRIES = 16
 """Entries in a log before an append folds it."""
 FOLD_SIZE = 256 * 1024
-"""Characters in a log before an append folds it; with `MAX_DATA`, well below what etcd takes."""
-MAX_WRITERS = 1000
-"""Clients remembered per shard. An operation could take effect twice only if this many others wrote while it was retried."""
+"""Characters in a log before an append folds it, and in one entry; with `MAX_DATA`, well below what etcd takes."""
+MAX_WRITERS = 2000
+"""Clients remembered per shard. A letter as old as one that is forgotten is refused."""
+MAX_OPS = 20_000
+"""Operations in a log. What `FOLD_SIZE` lets through is less than half of it."""
+PATIENCE = 5
+"""Seconds that others wait for a client in the middle of a multi_set before they end it; doubled each time they did."""
+MAX_PATIENCE = 40
 LABEL = "rdzv.dev/store"
-"""On every shard: the store's name."""
+"""On every shard and decision: the store's name."""
 LETTER = "rdzv.dev/store-letter"
 """On every letter: the name of the store. Not `LABEL`, so that neither the watch nor a list of the shards has them."""
 SHARD = "rdzv.dev/store-shard"
 """On every letter: the name of the shard that its entry is for."""
+COMMIT, ABORT = "commit", "abort"
+"""What a decision says."""
+OPS: Mapping[str, Sequence[str]] = {
+    "set": ("value",),
+    "add": ("amount",),
+    "append": ("value",),
+    "compare_set": ("value", "expected"),
+    "delete": (),
+    "push": ("value",),
+    "pop": (),
+}
+"""Kinds of operations, and what each has besides its key."""
+_MAX_NUMBER = 2**63 - 1
+_MAX_WRITER = 64
+# A percent sign is followed by two digits otherwise.
+_EMPTY_KEY = "%"
+
+
+class Malformed(ValueError):  # noqa: N818 - what an object is
+    """An object holds what no client writes. The text says what, not in which object."""
 
 
 @dataclass(frozen=True)
 class Op:
-    """One operation of a torch Store on one key: set, add, append, compare_set, delete, push or pop."""
+    """One operation of a torch Store on one key; `kind` is one of `OPS`."""
 
     kind: str
     key: str
@@ -55,79 +78,11 @@ class Op:
 
     def record(self) -> Object:
         """The operation as it is stored in the log."""
-        record: Object = {"op": self.kind, "key": encode_key(self.key)}
-        if self.kind == "add":
-            record["amount"] = self.amount
-        elif self.kind in ("set", "append", "compare_set", "push"):
-            record["value"] = _text(self.value)
-        if self.kind == "compare_set":
-            record["expected"] = _text(self.expected)
-        return record
+        fields = {"value": encode_value(self.value), "expected": encode_value(self.expected), "amount": self.amount}
+        return {"op": self.kind, "key": encode_key(self.key), **{name: fields[name] for name in OPS[self.kind]}}
 
 
-# Results of operations, as stored: a letter, then its content.
-DONE = "-"
-NUMBER = "i"
-VALUE = "v"
-SWAPPED = "s"
-MISSING = "m"
-"""compare_set, and the key does not exist."""
-DIFFERS = "d"
-"""compare_set, and this is the value instead."""
-FORGOTTEN = "?"
-"""compare_set, and the value was another one, which is not kept: nothing was changed, so ask again."""
-EMPTY = "e"
-"""pop, and the queue is empty."""
-TOO_LARGE = "l"
-"""append, and the value would be larger than `MAX_VALUE`."""
-FULL = "f"
-"""The shard has no room for it."""
-NO_NUMBER = "n"
-"""add, and the value is not a decimal number."""
-
-
-@dataclass
-class Writer:
-    """The last entry of one client that took effect: its number, the epoch it was in, its operations' results."""
-
-    seq: int
-    epoch: int
-    results: list[str]
-
-
-@dataclass
-class State:
-    """One shard with its log applied."""
-
-    epoch: int = 0
-    data: dict[str, str] = field(default_factory=dict)
-    """Encoded key to base64."""
-    queues: dict[str, list[str]] = field(default_factory=dict)
-    writers: dict[str, Writer] = field(default_factory=dict)
-    size: int = 0
-    """Characters that data and queues take as JSON, nearly."""
-
-    def value(self, key: str) -> bytes | None:
-        """The value of a key, None when it does not exist."""
-        value = self.data.get(encode_key(key))
-        return None if value is None else decode_value(value)
-
-    def has(self, key: str) -> bool:
-        """Whether the key exists. A queue that is not empty does, as with TCPStore, though it has no value."""
-        encoded = encode_key(key)
-        return encoded in self.data or encoded in self.queues
-
-    def names(self) -> list[str]:
-        """All keys that have a value."""
-        return [unquote(key, errors="strict") if key != _EMPTY_KEY else "" for key in self.data]
-
-    def queue_len(self, key: str) -> int:
-        """Values in a queue."""
-        return len(self.queues.get(encode_key(key), ()))
-
-
-# A percent sign is followed by two digits otherwise.
-_EMPTY_KEY = "%"
+# Keys and values.
 
 
 def encode_key(key: str) -> str:
@@ -139,37 +94,69 @@ def encode_key(key: str) -> str:
     return quote(key, safe="/:,=@+") or _EMPTY_KEY
 
 
+def decode_key(text: str) -> str:
+    """A key that `encode_key` made.
+
+    Raises:
+        Malformed: it did not.
+    """
+    key = "" if text == _EMPTY_KEY else unquote(text)
+    if encode_key(key) != text:
+        raise Malformed(f"a key {text[:100]!r}")
+    return key
+
+
 def shard_of(key: str) -> int:
     """The shard that a key lives in."""
     return zlib.crc32(key.encode()) % SHARDS
 
 
-def decode_value(text: str) -> bytes:
-    """Bytes of a value as it is stored."""
-    return base64.b64decode(text)
-
-
-def _text(value: bytes) -> str:
+def encode_value(value: bytes) -> str:
+    """A value as it is stored."""
     return base64.b64encode(value).decode("ascii")
+
+
+def decode_value(text: str) -> bytes:
+    """Bytes of a value as it is stored.
+
+    Raises:
+        Malformed: it is not base64.
+    """
+    try:
+        return base64.b64decode(text, validate=True)
+    except ValueError:
+        raise Malformed(f"a value {text[:100]!r}") from None
+
+
+# Objects to write.
 
 
 def new_shard(store: str, index: int, entry: Object, owners: Sequence[Object] = ()) -> Object:
     """The object to create when a shard gets its first entry."""
-    return _object(shard_name(store, index), {LABEL: store}, entry, owners)
+    return _object(shard_name(store, index), {LABEL: store}, owners, log=[entry])
 
 
-def letter(store: str, index: int, entry: Object, owners: Sequence[Object] = ()) -> Object:
-    """The object that carries an entry of a client that could not append it, for whoever can."""
+def letter(store: str, index: int, entry: Object, epoch: int, owners: Sequence[Object] = ()) -> Object:
+    """The object that carries an entry of a client that could not append it, for whoever can.
+
+    Args:
+        epoch: of the shard, as the client knows it: with it goes the memory of who has written until then.
+    """
     shard = shard_name(store, index)
     labels = {LETTER: store, SHARD: shard}
-    return _object(f"{shard}-{entry['writer']}-{entry['seq']}", labels, entry, owners)
+    return _object(f"{shard}-{entry['writer']}-{entry['seq']}", labels, owners, log=[entry], epoch=epoch)
 
 
-def _object(name: str, labels: Mapping[str, str], entry: Object, owners: Sequence[Object]) -> Object:
+def new_decision(store: str, name: str, decision: str, owners: Sequence[Object] = ()) -> Object:
+    """The object whose creation commits a multi_set over several shards, or aborts it: whoever comes first decides."""
+    return _object(name, {LABEL: store}, owners, decision=decision)
+
+
+def _object(name: str, labels: Mapping[str, str], owners: Sequence[Object], **content: Any) -> Object:
     meta: Object = {"name": name, "labels": dict(labels)}
     if owners:
         meta["ownerReferences"] = list(owners)
-    spec = {"epoch": 0, "data": {}, "queues": {}, "writers": {}, "log": [entry]}
+    spec = {"epoch": 0, "data": {}, "queues": {}, "writers": {}, "log": [], **content}
     return {"apiVersion": API_VERSION, "kind": "RendezvousStore", "metadata": meta, "spec": spec}
 
 
@@ -178,162 +165,149 @@ def shard_name(store: str, index: int) -> str:
     return f"{store}-{index}"
 
 
+def decision_name(store: str, writer: str, number: int) -> str:
+    """Name of the object that decides one multi_set of one client."""
+    return f"{store}-decision-{writer}-{number}"
+
+
+def is_decision(store: str, name: str) -> bool:
+    """Whether an object of this name can decide a multi_set of this store."""
+    return re.fullmatch(rf"{re.escape(store)}-decision-[0-9a-f]{{1,{_MAX_WRITER}}}-[0-9]{{1,19}}", name) is not None
+
+
 def entry_of(writer: str, number: int, ops: Iterable[Op]) -> Object:
     """A log entry: operations that take effect together."""
     return {"writer": writer, "seq": number, "ops": [op.record() for op in ops]}
 
 
-def replay(shard: Object) -> State:
-    """Apply the log of a shard; the object itself is left as it is."""
-    spec = shard["spec"]
-    state = State(
-        epoch=spec["epoch"],
-        data=dict(spec["data"]),
-        queues={key: list(values) for key, values in spec["queues"].items()},
-        writers={w: Writer(last["seq"], last["epoch"], last["results"]) for w, last in spec["writers"].items()},
-    )
-    state.size = sum(_room(key, value) for key, value in state.data.items())
-    state.size += sum(_room(key, value) for key, values in state.queues.items() for value in values)
-    for entry in spec["log"]:
-        last = state.writers.get(entry["writer"])
-        if last is None or entry["seq"] > last.seq:
-            results = [_APPLY[op["op"]](state, op) for op in entry["ops"]]
-            state.writers[entry["writer"]] = Writer(entry["seq"], state.epoch, results)
-    return state
+def prepared(entry: Object, decision: str, patience: int) -> Object:
+    """An entry that takes effect when a decision of this name commits it; it must be the last of its log until then."""
+    return {**entry, "until": {"decision": decision, "patience": patience}}
 
 
-def results_of(state: State, writer: str, number: int) -> list[str] | None:
-    """Results of an entry, None when it is not in the log (yet)."""
-    last = state.writers.get(writer)
-    return last.results if last is not None and last.seq == number else None
-
-
-def pending(state: State, letters: Iterable[Object]) -> list[Object]:
-    """Entries of letters that are not in the log yet, as many as fit into one append."""
-    entries: list[Object] = []
-    room = FOLD_SIZE
-    for each in letters:
-        for entry in each["spec"]["log"]:
-            last = state.writers.get(entry["writer"])
-            if last is not None and entry["seq"] <= last.seq:
-                continue
-            room -= _size_of(entry)
-            if room > 0 or not entries:
-                entries.append(entry)
-    return entries
-
-
-def append_patch(shard: Object, entries: Sequence[Object]) -> list[Object]:
-    """JSON patch that appends entries to this version of a shard, and folds its log if that is long.
-
-    Not a blind append, although that would be right as well: the API server would try again and again by itself, and
-    with many clients at once that is the square of their number in writes to etcd.
-    """
-    spec = shard["spec"]
-    patch: list[Object] = [
-        {"op": "test", "path": "/metadata/resourceVersion", "value": shard["metadata"]["resourceVersion"]}
-    ]
-    size = sum(_size_of(entry) for entry in (*spec["log"], *entries))
-    if len(spec["log"]) < FOLD_ENTRIES and size <= FOLD_SIZE:
-        return patch + [{"op": "add", "path": "/spec/log/-", "value": entry} for entry in entries]
-    state = replay(shard)
-    newest = sorted(state.writers.items(), key=lambda item: item[1].epoch)[-MAX_WRITERS:]
-    writers = {w: {"seq": last.seq, "epoch": last.epoch, "results": _kept(last.results)} for w, last in newest}
-    folded = {"epoch": spec["epoch"] + 1, "data": state.data, "queues": state.queues, "writers": writers}
-    return [*patch, {"op": "replace", "path": "/spec", "value": {**folded, "log": list(entries)}}]
-
-
-def _size_of(entry: Object) -> int:
-    # Characters as JSON, nearly.
+def size_of(entry: ReadOnlyObject) -> int:
+    """Characters of an entry as JSON, nearly."""
     return 60 + sum(40 + sum(len(op.get(name, "")) for name in ("key", "value", "expected")) for op in entry["ops"])
 
 
-def _kept(results: list[str]) -> list[str]:
-    # A compare_set that changed nothing can be asked again; its value, kept per client, could outgrow the object.
-    return [FORGOTTEN if result.startswith(DIFFERS) else result for result in results]
+# Objects that were read.
 
 
-# One operation on the state. Each returns its result.
+def checked_shard(shard: ReadOnlyObject) -> ReadOnlyObject:
+    """The spec of a shard, once every part of it has the form that its type says.
+
+    Raises:
+        Malformed: it has not. What is left to whoever uses it: whether keys and values can be decoded.
+    """
+    spec = _mapping(shard.get("spec"), "spec")
+    _number(spec, "epoch")
+    if "horizon" in spec:
+        _number(spec, "horizon")
+    for value in _mapping(spec.get("data"), "data").values():
+        _text(value, "a value")
+    for values in _mapping(spec.get("queues"), "queues").values():
+        if not _list(values, "a queue"):
+            raise Malformed("an empty queue")
+        for value in values:
+            _text(value, "a value in a queue")
+    for last in _mapping(spec.get("writers"), "writers").values():
+        _number(_mapping(last, "a writer"), "seq", 1)
+        _number(last, "epoch")
+        for result in _list(last.get("results"), "results"):
+            _text(result, "a result")
+    entries = _list(spec.get("log"), "log")
+    for entry in entries:
+        check_entry(entry)
+    if any("until" in entry for entry in entries[:-1]):
+        raise Malformed("an undecided entry that is not the last one")
+    if sum(len(entry["ops"]) for entry in entries) > MAX_OPS:
+        raise Malformed(f"a log of more than {MAX_OPS} operations")
+    return spec
 
 
-def _room(key: str, value: str) -> int:
-    return len(key) + len(value) + 8
+def check_entry(entry: object) -> None:
+    """Whether an entry has the form of one.
+
+    Raises:
+        Malformed: it has not.
+    """
+    fields = _mapping(entry, "an entry")
+    if not 0 < len(_text(fields.get("writer"), "writer")) <= _MAX_WRITER:
+        raise Malformed("an entry without a writer")
+    _number(fields, "seq", 1)
+    for each in _list(fields.get("ops"), "ops"):
+        op = _mapping(each, "an operation")
+        kind = _text(op.get("op"), "op")
+        if kind not in OPS:
+            raise Malformed(f"an operation {kind[:100]!r}")
+        for name in ("key", *OPS[kind]):
+            if name == "amount":
+                _number(op, name, -_MAX_NUMBER - 1)
+            else:
+                _text(op.get(name), f"{name} of {kind}")
+    if "until" in fields:
+        until = _mapping(fields["until"], "until")
+        _text(until.get("decision"), "decision")
+        _number(until, "patience")
+        if any(op["op"] != "set" for op in fields["ops"]):
+            raise Malformed("an undecided entry that does not only set")
 
 
-def _put(state: State, key: str, value: str) -> bool:
-    old = state.data.get(key)
-    size = state.size + _room(key, value) - (0 if old is None else _room(key, old))
-    if size > MAX_DATA and size > state.size:
-        return False
-    state.data[key], state.size = value, size
-    return True
+def checked_letter(found: ReadOnlyObject, index: int) -> tuple[int, Object]:
+    """Epoch and entry of a letter for this shard.
+
+    Raises:
+        Malformed: it is not one.
+    """
+    spec = _mapping(found.get("spec"), "spec")
+    entries = _list(spec.get("log"), "log")
+    if len(entries) != 1:
+        raise Malformed("a letter that has not one entry")
+    entry: Object = entries[0]
+    check_entry(entry)
+    if "until" in entry or size_of(entry) > FOLD_SIZE or len(entry["ops"]) > MAX_OPS // 2:
+        raise Malformed("an entry that nobody sends by letter")
+    for op in entry["ops"]:
+        if shard_of(decode_key(op["key"])) != index:
+            raise Malformed("a letter with a key of another shard")
+        for name in OPS[op["op"]]:
+            if name != "amount":
+                decode_value(op[name])
+    return _number(spec, "epoch"), entry
 
 
-def _set(state: State, op: Mapping[str, Any]) -> str:
-    return DONE if _put(state, op["key"], op["value"]) else FULL
+def checked_decision(found: ReadOnlyObject) -> str:
+    """What a decision says: `COMMIT` or `ABORT`.
+
+    Raises:
+        Malformed: neither.
+    """
+    decision = _mapping(found.get("spec"), "spec").get("decision")
+    if decision not in (COMMIT, ABORT):
+        raise Malformed(f"a decision {str(decision)[:100]!r}")
+    return str(decision)
 
 
-def _add(state: State, op: Mapping[str, Any]) -> str:
-    key = op["key"]
-    try:
-        value = int(decode_value(state.data[key])) if key in state.data else 0
-    except ValueError:
-        return NO_NUMBER
-    # 64 bits that wrap around, as in TCPStore.
-    value = (value + op["amount"] + 2**63) % 2**64 - 2**63
-    return f"{NUMBER}{value}" if _put(state, key, _text(str(value).encode())) else FULL
+def _mapping(value: object, what: str) -> Mapping[str, Any]:
+    if not isinstance(value, Mapping):
+        raise Malformed(f"{what} is not an object")
+    return value
 
 
-def _append(state: State, op: Mapping[str, Any]) -> str:
-    key = op["key"]
-    value = decode_value(state.data.get(key, "")) + decode_value(op["value"])
-    if len(value) + len(key) > MAX_VALUE:
-        return TOO_LARGE
-    return DONE if _put(state, key, _text(value)) else FULL
+def _list(value: object, what: str) -> Sequence[Any]:
+    if not isinstance(value, list):
+        raise Malformed(f"{what} is not a list")
+    return value
 
 
-def _compare_set(state: State, op: Mapping[str, Any]) -> str:
-    current = state.data.get(op["key"])
-    if current is None and op["expected"]:
-        return MISSING
-    if current is not None and current != op["expected"]:
-        return DIFFERS + current
-    return SWAPPED if _put(state, op["key"], op["value"]) else FULL
+def _text(value: object, what: str) -> str:
+    if not isinstance(value, str):
+        raise Malformed(f"{what} is not text")
+    return value
 
 
-def _delete(state: State, op: Mapping[str, Any]) -> str:
-    old = state.data.pop(op["key"], None)
-    if old is not None:
-        state.size -= _room(op["key"], old)
-    return f"{NUMBER}{int(old is not None)}"
-
-
-def _push(state: State, op: Mapping[str, Any]) -> str:
-    room = _room(op["key"], op["value"])
-    if state.size + room > MAX_DATA:
-        return FULL
-    state.queues.setdefault(op["key"], []).append(op["value"])
-    state.size += room
-    return DONE
-
-
-def _pop(state: State, op: Mapping[str, Any]) -> str:
-    queue = state.queues.get(op["key"])
-    if not queue:
-        return EMPTY
-    value = queue.pop(0)
-    if not queue:
-        del state.queues[op["key"]]
-    state.size -= _room(op["key"], value)
-    return VALUE + value
-
-
-_APPLY = {
-    "set": _set,
-    "add": _add,
-    "append": _append,
-    "compare_set": _compare_set,
-    "delete": _delete,
-    "push": _push,
-    "pop": _pop,
-}
+def _number(fields: Mapping[str, Any], name: str, least: int = 0) -> int:
+    value = fields.get(name)
+    if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= _MAX_NUMBER:
+        raise Malformed(f"{name} is not a number from {least} to {_MAX_NUMBER}")
+    return value

@@ -1,63 +1,64 @@
-"""The objects of a store: appending to their logs until that is known to have happened, quorum reads, and one watch.
+"""The objects of a store as this process knows them: quorum reads, reads of one moment, one watch, and waiting.
 
-Behind `rdzv.store.store`; what the objects hold is in `rdzv.store.records`.
+What the objects hold is in `rdzv.store.records` and `rdzv.store.replay`; `rdzv.store.appends` changes them.
 """
 
 from __future__ import annotations
 
 import contextlib
+import itertools
 import logging
 import os
-import random
 import secrets
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence, Set
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from typing import TYPE_CHECKING
 
 from torch.distributed import DistStoreError
 
-from rdzv.kube.api import AlreadyExists, ApiError, Conflict, Invalid, NotFound, ServerError, Unreachable
+from rdzv.kube.api import AlreadyExists, ApiError, Conflict, NotFound, ServerError, Unreachable
 from rdzv.kube.retry import Backoff, Retry
 from rdzv.kube.watch import DELETED, SYNCED, Watch
-from rdzv.objects import Object
+from rdzv.objects import Object, ReadOnlyObject
 from rdzv.resources import STORES
 from rdzv.store import records
-from rdzv.store.records import Op, State
+from rdzv.store.records import Malformed, Op
+from rdzv.store.replay import Prepared, State, replay
 
 if TYPE_CHECKING:
     from rdzv.kube.client import Client
 
-__all__ = ["Shards"]
+__all__ = ["NOT_DONE", "UNKNOWN", "Shard", "Shards", "Ticket"]
 
 log = logging.getLogger("rdzv.store")
 log.addHandler(logging.NullHandler())
 
-_BATCH = 200_000  # Bytes of values that one append may carry for several threads.
-_CROWDED_SECONDS = 1.0
-_PATIENCE = (0.5, 10.0)  # Times what posting a letter took, until one's own attempt to append those of all.
+UNKNOWN = "whether it was carried out is unknown"
+NOT_DONE = "it was not carried out"
 _LAST_LOOK = 1.0  # Seconds for the read before a timeout is declared.
+_COMMITS_KEPT = 1000  # Commits are forgotten with their objects; this is for a process that has no watch.
 
 
-class _Ticket:
+class Ticket:
     """Operations of one thread that wait to be appended."""
 
     def __init__(self, ops: Sequence[Op]) -> None:
         self.ops = ops
-        self.size = sum(len(op.value) + len(op.expected) for op in ops)
+        self.size = records.size_of(records.entry_of("", 0, ops))
         self.results: list[str] | None = None
         self.error: Exception | None = None
 
 
 class Shard:
-    """What this process knows of one object."""
+    """What this process knows of one object, and wants of it."""
 
     def __init__(self, index: int, name: str) -> None:
         self.index, self.name = index, name
+        self.tickets: deque[Ticket] = deque()
         self.turn = threading.Lock()
         """Held by the thread that appends: one entry at a time, so that entries of this writer arrive in order."""
-        self.tickets: deque[_Ticket] = deque()
         self.number = 0
         """Of the last entry sent. Never used twice, also if nobody knows what became of it."""
         self.object: Object | None = None
@@ -69,6 +70,7 @@ class Shard:
 
     @property
     def uid(self) -> str | None:
+        """Of the object; None while none was seen."""
         return str(self.object["metadata"]["uid"]) if self.object else None
 
     def see(self, shard: Object) -> bool:
@@ -84,8 +86,9 @@ class Shard:
         return True
 
     def state(self) -> State:
+        """Keys and values, without an entry that is not decided."""
         if self._state is None:
-            self._state = records.replay(self.object) if self.object else State()
+            self._state = _replayed(self.object)
         return self._state
 
 
@@ -93,19 +96,23 @@ class Shards:
     """The objects of one store, as this process sees them; shared by clones. Raises DistStoreError for whatever goes wrong."""
 
     def __init__(self, client: Client, namespace: str, name: str, owners: Sequence[Object], own_client: bool) -> None:
-        self.client, self.namespace, self.name = client, namespace, name
-        self._owners, self._own_client = owners, own_client
+        self.client, self.namespace, self.name, self.owners = client, namespace, name, owners
+        self._own_client = own_client
         self._closed = False
         self._reset()
 
     def _reset(self) -> None:
         self._pid = os.getpid()
         # A forked child is a writer of its own: with its parent's name and numbers one's entries would hide the other's.
-        self._writer = secrets.token_hex(6)
+        self.writer = secrets.token_hex(6)
         self.stop = threading.Event()
-        self._changed = threading.Condition()
-        self._shards = [Shard(i, records.shard_name(self.name, i)) for i in range(records.SHARDS)]
-        self._by_name = {shard.name: shard for shard in self._shards}
+        self.changed = threading.Condition()
+        """Guards what is known of the shards; notified of each change."""
+        self.shards = [Shard(i, records.shard_name(self.name, i)) for i in range(records.SHARDS)]
+        self._by_name = {shard.name: shard for shard in self.shards}
+        self.numbers = itertools.count(1)
+        """Of this client's decisions."""
+        self._commits: set[str] = set()
         self._watch: Watch | None = None
         self._thread: threading.Thread | None = None
         self._watch_error: ApiError | None = None
@@ -126,9 +133,9 @@ class Shards:
         self._closed = True
         if self._pid == os.getpid():
             self.stop.set()
-            with self._changed:
+            with self.changed:
                 watch, thread = self._watch, self._thread
-                self._changed.notify_all()
+                self.changed.notify_all()
             if watch:
                 watch.close()
             if thread and thread is not threading.current_thread():
@@ -136,155 +143,81 @@ class Shards:
             if self._own_client:
                 self.client.close()
 
-    # Mutations.
+    # Objects.
 
-    def run(self, index: int, ops: Sequence[Op], retry: Retry) -> list[str]:
-        """Append operations on one shard, together with those of other threads; returns their results."""
-        shard, ticket = self._shards[index], _Ticket(ops)
-        shard.tickets.append(ticket)
-        if not shard.turn.acquire(timeout=min(max(retry.deadline - time.monotonic(), 0), threading.TIMEOUT_MAX)):
-            try:
-                shard.tickets.remove(ticket)
-                outcome = "it was not carried out"
-            except ValueError:
-                outcome = "whether it will be carried out is unknown"
-            raise DistStoreError(f"{shard.name}: timeout waiting for an earlier operation; {outcome}")
-        try:
-            while ticket.results is None and ticket.error is None:
-                self._send(shard, retry)
-        finally:
-            shard.turn.release()
-        if ticket.results is None:
-            raise self._error(f"{ops[0].kind} of key {ops[0].key[:200]!r}", ticket.error)
-        return ticket.results
+    def make(self, obj: Object, retry: Retry) -> Object:
+        """Create an object whose name is used once only; returns what has that name then, also if somebody was quicker.
 
-    def _send(self, shard: Shard, retry: Retry) -> None:
-        batch = [shard.tickets.popleft()]
-        while shard.tickets and sum(ticket.size for ticket in batch) + shard.tickets[0].size < _BATCH:
-            batch.append(shard.tickets.popleft())
-        shard.number += 1
-        entry = records.entry_of(self._writer, shard.number, [op for ticket in batch for op in ticket.ops])
-        try:
-            results = iter(self._append(shard, entry, retry))
-        except BaseException as error:
-            # Also Ctrl-C: the threads whose operations were on board would take it for still to be sent.
-            for ticket in batch:
-                ticket.error = error if isinstance(error, Exception) else DistStoreError("interrupted")
-            if not isinstance(error, Exception):
-                raise
-            return
-        for ticket in batch:
-            ticket.results = [next(results) for _ in ticket.ops]
-
-    def _append(self, shard: Shard, entry: Object, retry: Retry) -> list[str]:
-        backoff, look, looked = Backoff(), shard.object is None, False
-        while time.monotonic() > shard.crowded_until:
-            try:
-                if look:
-                    self._get(shard, retry)
-                    look, looked = False, True
-                results = self._results(shard, entry)
-                if results is not None:
-                    return results
-                self._write(shard, [entry], retry)
-            except (Conflict, Invalid, NotFound) as error:
-                # What is known of the shard was old; or this very append had happened, and its reply was lost.
-                log.debug("conflict: %s", error)
-                if looked:
-                    break
-                look = True
-            except (ServerError, Unreachable) as error:
-                log.debug("appending again after: %s", error)
-                retry.sleep(backoff.next(error.retry_after), error)
-                look, looked = True, False
-        return self._post(shard, entry, retry)
-
-    def _write(self, shard: Shard, entries: Sequence[Object], retry: Retry) -> None:
-        if shard.object is None:
-            fresh = records.new_shard(self.name, shard.index, entries[0], self._owners)
-            self._see(shard, self.client.create(STORES, self.namespace, fresh, retry=retry))
-        else:
-            patch = records.append_patch(shard.object, entries)
-            self._see(shard, self.client.json_patch(STORES, self.namespace, shard.name, patch, retry=retry))
-
-    def _results(self, shard: Shard, entry: Object) -> list[str] | None:
-        with self._changed:
-            return records.results_of(shard.state(), entry["writer"], entry["seq"])
-
-    def _post(self, shard: Shard, entry: Object, retry: Retry) -> list[str]:
-        """Append together with others who are at it: each posts a letter, and whoever comes first appends all of them."""
-        posted = records.letter(self.name, shard.index, entry, self._owners)
-        shard.crowded_until = time.monotonic() + _CROWDED_SECONDS
-        try:
-            started = time.monotonic()
-            sent = self._send_letter(posted, retry)
-            pause = time.monotonic() - started
-            look = False
-            while time.monotonic() < retry.deadline:
-                patience = pause * random.uniform(*_PATIENCE)  # noqa: S311 - jitter
-                if (results := self._watch_for(shard, entry, patience)) is not None:
-                    return results
-                try:
-                    if look:
-                        self._get(shard, retry)
-                    look = True
-                    if self._results(shard, entry) is None:
-                        self._collect(shard, sent, retry)
-                except (ServerError, Unreachable, Conflict, Invalid, NotFound) as error:
-                    log.debug("collecting again after: %s", error)
-            raise Conflict(None, f"timeout: too many others write to {shard.name}")
-        finally:
-            self._discard(posted["metadata"]["name"])
-
-    def _watch_for(self, shard: Shard, entry: Object, seconds: float) -> list[str] | None:
-        until = time.monotonic() + seconds
-        with self._changed:
-            self._start_watch()
-            while (results := records.results_of(shard.state(), entry["writer"], entry["seq"])) is None:
-                left = until - time.monotonic()
-                if left <= 0 or not self._changed.wait(left):
-                    break
-                self._raise_if_hopeless([shard.index])
-        return results
-
-    def _send_letter(self, posted: Object, retry: Retry) -> str:
-        name, backoff = posted["metadata"]["name"], Backoff()
+        Raises:
+            ApiError: `maybe_applied` if any attempt may have created it.
+        """
+        name, backoff, sent = obj["metadata"]["name"], Backoff(), False
         while True:
             try:
-                found = self.client.create(STORES, self.namespace, posted, retry=retry)
-            except AlreadyExists:  # The reply to the first attempt was lost.
-                found = self.client.get(STORES, self.namespace, name, retry=retry)
-            except (Conflict, ServerError, Unreachable) as error:
+                return self.client.create(STORES, self.namespace, obj, retry=retry)
+            except AlreadyExists:
+                sent = True  # Perhaps by an earlier attempt whose reply was lost.
+            except ApiError as error:
+                sent = error.maybe_applied = sent or error.maybe_applied
+                if not isinstance(error, (Conflict, ServerError, Unreachable)):
+                    raise
                 retry.sleep(backoff.next(error.retry_after), error)
                 continue
-            return str(found["metadata"]["resourceVersion"])
+            try:
+                return self.client.get(STORES, self.namespace, name, retry=retry)
+            except NotFound:
+                log.debug("%s was deleted just now", name)
+            except ApiError as error:
+                error.maybe_applied = True
+                raise
 
-    def _collect(self, shard: Shard, sent: str, retry: Retry) -> None:
-        selector = f"{records.SHARD}={shard.name}"
-        found = self.client.list(STORES, self.namespace, label_selector=selector, resource_version=sent, retry=retry)
-        with self._changed:
-            entries = records.pending(shard.state(), found["items"])
-        if len(entries) == 1:
-            shard.crowded_until = 0.0
-        if entries:
-            self._write(shard, entries, retry)
-
-    def _discard(self, name: str) -> None:
+    def discard(self, name: str) -> None:
+        """Delete an object that has no effect any more."""
         try:
-            self.client.delete(STORES, self.namespace, name)
+            with contextlib.suppress(NotFound):
+                self.client.delete(STORES, self.namespace, name)
         except ApiError as error:
-            log.debug("a letter stays behind, to no effect: %s", error)
+            log.debug("%s stays behind, to no effect: %s", name, error)
+
+    def decision(self, shard: Shard, waits: Prepared, retry: Retry) -> str | None:
+        """What decides the undecided entry of a shard; None when there is no such object."""
+        self._check_name(shard, waits)
+        try:
+            return self.note_decision(self.client.get(STORES, self.namespace, waits.decision, retry=retry))
+        except NotFound:
+            return None
+
+    def _check_name(self, shard: Shard, waits: Prepared) -> None:
+        if not records.is_decision(self.name, waits.decision):
+            raise DistStoreError(f"{shard.name} holds what no client writes: a decision {waits.decision[:100]!r}")
+
+    def note_decision(self, found: ReadOnlyObject) -> str:
+        """What a decision says, noted for the shards that wait for it."""
+        name = str(found["metadata"]["name"])
+        try:
+            decision = records.checked_decision(found)
+        except Malformed as error:
+            raise DistStoreError(f"{name} holds what no client writes: {error}") from error
+        if decision == records.COMMIT:
+            with self.changed:
+                if len(self._commits) >= _COMMITS_KEPT:
+                    self._commits.clear()
+                self._commits.add(name)
+                self.changed.notify_all()
+        return decision
 
     def delete(self, retry: Retry) -> None:
-        """Delete all shards, and letters that were left behind."""
+        """Delete all shards, and letters and decisions that were left behind."""
         try:
-            selector = f"{records.LETTER}={self.name}"
-            letters = self.client.list(STORES, self.namespace, label_selector=selector, retry=retry)["items"]
-            for name in [shard.name for shard in self._shards] + [item["metadata"]["name"] for item in letters]:
+            names = [shard.name for shard in self.shards]
+            for label in (records.LABEL, records.LETTER):
+                found = self.client.list(STORES, self.namespace, label_selector=f"{label}={self.name}", retry=retry)
+                names += [item["metadata"]["name"] for item in found["items"]]
+            for name in dict.fromkeys(names):
                 with contextlib.suppress(NotFound):
                     self.client.delete(STORES, self.namespace, name, retry=retry)
         except ApiError as error:
-            raise self._error("delete", error) from error
+            raise self.error("delete", error) from error
 
     def delete_others(self, names: Set[str]) -> None:
         """Delete the shards and letters of other stores. Nobody waits for it: that it fails is worth a word only."""
@@ -300,59 +233,100 @@ class Shards:
 
     # Reads.
 
+    def state(self, shard: Shard) -> State:
+        """A shard as of the newest version that is known. Hold `changed`."""
+        state = shard.state()
+        waits = state.prepared
+        return waits.after if waits is not None and self.committed(waits.decision) else state
+
+    def committed(self, name: str) -> bool:
+        """Whether a decision of this name is known, and is to commit. Hold `changed`."""
+        return name in self._commits
+
     def read(self, index: int, retry: Retry) -> State:
         """State of a shard, not older than this call."""
-        shard = self._shards[index]
+        shard, undecided = self.shards[index], ""
         try:
-            self._get(shard, retry)
+            while True:
+                self.get(shard, retry)
+                with self.changed:
+                    state = self.state(shard)
+                waits = state.prepared
+                if waits is None or waits.decision == undecided:
+                    return state
+                decision = self.decision(shard, waits, retry)
+                if decision is not None:
+                    return waits.after if decision == records.COMMIT else state
+                # Not decided yet, if the shard still waits for it; otherwise all of it is over, the decision included.
+                undecided = waits.decision
         except ApiError as error:
-            raise self._error("read", error) from error
-        with self._changed:
-            return shard.state()
+            raise self.error("read", error) from error
 
     def read_all(self, retry: Retry) -> list[State]:
         """States of all shards at one moment, not before this call."""
         try:
             found = self.client.list(STORES, self.namespace, label_selector=f"{records.LABEL}={self.name}", retry=retry)
         except ApiError as error:
-            raise self._error("list", error) from error
-        return [records.replay(item) for item in found["items"]]
+            raise self.error("list", error) from error
+        items = {item["metadata"]["name"]: item for item in found["items"]}
+        states = []
+        for shard in self.shards:
+            item = items.get(shard.name)
+            known = shard.object is not None and item is None
+            if item is not None:
+                self.see(shard, item)
+            if known or shard.deleted:
+                raise self._deleted(shard)
+            state = shard.state() if item is shard.object else _replayed(item)
+            waits = state.prepared
+            if waits is not None:
+                self._check_name(shard, waits)
+                decided = items.get(waits.decision)
+                state = waits.after if decided and self.note_decision(decided) == records.COMMIT else state
+            states.append(state)
+        return states
 
-    def _get(self, shard: Shard, retry: Retry) -> None:
+    def get(self, shard: Shard, retry: Retry) -> None:
+        """Read a shard, if it exists."""
         known = shard.object is not None  # Before asking: it may be made, and be seen by the watch, meanwhile.
         try:
-            self._see(shard, self.client.get(STORES, self.namespace, shard.name, retry=retry))
+            self.see(shard, self.client.get(STORES, self.namespace, shard.name, retry=retry))
         except NotFound:
             shard.deleted = shard.deleted or known
         if shard.deleted:
-            raise DistStoreError(f"store {self.namespace}/{self.name} was deleted: {shard.name} is gone")
+            raise self._deleted(shard)
 
-    def _see(self, shard: Shard, found: Object) -> None:
-        with self._changed:
+    def _deleted(self, shard: Shard) -> DistStoreError:
+        return DistStoreError(f"store {self.namespace}/{self.name} was deleted: {shard.name} is gone")
+
+    def see(self, shard: Shard, found: Object) -> None:
+        """Take note of a shard that was read."""
+        with self.changed:
             if shard.see(found):
-                self._changed.notify_all()
+                self.changed.notify_all()
 
     # Waiting.
 
     def wait(self, tests: Mapping[int, Callable[[State], bool]], retry: Retry) -> dict[int, State]:
         """Wait until each shard passed its test; returns the states that did, all of them unless time ran out."""
+        all_now = self.read_all(retry) if len(tests) > 1 else None
         states: dict[int, State] = {}
         for index, passes in tests.items():
-            state = self.read(index, retry)
+            state = all_now[index] if all_now else self.read(index, retry)
             if passes(state):
                 states[index] = state
         left = {index: passes for index, passes in tests.items() if index not in states}
         if not left:
             return states
-        with self._changed:
-            self._start_watch()
+        with self.changed:
+            self.start_watch()
             while left and (seconds := retry.deadline - time.monotonic()) > 0:
-                self._raise_if_hopeless(left)
-                for index in [index for index, passes in left.items() if passes(self._shards[index].state())]:
-                    states[index] = self._shards[index].state()
+                self.raise_if_hopeless(left)
+                for index in [index for index, passes in left.items() if passes(self.state(self.shards[index]))]:
+                    states[index] = self.state(self.shards[index])
                     del left[index]
                 if left:
-                    self._changed.wait(min(seconds, threading.TIMEOUT_MAX))
+                    self.changed.wait(min(seconds, threading.TIMEOUT_MAX))
         for index, passes in left.items():
             # A watch may be silent for a minute before it is taken for dead: look once more before saying no.
             try:
@@ -364,15 +338,17 @@ class Shards:
                 states[index] = state
         return states
 
-    def _raise_if_hopeless(self, indexes: Iterable[int]) -> None:
+    def raise_if_hopeless(self, indexes: Iterable[int]) -> None:
+        """Raise DistStoreError if no change of these shards will be seen. Hold `changed`."""
         if self.stop.is_set():
             raise DistStoreError(f"store {self.namespace}/{self.name} was closed")
-        if any(self._shards[index].deleted for index in indexes):
+        if any(self.shards[index].deleted for index in indexes):
             raise DistStoreError(f"store {self.namespace}/{self.name} was deleted")
         if self._watch_error is not None:
-            raise self._error("wait", self._watch_error)
+            raise self.error("wait", self._watch_error)
 
-    def _start_watch(self) -> None:
+    def start_watch(self) -> None:
+        """Be told of changes from now on. Hold `changed`."""
         if self._thread is None and not self._closed:
             self._watch_error = None
             selector = f"{records.LABEL}={self.name}"
@@ -384,27 +360,60 @@ class Shards:
         error: ApiError | None = None
         try:
             for event in watch.events():
-                if event.type != SYNCED and (shard := self._by_name.get(event.object["metadata"]["name"])):
-                    with self._changed:
-                        if event.type == DELETED:
-                            shard.deleted = shard.deleted or event.object["metadata"]["uid"] == shard.uid
-                        else:
-                            shard.see(event.object)
-                        self._changed.notify_all()
+                if event.type == SYNCED:
+                    continue
+                name = event.object["metadata"]["name"]
+                shard = self._by_name.get(name)
+                with self.changed:
+                    if shard is None:
+                        self._follow_decision(name, event.object, gone=event.type == DELETED)
+                    elif event.type == DELETED:
+                        shard.deleted = shard.deleted or event.object["metadata"]["uid"] == shard.uid
+                    else:
+                        shard.see(event.object)
+                    self.changed.notify_all()
         except ApiError as caught:
             error = caught
         finally:
-            with self._changed:
+            with self.changed:
                 self._watch_error, self._thread = error, None
-                self._changed.notify_all()
+                self.changed.notify_all()
 
-    def _error(self, what: str, error: Exception | None) -> Exception:
-        if isinstance(error, ApiError):
-            ended = isinstance(error, (Unreachable, ServerError)) or error.code in (401, 409, 429)
-            unknown = "; whether it was carried out is unknown" if error.maybe_applied else ""
-            why = f"timeout: the API server did not do it in time{unknown}: " if ended else ""
-            text = f"store {self.namespace}/{self.name}: {what}: {why}{error}"
-            caused: Exception = DistStoreError(text)
-            caused.__cause__ = error
-            return caused
-        return error or DistStoreError(f"store {self.namespace}/{self.name}: {what}: failed")
+    def _follow_decision(self, name: str, found: ReadOnlyObject, *, gone: bool) -> None:
+        if gone:
+            self._commits.discard(name)
+            return
+        try:
+            self.note_decision(found)
+        except DistStoreError as error:
+            log.warning("%s", error)
+
+    # Errors.
+
+    @contextlib.contextmanager
+    def legible(self, index: int) -> Iterator[None]:
+        """Keys or values of a shard are decoded in here: that one cannot be is DistStoreError."""
+        try:
+            yield
+        except Malformed as error:
+            raise DistStoreError(f"{self.shards[index].name} holds what no client writes: {error}") from error
+
+    def error(self, what: str, error: ApiError, outcome: str = "") -> DistStoreError:
+        """The error to raise for one of the client's: what was tried, whether it took effect, and why not."""
+        ended = isinstance(error, (Unreachable, ServerError)) or error.code in (401, 409, 429)
+        timeout = "timeout: the API server did not do it in time" if ended else ""
+        why = "; ".join(part for part in (timeout, outcome) if part)
+        caused = DistStoreError(
+            ": ".join(p for p in (f"store {self.namespace}/{self.name}: {what}", why, str(error)) if p)
+        )
+        caused.__cause__ = error
+        return caused
+
+
+def _replayed(shard: ReadOnlyObject | None) -> State:
+    if shard is None:
+        return State()
+    try:
+        return replay(shard)
+    except Malformed as error:
+        raise DistStoreError(f"{shard['metadata']['name']} holds what no client writes: {error}") from error

@@ -1,7 +1,7 @@
 """`KubernetesStore`: torch's Store, kept in the Kubernetes API.
 
-Here are torch's operations. They become entries in the logs of a few objects (`rdzv.store.records`), which
-`rdzv.store.shards` reads and writes. Why so: docs/adr/0011-kubernetes-store.md.
+Here are torch's operations. They become entries in the logs of a few objects (`rdzv.store.replay`), which
+`rdzv.store.shards` reads, and `rdzv.store.appends` writes. Why so: docs/adr/0011-kubernetes-store.md.
 
 This module imports torch; import it only where a process group or a rendezvous is being made.
 """
@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence, Set
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence, Set
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
@@ -20,9 +20,12 @@ from torch import distributed as dist
 from rdzv.kube.client import Client
 from rdzv.kube.config import load
 from rdzv.kube.retry import Retry
-from rdzv.store import records
-from rdzv.store.records import Op, State
+from rdzv.store import records, replay
+from rdzv.store.appends import Appends
+from rdzv.store.records import Op
+from rdzv.store.replay import State
 from rdzv.store.shards import Shards
+from rdzv.store.together import set_together
 
 if TYPE_CHECKING:
     from rdzv.objects import Object
@@ -42,13 +45,19 @@ _NAME = re.compile(r"[a-z0-9]([-a-z0-9]{0,58}[a-z0-9])?")
 class KubernetesStore(dist.Store):  # type: ignore[misc]  # torch is not analysed, its classes are Any
     """A key-value store for the ranks of one world, in `RendezvousStore` objects of one namespace.
 
-    The whole contract of `torch.distributed.Store`, with TCPStore's results: linearizable, and each operation takes
-    effect exactly once also when replies are lost. Thread-safe; works behind a PrefixStore and after fork. An API server
-    that is away is waited for until the store's timeout. A mutation is one request, however many clients write. Like a
+    The whole contract of `torch.distributed.Store`, with TCPStore's results. Linearizable: every operation takes effect at
+    one moment between its call and its return, also those on several keys (multi_set, multi_get, check, num_keys,
+    list_keys), and exactly once also when replies are lost. As with TCPStore, `wait` of several keys is over once each of
+    them has been seen. Thread-safe; works behind a PrefixStore and after fork.
+
+    An API server that is away is waited for until the store's timeout. The error of an operation that changes something
+    says "it was not carried out", or that this is unknown: then it may take effect later, at most once.
+
+    A mutation is one request, however many clients write; a multi_set of keys in N > 1 of the 16 objects is 2N + 2. Like a
     file it stays open, with a thread once something was waited for, until `close`.
 
-    Values are at most 100 kB. A write costs milliseconds, TCPStore's a few microseconds: made for the rendezvous and
-    small worlds, not for thousands of keys per rank.
+    Values are at most 100 kB, and a multi_set 256 KiB as base64 for each of the 16 objects. A write costs milliseconds,
+    TCPStore's a few microseconds: made for the rendezvous and small worlds, not for thousands of keys per rank.
 
     Args:
         name: of the store; its objects are called NAME-0 to NAME-15, made when needed. Never reuse one.
@@ -80,7 +89,7 @@ class KubernetesStore(dist.Store):  # type: ignore[misc]  # torch is not analyse
         self._bind(Shards(api, namespace or api.config.namespace, name, _owners(owner), made is not None), timeout)
 
     def _bind(self, core: Shards, timeout: timedelta) -> None:
-        self._core = core
+        self._core, self._appends = core, Appends(core)
         _OPEN.add(self)
         self.set_timeout(timeout)
 
@@ -112,11 +121,11 @@ class KubernetesStore(dist.Store):  # type: ignore[misc]  # torch is not analyse
             The value that is there afterwards; `expected` when the key does not exist and something was expected.
         """
         op = Op("compare_set", _key(key), _bytes(desired), _bytes(expected))
-        while (result := self._run(op)) == records.FORGOTTEN:
+        while (result := self._run(op)) == replay.FORGOTTEN:
             pass  # Its reply was lost, and others have folded the log since: nothing was changed, so it may be repeated.
-        if result == records.SWAPPED:
+        if result == replay.SWAPPED:
             return op.value
-        return op.expected if result == records.MISSING else records.decode_value(result[1:])
+        return op.expected if result == replay.MISSING else records.decode_value(result[1:])
 
     def wait(self, keys: Keys, timeout: timedelta | None = None) -> None:
         """Wait until all keys exist.
@@ -127,14 +136,15 @@ class KubernetesStore(dist.Store):  # type: ignore[misc]  # torch is not analyse
         self._wait([_key(key) for key in keys], timeout)
 
     def check(self, keys: Keys) -> bool:
-        """Whether all keys exist now."""
+        """Whether all keys exist, at one moment."""
         core, retry = self._start()
         by_shard = _by_shard(_key(key) for key in keys)
-        return all(_has(core.read(index, retry), wanted) for index, wanted in by_shard.items())
+        states = _read(core, by_shard, retry)
+        return all(states[index].has(key) for index, wanted in by_shard.items() for key in wanted)
 
     def delete_key(self, key: str) -> bool:
         """Delete a key; whether it existed."""
-        return self._run(Op("delete", _key(key))) != f"{records.NUMBER}0"
+        return self._run(Op("delete", _key(key))) != f"{replay.NUMBER}0"
 
     def num_keys(self) -> int:
         """Number of keys: exact, of one moment."""
@@ -143,31 +153,50 @@ class KubernetesStore(dist.Store):  # type: ignore[misc]  # torch is not analyse
     def list_keys(self) -> list[str]:
         """All keys, of one moment."""
         core, retry = self._start()
-        return sorted(key for state in core.read_all(retry) for key in state.names())
+        found: list[str] = []
+        for index, state in enumerate(core.read_all(retry)):
+            with core.legible(index):
+                found += state.names()
+        return sorted(found)
 
     def append(self, key: str, value: Value) -> None:
         """Append to the value of a key, which need not exist."""
         self._run(Op("append", _key(key), _bytes(value)))
 
     def multi_get(self, keys: Keys) -> list[bytes]:
-        """Values of keys; waits for all of them, as `get`."""
+        """Values that keys have at one moment; waits until all of them exist, as `get`."""
         names = [_key(key) for key in keys]
-        states = self._wait(names, None)
+        by_shard = _by_shard(names)
+        deadline = time.monotonic() + (self.timeout.total_seconds() or _FOR_EVER)
+        states: Mapping[int, State] = self._wait(names, None)
+        core, retry = self._start()
+        while len(by_shard) > 1:
+            states = _read(core, by_shard, retry)
+            if all(states[index].has(key) for index, wanted in by_shard.items() for key in wanted):
+                break
+            self._wait(names, _left(deadline))
         # A queue of that name counts as existing, as for TCPStore, and has no value.
-        return [states[records.shard_of(name)].value(name) or b"" for name in names]
+        values = []
+        for name in names:
+            index = records.shard_of(name)
+            with core.legible(index):
+                values.append(states[index].value(name) or b"")
+        return values
 
     def multi_set(self, keys: Sequence[str | bytes], values: Sequence[Value]) -> None:
-        """Set several keys."""
+        """Set several keys, at one moment; if there is no room for one of them, none is set."""
         if len(keys) != len(values):
             raise dist.DistStoreError("multiSet keys and values vectors must be of same size")
-        core, retry = self._start()
-        ops = [Op("set", _key(key), _bytes(value)) for key, value in zip(keys, values, strict=True)]
-        by_shard: defaultdict[int, list[Op]] = defaultdict(list)
-        for op in ops:
+        groups: defaultdict[int, list[Op]] = defaultdict(list)
+        for key, value in zip(keys, values, strict=True):
+            op = Op("set", _key(key), _bytes(value))
             _refuse_large(op)
-            by_shard[records.shard_of(op.key)].append(op)
-        for index, group in by_shard.items():
-            for op, result in zip(group, core.run(index, group, retry), strict=True):
+            groups[records.shard_of(op.key)].append(op)
+        for group in groups.values():
+            _refuse_many(group)
+        _, retry = self._start()
+        for index, results in set_together(self._appends, groups, retry).items():
+            for op, result in zip(groups[index], results, strict=False):
                 _refuse(op, result)
 
     def has_extended_api(self) -> bool:
@@ -186,11 +215,10 @@ class KubernetesStore(dist.Store):  # type: ignore[misc]  # torch is not analyse
             DistStoreError: there was none within the store's timeout.
         """
         deadline = time.monotonic() + (self.timeout.total_seconds() or _FOR_EVER)
-        while (result := self._run(Op("pop", _key(key)))) == records.EMPTY:
+        while (result := self._run(Op("pop", _key(key)))) == replay.EMPTY:
             if not block:
                 raise dist.QueueEmptyError("queue is empty")
-            left = timedelta(seconds=max(deadline - time.monotonic(), 0.001))  # 0 would be for ever.
-            self._wait([_key(key)], left, lambda state, name: state.queue_len(name) > 0)
+            self._wait([_key(key)], _left(deadline), lambda state, name: state.queue_len(name) > 0)
         return records.decode_value(result[1:])
 
     def queue_len(self, key: str) -> int:
@@ -242,8 +270,8 @@ class KubernetesStore(dist.Store):  # type: ignore[misc]  # torch is not analyse
 
     def _run(self, op: Op) -> str:
         _refuse_large(op)
-        core, retry = self._start()
-        result = core.run(records.shard_of(op.key), [op], retry)[0]
+        _, retry = self._start()
+        result = self._appends.run(records.shard_of(op.key), [op], retry)[0]
         _refuse(op, result)
         return result
 
@@ -296,8 +324,15 @@ def _by_shard(keys: Iterable[str]) -> dict[int, list[str]]:
     return by_shard
 
 
-def _has(state: State, keys: Iterable[str]) -> bool:
-    return all(state.has(key) for key in keys)
+def _read(core: Shards, indexes: Collection[int], retry: Retry) -> Mapping[int, State]:
+    """States of shards at one moment: one of them by itself, which is faster, or all."""
+    if len(indexes) <= 1:
+        return {index: core.read(index, retry) for index in indexes}
+    return dict(enumerate(core.read_all(retry)))
+
+
+def _left(deadline: float) -> timedelta:
+    return timedelta(seconds=max(deadline - time.monotonic(), 0.001))  # 0 would be for ever.
 
 
 def _all_ready(ready: Callable[[State, str], bool], keys: Sequence[str]) -> Callable[[State], bool]:
@@ -315,14 +350,23 @@ def _refuse_large(op: Op) -> None:
         )
 
 
+def _refuse_many(ops: Sequence[Op]) -> None:
+    size = records.size_of(records.entry_of("", 0, ops))
+    if size > records.FOLD_SIZE:
+        raise dist.DistStoreError(
+            f"multi_set of key {ops[0].key[:200]!r} and {len(ops) - 1} others of one shard: {size} characters as base64,"
+            f" the limit is {records.FOLD_SIZE}; {_ADVICE}"
+        )
+
+
 def _refuse(op: Op, result: str) -> None:
     key = repr(op.key[:200])
-    if result == records.TOO_LARGE:
+    if result == replay.TOO_LARGE:
         problem = f"with these {len(op.value)} bytes its value would exceed the limit of {records.MAX_VALUE}; {_ADVICE}"
-    elif result == records.FULL:
+    elif result == replay.FULL:
         limit = f"{records.MAX_DATA} bytes of base64, of which each store has {records.SHARDS} times as much"
         problem = f"no room for {len(op.value)} more bytes: the limit of its shard is {limit}; {_ADVICE}"
-    elif result == records.NO_NUMBER:
+    elif result == replay.NO_NUMBER:
         problem = "its value is not a number"
     else:
         return
