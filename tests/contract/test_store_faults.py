@@ -642,6 +642,24 @@ def test_one_that_was_ended_by_others_is_tried_again(
     assert direct.multi_get(keys) == [b"2", b"2"]
 
 
+def test_a_shard_that_is_made_while_all_are_listed_is_not_taken_for_deleted(
+    opener: Open, proxy: FaultProxy, direct: KubernetesStore
+) -> None:
+    store, keys = opener(proxy), keys_of_shards(0, 5)
+    with ThreadPoolExecutor() as pool:
+        waiting = pool.submit(store.get, keys[0])
+        while "WATCH" not in writes(proxy):
+            time.sleep(0.01)
+        listing = proxy.inject("trickle", method="GET", path=PATH + r"\?", seconds=0.03)
+        checking = pool.submit(store.check, keys)
+        assert listing.hit.wait(20)
+        time.sleep(0.5)  # The API server has answered; the answer is under way.
+        direct.set(keys[0], "x")
+        assert waiting.result(30) == b"x"
+        assert not checking.done()
+        assert checking.result(30) is False
+
+
 # Others may write anything.
 
 

@@ -264,6 +264,7 @@ class Shards:
 
     def read_all(self, retry: Retry) -> list[State]:
         """States of all shards at one moment, not before this call."""
+        known = {shard.name for shard in self.shards if shard.object is not None}  # Before asking, as in `get`.
         try:
             found = self.client.list(STORES, self.namespace, label_selector=f"{records.LABEL}={self.name}", retry=retry)
         except ApiError as error:
@@ -272,10 +273,10 @@ class Shards:
         states = []
         for shard in self.shards:
             item = items.get(shard.name)
-            known = shard.object is not None and item is None
             if item is not None:
                 self.see(shard, item)
-            if known or shard.deleted:
+            shard.deleted = shard.deleted or (item is None and shard.name in known)
+            if shard.deleted:
                 raise self._deleted(shard)
             state = shard.state() if item is shard.object else _replayed(item)
             waits = state.prepared
