@@ -8,7 +8,7 @@ BACKEND ?= kubernetes
 export BACKEND
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-unit test-contract test-cluster bench lint format cluster cluster-down tools venv render clean
+.PHONY: help demo test test-unit test-contract test-cluster faults bench lint format cluster cluster-down tools venv render clean
 
 help: ## what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -22,10 +22,13 @@ test-unit: venv
 	$(BIN)/pytest -n 2 tests/unit
 
 test-contract: venv
-	$(BIN)/pytest -n 2 --dist loadfile tests/contract
+	$(BIN)/pytest -n 2 --dist loadfile tests/contract tests/faults
 
 test-cluster: venv
 	$(BIN)/pytest tests/cluster
+
+faults: venv ## the long form of tests/faults: hundreds of histories of the store under faults, and seeded bugs
+	RDZV_FAULTS=long $(BIN)/pytest tests/faults
 
 bench: venv ## every rendezvous backend side by side: a table, and .local/bench.json (BENCH_ONLY=form-fixed BENCH_N=2,8 for parts)
 	$(BIN)/python tests/bench/run.py

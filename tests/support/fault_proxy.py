@@ -91,6 +91,8 @@ class FaultProxy:
         # With a client certificate the API server would not look at a token, so requests with one go without it.
         self.anonymous = dataclasses.replace(self.upstream, credentials=Credentials())
         self.requests: list[Seen] = []
+        self.lost = 0
+        """Requests that were carried out, and whose reply was not passed on."""
         self._faults: list[Fault] = []
         self._lock = threading.Lock()
         self._handlers: set[_Handler] = set()
@@ -282,6 +284,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         kind = fault.kind if fault else ""
         if kind == "lose-reply":
             response.read()
+            self.server.proxy.lost += 1
             raise _CutError
         self.send_response(response.status)
         for key, value in response.getheaders():

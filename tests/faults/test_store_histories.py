@@ -1,0 +1,130 @@
+"""Histories of a store's clients under faults: an order of the operations explains all that was seen, or the store is wrong.
+
+The short form is part of the contract tests. RDZV_FAULTS=long (`make faults`) is the campaign: 240 histories, 10,000
+operations with lost replies, and every seeded bug.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from faults import campaign
+from faults.campaign import KINDS, Nursery, Outcome
+from faults.checker import Operation, verdicts
+from faults.seeded import BUGS
+from support.cluster_fixtures import LocalCluster
+from support.torchrun_fleet import install_crds
+
+LONG = os.environ.get("RDZV_FAULTS") == "long"
+HISTORIES = range(15) if LONG else range(1)
+"""Of each kind of fault."""
+ATTEMPTS = 8
+"""Histories in which a seeded bug may show."""
+SEEDED = list(BUGS) if LONG else ["a multi_set goes shard by shard"]
+LOST_CLIENTS, LOST_ADDS = (8, 1000) if LONG else (4, 12)
+pytestmark = pytest.mark.timeout(3600)
+
+
+@pytest.fixture(scope="module")
+def kubeconfig(control_plane: LocalCluster) -> Path:
+    install_crds(control_plane)
+    return control_plane.kubeconfig
+
+
+@pytest.fixture(scope="module")
+def nursery() -> Iterator[Nursery]:
+    nursery = Nursery()
+    yield nursery
+    nursery.close()
+
+
+def test_the_checker_finds_what_is_wrong() -> None:
+    def op(client: int, name: str, keys: list[int], call: int, end: int, *result: str, **more: object) -> Operation:
+        return dataclasses.replace(Operation(client, name, keys, (), 0, call, end, result), **more)  # type: ignore[arg-type]
+
+    one, two = op(0, "add", [0], 1, 2, "1", amount=1), op(1, "add", [0], 3, 4, "2", amount=1)
+    both = op(0, "multi_set", [0, 1], 1, 6, values=["x", "y"])
+    push = op(0, "queue_push", [0], 1, 2, values=["v"])
+    lost = op(1, "set", [0], 1, 0, values=["z"])
+    right = [
+        [one, two],
+        [dataclasses.replace(one, returned=9, result=["2"]), dataclasses.replace(two, result=["1"])],
+        [both, op(1, "get", [0], 2, 3, "x"), op(1, "get", [1], 4, 5, "y")],
+        [push, op(1, "queue_pop", [0], 3, 4, "value", "v"), op(1, "queue_pop", [0], 5, 6, "empty")],
+        [lost, op(0, "check", [0], 2, 3, "false"), op(0, "get", [0], 4, 5, "z")],
+        [lost, op(0, "check", [0], 4, 5, "false")],
+        [op(0, "compare_set", [4], 1, 2, "a", values=["", "a"]), op(0, "num_keys", [], 3, 4, "1")],
+    ]
+    wrong = [
+        [dataclasses.replace(one, result=["2"]), dataclasses.replace(two, result=["1"])],
+        [one, dataclasses.replace(two, result=["3"])],
+        [one, dataclasses.replace(two, result=["1"])],
+        [both, op(1, "get", [0], 2, 3, "x"), op(1, "check", [0, 1], 4, 5, "false")],
+        [both, op(1, "check", [1], 7, 8, "false")],
+        [push, op(1, "queue_pop", [0], 3, 4, "empty")],
+        [push, *(op(i, "queue_pop", [0], 3, 4, "value", "v") for i in (1, 2))],
+        [lost, op(0, "get", [0], 2, 3, "z"), op(0, "check", [0], 4, 5, "false")],
+        [op(i, "compare_set", [4], 1, 2, str(i), values=["", str(i)]) for i in (1, 2)],
+    ]
+    assert verdicts(right) == ["ok"] * len(right)
+    assert verdicts(wrong) == ["illegal"] * len(wrong)
+
+
+def _judge(outcome: Outcome, place: Path) -> None:
+    assert outcome.problems == []
+    verdict = verdicts([outcome.history])
+    place.with_suffix(".json").write_text(json.dumps([dataclasses.asdict(op) for op in outcome.history]))
+    assert verdict == ["ok"], place.with_suffix(".json")
+
+
+@pytest.mark.parametrize("number", HISTORIES)
+@pytest.mark.parametrize("fault", KINDS)
+def test_every_history_has_an_order_under(
+    fault: str, number: int, nursery: Nursery, kubeconfig: Path, tmp_path: Path
+) -> None:
+    clients = 4 + number % 5
+    outcome = campaign.run(nursery, kubeconfig, tmp_path / "h", fault, number, clients=clients)
+    assert len(outcome.history) > 20
+    _judge(outcome, tmp_path / "h")
+
+
+@pytest.mark.parametrize("number", range(15 if LONG else 2))
+def test_histories_of_torchs_own_store_have_an_order(number: int, nursery: Nursery, tmp_path: Path) -> None:
+    _judge(campaign.run_tcp(nursery, tmp_path / "h", number, clients=4 + number % 5), tmp_path / "h")
+
+
+def test_add_and_compare_set_count_once_however_many_replies_are_lost(
+    nursery: Nursery, kubeconfig: Path, tmp_path: Path
+) -> None:
+    outcome = campaign.run(
+        nursery, kubeconfig, tmp_path / "h", "lose-reply", 1, clients=LOST_CLIENTS, operations=LOST_ADDS, work="count"
+    )
+    assert outcome.problems == []
+    total = LOST_CLIENTS * LOST_ADDS
+    done = Counter(op.op for op in outcome.history if op.returned)
+    assert sorted(int(op.result[0]) for op in outcome.history if op.op == "add") == list(range(1, total + 1))
+    swapped = [op.values[1] for op in outcome.history if op.op == "compare_set" and op.result[0] == op.values[1]]
+    assert sorted(int(value.split(":")[0]) for value in swapped) == list(range(1, total // 4 + 1))
+    assert done["add"] + done["compare_set"] >= total + total // 4
+    print(f"{dict(done)}, {outcome.lost} replies lost")
+    assert outcome.lost > total // 40
+
+
+@pytest.mark.parametrize("bug", SEEDED)
+def test_the_checker_sees_that(bug: str, nursery: Nursery, kubeconfig: Path, tmp_path: Path) -> None:
+    started = time.monotonic()
+    for attempt in range(ATTEMPTS):
+        place = tmp_path / f"h{attempt}"
+        seed = BUGS[bug]
+        outcome = campaign.run(nursery, kubeconfig, place, seed.fault, attempt, operations=seed.operations, bug=bug)
+        if verdicts([outcome.history]) == ["illegal"]:
+            print(f"{bug}: seen in history {attempt + 1}, after {time.monotonic() - started:.0f} s")
+            return
+    pytest.fail(f"not seen in {ATTEMPTS} histories")
