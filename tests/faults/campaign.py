@@ -152,6 +152,9 @@ FAULTS: dict[str, Fault] = {
     "cut-before": _requests({"kind": "cut-before", "times": 2}),
     "delay": _requests({"kind": "delay", "seconds": 0.3, "method": "PATCH"}, {"kind": "delay", "seconds": 0.2}),
     "conflicts": _requests(_storm(409, "Conflict", method="PATCH")),
+    "letters-stay": _requests(
+        _storm(409, "Conflict", method="PATCH"), {"kind": "cut-before", "method": "DELETE", "times": 6}
+    ),
     "busy": _requests(_storm(429, "TooManyRequests", retry_after=0)),
     "errors": _requests(_storm(500, "InternalError", times=3)),
     "unavailable": _requests(_storm(503, "ServiceUnavailable", times=3)),

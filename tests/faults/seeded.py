@@ -127,6 +127,6 @@ BUGS = {
     "a writer aborts without a decision": Bug(_abort_without_a_decision, "delay"),
     "an entry is appended anew after a lost reply": Bug(_append_anew_after_a_lost_reply, "lose-reply"),
     "what is unknown is called not done": Bug(_unknown_is_called_not_done, "outage"),
-    "a letter counts as often as it is read": Bug(_a_number_may_be_used_twice, "conflicts"),
+    "a letter counts as often as it is read": Bug(_a_number_may_be_used_twice, "letters-stay"),
     "a forked child writes under its parent's name": Bug(_a_forked_child_writes_under_its_parents_name, "fork"),
 }
