@@ -34,7 +34,7 @@ from rdzv.protocol.records import RUNNING, Leader, Member, Round, salted_fingerp
 from rdzv.spec import API_VERSION, LABEL
 
 INDEX = "batch.kubernetes.io/job-completion-index"
-SCENARIO = "operator"
+MANY, ONE = "operator-many", "operator-one"
 USER_AGENT = "bench"
 
 WORLDS, PODS_EACH, NAMESPACES = 1000, 10, 10
@@ -273,7 +273,7 @@ def _many(lab: Lab, results: Results, place: Path) -> None:
     run = os.urandom(2).hex()
     worlds = [(f"many-{run}-{number % NAMESPACES}", f"w-{number}") for number in range(WORLDS)]
     _make_worlds(lab, worlds, PODS_EACH)
-    add = _adder(results, WORLDS)
+    add = _adder(results, MANY, WORLDS)
     api, log = Api(lab.kubeconfig), lab.servers.audit_log
     start = log.stat().st_size
     with _operator(lab, place) as operator:
@@ -319,7 +319,7 @@ def _one(lab: Lab, results: Results, place: Path) -> None:
     """One Rendezvous of many pods: its agents ask to join, and a coordinator writes the world."""
     namespace, name = f"one-{os.urandom(2).hex()}", "large"
     _make_worlds(lab, [(namespace, name)], LARGE)
-    add = _adder(results, LARGE)
+    add = _adder(results, ONE, LARGE)
     api = Api(lab.kubeconfig)
     uid = api.send("GET", path("rendezvous", namespace, name))["metadata"]["uid"]
     uids = _uids(lab, namespace)
@@ -335,15 +335,15 @@ def _one(lab: Lab, results: Results, place: Path) -> None:
         lab.side_by_side([_joiner(lab.kubeconfig, namespace, members[part::_MAKERS]) for part in range(_MAKERS)])
         api.send("POST", path("rendezvousrounds", namespace), _round(name, uid, members).to_object(namespace))
         wait = _wait(lambda: _formed(api, namespace, name), began)
-        add("form-large", "s", [wait])
+        add("form", "s", [wait])
         time.sleep(2.0)
-        add("form-large-bytes", "MB", [Sample((_bytes(lab) - before - api.received) / 1e6)])
-        add("form-large-processor", "s", [Sample(operator.processor() - used)])
+        add("form-bytes", "MB", [Sample((_bytes(lab) - before - api.received) / 1e6)])
+        add("form-processor", "s", [Sample(operator.processor() - used)])
         add("memory", "MB", [Sample(operator.rss() / 1e6, note=f"{operator.peak():.0f} at its most")])
 
 
-def _adder(results: Results, n: int) -> Callable[[str, str, list[Sample]], None]:
-    return lambda metric, unit, samples: results.add(SCENARIO, "kubernetes", n, metric, unit, samples)
+def _adder(results: Results, scenario: str, n: int) -> Callable[[str, str, list[Sample]], None]:
+    return lambda metric, unit, samples: results.add(scenario, "kubernetes", n, metric, unit, samples)
 
 
 def _by_kind(found: Sequence[Object]) -> str:
