@@ -243,3 +243,17 @@ def test_after_a_restore_older_versions_count_again() -> None:
     cache.distrust(PODS, None)
     assert put(cache, pod_object("a"), 7) == {("team", "mnist")}
     assert id_of(pod_object("a")) == ("team", "a")
+
+
+@pytest.mark.parametrize("spoiled", ["metadata.labels", "spec", "status"])
+def test_an_object_that_cannot_be_read_at_all_does_not_stop_the_others(spoiled: str) -> None:
+    truth, cache = Truth(), Cache()
+    truth.set("a", "mnist", "Running")
+    truth.set("b", "mnist", "Running")
+    inner = truth.objects["a"]
+    *path, last = spoiled.split(".")
+    for name in path:
+        inner = inner[name]
+    inner[last] = "not an object"
+    fill(truth, cache, PODS, None, lambda _: None)  # type: ignore[arg-type]
+    assert [pod.name for pod in cache.view(("team", "mnist")).observed.pods] == ["b"]

@@ -40,7 +40,7 @@ _OVERRIDDEN = 20
 class Kind:
     """A kind that is kept. `selector`: labels without which an object is none of ours. `read`: whom it concerns, and what is kept of it.
 
-    `read` may raise ValueError for an object that is not as its schema says: it is as good as none, and logged once.
+    An object that `read` can't read, as it is not as its schema says, is as good as none, and logged once.
     """
 
     api_version: str
@@ -312,8 +312,8 @@ def _name_unreadable(kind: str, name: str, why: str) -> None:
 def _read(kind: Kind, obj: ReadOnlyObject, version: Version) -> _Entry:
     try:
         names, value = kind.read(obj)
-    except ValueError as error:
-        _log.warning("%s %s is left aside: %s", kind.kind, "/".join(id_of(obj)), error)
+    except Exception as error:  # noqa: BLE001 - whatever one object holds must not keep the others from being seen
+        _log.warning("%s %s is left aside: %s: %.200s", kind.kind, "/".join(id_of(obj)), type(error).__name__, error)
         return _Entry(version, frozenset(), None)
     return _Entry(version, names, value)
 
