@@ -30,7 +30,8 @@ from support.operator_process import OperatorProcess
 from rdzv.control.inject import InjectionSettings, inject
 from rdzv.kube.config import from_kubeconfig
 from rdzv.objects import Object
-from rdzv.protocol.records import RUNNING, Leader, Member, Round, salted_fingerprints
+from rdzv.protocol.encoding import salted_fingerprints
+from rdzv.protocol.records import RUNNING, Leader, Member, Round
 from rdzv.spec import API_VERSION, LABEL
 
 INDEX = "batch.kubernetes.io/job-completion-index"

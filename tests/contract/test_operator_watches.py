@@ -44,10 +44,12 @@ def operator(proxy: FaultProxy, light_namespace: str, tmp_path: Path) -> Iterato
 
 
 @pytest.fixture
-def provisioned(operator: OperatorProcess, kube: Kube, light_namespace: str) -> OperatorProcess:
+def provisioned(operator: OperatorProcess, kube: Kube, light_namespace: str, proxy: FaultProxy) -> OperatorProcess:
     """Rendezvous `mnist` of backend c10d and its two pods, served through the proxy."""
     set_up(kube, light_namespace, "rendezvous first")
     eventually(lambda: is_provisioned(kube, light_namespace))
+    # On a busy machine kopf still asks what kinds there are, and starts its watch after that.
+    eventually(lambda: any(seen.method == "WATCH" and "/rendezvous?" in seen.target for seen in proxy.requests))
     return operator
 
 

@@ -313,7 +313,8 @@ def _read(kind: Kind, obj: ReadOnlyObject, version: Version) -> _Entry:
     try:
         names, value = kind.read(obj)
     except Exception as error:  # noqa: BLE001 - whatever one object holds must not keep the others from being seen
-        _log.warning("%s %s is left aside: %s: %.200s", kind.kind, "/".join(id_of(obj)), type(error).__name__, error)
+        why = str(error) if isinstance(error, ValueError) else f"it can't be read: {type(error).__name__}"
+        _name_unreadable(kind.kind, "/".join(id_of(obj)), why)
         return _Entry(version, frozenset(), None)
     return _Entry(version, names, value)
 
