@@ -1,75 +1,152 @@
 """The operator: watches Rendezvous objects, their children and the pods that opted in, and reconciles.
 
-Run as `kopf run operator/main.py --all-namespaces --standalone`. Handlers only say which object wants a pass (see docs/adr/0002-kopf.md):
-no kopf handler keeps state, so kopf writes neither annotations nor finalizers on anything.
+Run as `kopf run operator/main.py --all-namespaces --standalone`. The handler only tells memory (`rdzv.control.cache`) what there is, and
+which object wants a pass (see docs/adr/0002-kopf.md). No handler keeps state in kopf, so kopf writes neither annotations nor finalizers.
 """
 
 from __future__ import annotations
 
 import asyncio
 import datetime
+import itertools
 import logging
 import random
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
 
+import click
 import kopf
 
-from rdzv.control.apply import KubernetesAPI, RequestFailed
-from rdzv.control.children import MANAGED_BY_LABEL, MANAGER
+from rdzv.control.apply import KubernetesAPI
+from rdzv.control.cache import KINDS, RENDEZVOUS, Cache, Key
+from rdzv.control.feed import WATCH, Comparison, Feed, Wake, fill
 from rdzv.control.queue import WorkQueue
-from rdzv.control.reconcile import Key, reconcile
+from rdzv.control.reconcile import Reconciler
+from rdzv.control.transport import RequestFailed
 from rdzv.registry import backend_registry
-from rdzv.spec import GROUP, KIND, LABEL, PLURAL, VERSION
+from rdzv.spec import GROUP, PLURAL, VERSION
 
 _log = logging.getLogger("rdzv.operator")
 
-#: Seconds between passes over everything. Watches tell of changes; this finds what a watch lost.
+#: Seconds between passes over everything, from memory: for what depends on time, and for what nobody thought of.
 RESYNC = 300.0
+#: Passes at once. More would only wait for the API server, which answers writes one after the other.
+PASSES = 8
+#: Seconds that kopf may take to end. Its shutdown can hang (seen after errors of all its watches), and would then be alive and deaf.
+EXIT = 10.0
 
 
 @kopf.on.startup()
 async def start(settings: kopf.OperatorSettings, memo: kopf.Memo, **_: Any) -> None:
-    """Configures kopf and starts the queue. Events arrive only after this returns."""
+    """Configures kopf, and starts the watches and the queue. kopf's events arrive only after this returns."""
     configure(settings)
     api = await asyncio.to_thread(KubernetesAPI.from_environment)
     registry = backend_registry()
     for name, reason in registry.failed.items():
         _log.warning("plug-in %r could not be loaded: %s", name, reason)
 
-    async def work(key: Key) -> float | None:
-        return await asyncio.to_thread(reconcile, api, registry, key)
+    memo.cache = cache = Cache()
+    reconciler = Reconciler(api, cache, registry)
+    loop, executor, complete = asyncio.get_running_loop(), ThreadPoolExecutor(PASSES, "pass"), asyncio.Event()
 
-    memo.queue = WorkQueue(work, expected=(RequestFailed,))
-    memo.resync = asyncio.create_task(_resync(api, memo.queue))
+    async def work(key: Key) -> float | None:
+        await complete.wait()
+        return await loop.run_in_executor(executor, reconciler.reconcile, key)
+
+    memo.queue = queue = WorkQueue(work, expected=(RequestFailed,))
+
+    def wake(keys: Iterable[Key]) -> None:
+        """From any thread."""
+        for key in keys:
+            loop.call_soon_threadsafe(queue.add, key)
+
+    api.learned = lambda obj: wake(cache.learn(obj))
+    served = namespaces()
+    feeds = [
+        Feed(api, cache, kind, namespace, wake) for kind in KINDS for namespace in served if kind is not RENDEZVOUS
+    ]
+    memo.threads = [*feeds, Comparison(api, cache, [(kind, namespace) for kind in KINDS for namespace in served], wake)]
+    for thread in memo.threads:
+        thread.start()
+    memo.tasks = [
+        asyncio.create_task(_fill(api, cache, feeds, wake, complete)),
+        asyncio.create_task(_resync(cache, queue)),
+    ]
     _log.info("backends: %s", ", ".join(registry.names()))
 
 
 @kopf.on.cleanup()
 async def stop(memo: kopf.Memo, **_: Any) -> None:
     """Ends what `start` began. A pass cut off here is simply made again by the next process."""
-    if "resync" in memo:
-        memo.resync.cancel()
+    if "tasks" in memo:
+        for task in memo.tasks:
+            task.cancel()
+        for thread in memo.threads:
+            thread.end()
         await memo.queue.close()
 
 
 def configure(settings: kopf.OperatorSettings) -> None:
     """kopf's settings, each with what goes wrong without it (docs/adr/0002-kopf.md)."""
-    logging.getLogger("kopf.objects").setLevel(logging.WARNING)  # else a line for each event of each pod
+    logging.getLogger("kopf.objects").setLevel(logging.WARNING)  # else a line for each event of each object
     logging.getLogger("aiohttp.access").setLevel(logging.WARNING)  # and one for each probe
     settings.posting.enabled = False  # our Events say what users need; kopf's say what handlers do
     settings.scanning.disabled = True  # else it needs to watch all CRDs and namespaces
     settings.admission.managed = None  # the chart owns the admission configuration
     settings.peering.standalone = True  # peering is no leader election: one replica instead
-    settings.watching.server_timeout = 300  # silent stalls behind load balancers (kopf#957)
-    settings.watching.connect_timeout = 10
+    settings.process.ultimate_exiting_timeout = EXIT
+    settings.watching.server_timeout = WATCH // 2  # a watch that goes silent is known by its not ending (kopf#957)
+    settings.watching.inactivity_timeout = WATCH // 2 + 4
+    settings.watching.client_timeout = WATCH // 2 + 4  # of the whole request, so that it is also the answer's
+    settings.watching.connect_timeout = 5
     settings.watching.reconnect_backoff = 1
-    settings.watching.chunk_size = 500  # else all pods of the cluster arrive in one response (kopf#1311)
+    settings.watching.chunk_size = 500  # else all objects of the cluster arrive in one response (kopf#1311)
     settings.networking.request_timeout = 15
     settings.networking.connect_timeout = 5
-    settings.watching.label_selectors["pods"] = LABEL  # server side: pods that did not opt in are never sent
-    for children in ("configmaps", "services", "roles", "rolebindings"):
-        settings.watching.label_selectors[children] = f"{LABEL},{MANAGED_BY_LABEL}={MANAGER}"
+    settings.networking.error_backoffs = Backoffs()
+    settings.queueing.idle_timeout = 0.5  # a task, with the object, is kept for so long after each event
+
+
+class Backoffs:
+    """Seconds between attempts of a request of kopf's, without end: kopf's own sequence ends after 54 s, and the operator with it."""
+
+    def __iter__(self) -> Iterator[float]:
+        """Of one request."""
+        return itertools.chain((1.0, 1.0, 2.0, 3.0), (random.uniform(2.5, 5.0) for _ in itertools.count()))  # noqa: S311 - jitter
+
+
+def namespaces() -> list[str | None]:
+    """Those that kopf was told to serve (`--namespace`); [None]: all. kopf itself does not tell its handlers.
+
+    Raises:
+        ValueError: a pattern, which would need to watch all namespaces.
+    """
+    context = click.get_current_context(silent=True)
+    given: list[str] = list((context.params if context else {}).get("namespaces") or ())
+    for pattern in given:
+        if not pattern.replace("-", "").isalnum():
+            raise ValueError(f"--namespace {pattern}: name each namespace, patterns are not supported")
+    return [*dict.fromkeys(given)] or [None]
+
+
+async def _fill(api: KubernetesAPI, cache: Cache, feeds: Sequence[Feed], wake: Wake, complete: asyncio.Event) -> None:
+    """Passes begin when memory has everything: they would take pods that were not read yet for gone.
+
+    kopf does not say when it has listed the Rendezvous, hence a list of our own.
+    """
+    for namespace in {feed.namespace for feed in feeds}:
+        while True:
+            try:
+                await asyncio.to_thread(fill, api, cache, RENDEZVOUS, namespace, wake)
+                break
+            except RequestFailed as error:
+                _log.warning("Rendezvous could not be listed, again in a second: %s", error)
+                await asyncio.sleep(1.0)
+    while not all(feed.synced.is_set() for feed in feeds):
+        await asyncio.sleep(0.05)
+    complete.set()
 
 
 @kopf.on.login()
@@ -82,43 +159,15 @@ def login(settings: kopf.OperatorSettings, **kwargs: Any) -> kopf.ConnectionInfo
 
 
 @kopf.on.event(GROUP, VERSION, PLURAL)
-async def rendezvous_changed(namespace: str | None, name: str, memo: kopf.Memo, **_: Any) -> None:
+async def rendezvous_changed(event: kopf.RawEvent, memo: kopf.Memo, **_: Any) -> None:
     """A Rendezvous came, changed or went."""
-    memo.queue.add((namespace, name))
+    tell = memo.cache.remove if event["type"] == "DELETED" else memo.cache.put
+    for key in tell(RENDEZVOUS, event["object"]):
+        memo.queue.add(key)
 
 
-@kopf.on.event("", "v1", "pods", labels={LABEL: kopf.PRESENT})
-async def pod_changed(namespace: str | None, labels: kopf.Labels, memo: kopf.Memo, **_: Any) -> None:
-    """A pod that opted in came, changed or went."""
-    memo.queue.add((namespace, labels[LABEL]))
-
-
-@kopf.on.event(GROUP, VERSION, "rendezvousrounds", labels={LABEL: kopf.PRESENT})
-@kopf.on.event(GROUP, VERSION, "rendezvousmembers", labels={LABEL: kopf.PRESENT})
-async def world_changed(namespace: str | None, labels: kopf.Labels, memo: kopf.Memo, **_: Any) -> None:
-    """An agent of the `kubernetes` backend wrote what it wants, or a coordinator a world."""
-    memo.queue.add((namespace, labels[LABEL]))
-
-
-@kopf.on.event("", "v1", "configmaps", labels={LABEL: kopf.PRESENT, MANAGED_BY_LABEL: MANAGER})
-@kopf.on.event("", "v1", "services", labels={LABEL: kopf.PRESENT, MANAGED_BY_LABEL: MANAGER})
-@kopf.on.event("rbac.authorization.k8s.io", "v1", "roles", labels={LABEL: kopf.PRESENT, MANAGED_BY_LABEL: MANAGER})
-@kopf.on.event(
-    "rbac.authorization.k8s.io", "v1", "rolebindings", labels={LABEL: kopf.PRESENT, MANAGED_BY_LABEL: MANAGER}
-)
-async def child_changed(namespace: str | None, meta: kopf.Meta, labels: kopf.Labels, memo: kopf.Memo, **_: Any) -> None:
-    """A child was changed or deleted by hand, or by our own pass. Label and owner both name its Rendezvous: one may have been changed."""
-    memo.queue.add((namespace, labels[LABEL]))
-    for owner in meta.get("ownerReferences", []):
-        if owner["kind"] == KIND and owner["apiVersion"].startswith(f"{GROUP}/"):
-            memo.queue.add((namespace, owner["name"]))
-
-
-async def _resync(api: KubernetesAPI, queue: WorkQueue[Key]) -> None:
+async def _resync(cache: Cache, queue: WorkQueue[Key]) -> None:
     while True:
         await asyncio.sleep(random.uniform(0.8, 1.2) * RESYNC)  # noqa: S311 - jitter
-        try:
-            for key in await asyncio.to_thread(api.keys):
-                queue.add(key)
-        except RequestFailed as error:
-            _log.warning("resync failed, again in about %.0f s: %s", RESYNC, error)
+        for key in await asyncio.to_thread(cache.keys):
+            queue.add(key)

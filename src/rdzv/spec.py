@@ -22,6 +22,9 @@ LABEL = f"{GROUP}/rendezvous"
 #: The most nodes that a world may have, by any backend; the indexes of pods are below it.
 MAX_NODES = 10_000
 
+#: The operator's name in `managedFields`, Events and labels.
+MANAGER = "rendezvous-operator"
+
 #: Set by the operator on the one pod that hosts the store of a backend that needs a host.
 HOST_LABEL = f"{GROUP}/host"
 

@@ -33,6 +33,10 @@ def markdown(records: Sequence[Record], context: Mapping[str, object]) -> str:
         if chosen:
             parts += [f"### {title}\n", _matrix(chosen)]
             rest = [record for record in rest if record not in chosen]
+    of_operator = [record for record in rest if record.scenario.startswith("operator-")]
+    if of_operator:
+        parts += ["### The operator\n", _list(of_operator)]
+        rest = [record for record in rest if record not in of_operator]
     if rest:
         parts += ["### Stores and the library\n", _list(rest)]
     return "\n".join(parts)

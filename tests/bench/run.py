@@ -19,6 +19,7 @@ from bench import (  # noqa: E402 - they are found by the lines above
     cost,
     forming,
     names,
+    operator_scale,
     outage,
     pods,
     recovery,
@@ -32,7 +33,7 @@ from bench.records import Results  # noqa: E402
 OUTPUT = ROOT / ".local/bench.json"
 PAGE = ROOT / "docs/benchmarks.md"
 PODS = "pods"
-SCENARIOS = ["form-fixed", "form-elastic", "recover", "requests", "outage", "stores", "library", PODS]
+SCENARIOS = ["form-fixed", "form-elastic", "recover", "requests", "outage", "stores", "library", "operator", PODS]
 
 
 def options() -> argparse.Namespace:
@@ -63,6 +64,8 @@ def measure(
             cost.requests(lab, results)
         case "outage":
             outage.outage(lab, results)
+        case "operator":
+            operator_scale.operator(lab, results)
         case "stores":
             stores.stores(lab, results)
         case _:

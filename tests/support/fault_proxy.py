@@ -20,6 +20,7 @@ Kinds of faults for one request (`inject`; the first that matches and has `times
 - `close-at-once`: a watch that is accepted and ends, orderly, without an event
 - `error-event`: a watch that is accepted and sends an ERROR event with `status`, `reason`, `message`
 - `tear`: a watch whose next event is cut in the middle of its line
+- `lossy`: a watch that ends as it should and whose bookmarks arrive, but none of its events
 
 And for all connections: `cut()`, `freeze()` (half-open: those that exist stay open and go silent), `down()`, `up()`.
 """
@@ -292,17 +293,23 @@ class _Handler(http.server.BaseHTTPRequestHandler):
                 self.send_header(key, value)
         self.send_header("Transfer-Encoding", "chunked")
         self.end_headers()
+        rest = b""
         while data := response.read1(65536):
+            if kind == "lossy":
+                *lines, rest = (rest + data).split(b"\n")
+                data = b"".join(line + b"\n" for line in lines if b'"type":"BOOKMARK"' in line)
             if kind == "tear":
                 self.chunk(data[: len(data) // 2])
                 raise _CutError
             if self.server.proxy.frozen(self):
                 continue
-            for part in [data[i : i + 1] for i in range(len(data))] if kind == "trickle" else [data]:
+            for part in [data[i : i + 1] for i in range(len(data))] if kind == "trickle" else [data] if data else []:
                 self.chunk(part)
                 if fault and kind == "trickle" and fault.release.wait(fault.seconds):
                     raise _CutError
         response.close()  # http.client refuses the next request on this connection otherwise.
+        if self.server.proxy.frozen(self):
+            return
         self.wfile.write(b"0\r\n\r\n")
 
     def chunk(self, data: bytes) -> None:

@@ -91,9 +91,9 @@ def eventually(what: Callable[[], T | None], timeout: float = 30.0) -> T:
 
 
 class OperatorProcess:
-    """`kopf run operator/main.py`, as the image runs it."""
+    """`kopf run operator/main.py`, as the image runs it; `namespace`: the only one it serves (None: all)."""
 
-    def __init__(self, kubeconfig: Path, log: Path, namespace: str) -> None:
+    def __init__(self, kubeconfig: Path, log: Path, namespace: str | None) -> None:
         self._kubeconfig, self.log, self._namespace = kubeconfig, log, namespace
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -105,8 +105,7 @@ class OperatorProcess:
             "kopf",
             "run",
             "operator/main.py",
-            "--namespace",
-            self._namespace,
+            *(["--namespace", self._namespace] if self._namespace else ["--all-namespaces"]),
             "--standalone",
         ]
         with self.log.open("ab") as log:

@@ -267,3 +267,37 @@ def test_any_start_and_a_crash_anywhere_end_in_the_same_state(
     live = [pod for pod in map(builders.pod, namespace.pods.values()) if pod.live]
     eligible = {"c10d": live, "static": [pod for pod in live if pod.slot == 0]}.get(backend, [])
     assert len(namespace.hosts()) == (1 if eligible else 0)
+
+
+def marked(name: str, index: int, by: str, at: str = "2026-01-01T00:00:00Z", value: str = "true") -> dict[str, Any]:
+    """A running pod whose host label `by` has written."""
+    fields: dict[str, Any] = {"f:metadata": {"f:labels": {"f:rdzv.dev/host": {}}}}
+    entries = [
+        {"manager": "kubelet", "time": "2025-01-01T00:00:00Z", "fieldsV1": {"f:metadata": {}}},
+        {"manager": by, "time": at, "fieldsV1": fields},
+    ]
+    return pod_object(name, index=index, phase="Running", labels={"rdzv.dev/host": value}, managedFields=entries)
+
+
+def test_a_mark_that_somebody_else_sets_does_not_move_the_host() -> None:
+    pods = [marked("a", 0, "kubectl-label"), marked("b", 1, "rendezvous-operator")]
+    namespace = FakeNamespace(pods)
+    settle(rendezvous(), namespace)
+    assert namespace.hosts() == ["b"]
+
+
+def test_of_two_hosts_the_one_that_was_marked_first_stays() -> None:
+    # A host pod of another Rendezvous that was relabelled.
+    newer = marked("a", 0, "rendezvous-operator", "2026-01-02T00:00:00Z")
+    namespace = FakeNamespace([newer, marked("b", 1, "rendezvous-operator", "2026-01-01T00:00:00Z")])
+    settle(rendezvous(), namespace)
+    assert namespace.hosts() == ["b"]
+
+
+@pytest.mark.parametrize("value", ["no", ""])
+def test_a_mark_that_says_something_else_is_taken_off(value: str) -> None:
+    pods = [pod_object("a", index=0, phase="Running"), marked("b", 1, "kubectl-label", value=value)]
+    namespace = FakeNamespace(pods)
+    settle(rendezvous(), namespace)
+    assert namespace.hosts() == ["a"]
+    assert "rdzv.dev/host" not in namespace.pods["b"]["metadata"]["labels"]

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 
 import pytest
 
@@ -12,6 +13,7 @@ from rdzv.control.queue import WorkQueue
 def fast(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(queue_module, "DEBOUNCE", 0.001)
     monkeypatch.setattr(queue_module, "BACKOFF_FIRST", 0.002)
+    monkeypatch.setattr(queue_module, "REST_MAX", 0.002)
 
 
 async def until(condition: asyncio.Condition, predicate: object) -> None:
@@ -88,5 +90,29 @@ def test_work_can_ask_for_a_later_pass() -> None:
         await asyncio.sleep(0.05)
         assert calls == 3
         await queue.close()
+
+    asyncio.run(scenario())
+
+
+def test_a_key_that_takes_long_rests_longer_and_the_more_comes_meanwhile_is_one_pass(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(queue_module, "REST_MAX", 10.0)
+
+    async def scenario() -> None:
+        passes: list[tuple[float, float]] = []
+
+        async def work(_key: str) -> None:
+            began = asyncio.get_running_loop().time()
+            await asyncio.sleep(0.05)
+            passes.append((began, asyncio.get_running_loop().time()))
+
+        queue = WorkQueue(work)
+        while len(passes) < 3:
+            queue.add("a")
+            await asyncio.sleep(0.005)
+        await queue.close()
+        pauses = [after[0] - before[1] for before, after in itertools.pairwise(passes)]
+        assert min(pauses) >= queue_module.REST * 0.05
 
     asyncio.run(scenario())

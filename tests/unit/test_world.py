@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -7,7 +8,8 @@ import pytest
 from support import builders
 from support.builders import FakeNamespace, pod_object, rendezvous
 
-from rdzv.backends.kubernetes import HEARTBEAT
+from rdzv.backends import World
+from rdzv.backends.kubernetes import BACKEND, HEARTBEAT
 from rdzv.control.plan import plan
 from rdzv.observed import Observed
 from rdzv.protocol.encoding import (
@@ -43,7 +45,9 @@ def running(members: list[Member], number: int = 1, **changes: Any) -> Round:
 
 def status(pods: list[dict[str, Any]], record: Round | None, members: list[Member], **previous: Any) -> dict[str, Any]:
     subject = rendezvous("kubernetes", nodes={"min": 2, "max": 3})
-    observed = Observed(pods=[builders.pod(obj) for obj in pods], round=record, members=members)
+    seen = [builders.pod(obj) for obj in pods]
+    gone = frozenset(each.pod_uid for each in members) - {pod.uid for pod in seen}
+    observed = Observed(pods=seen, round=record, members=members, gone=gone)
     return builders.status_of(subject, observed, previous, NOW)
 
 
@@ -107,13 +111,51 @@ def test_formed_says_what_the_record_says(record: Round | None, expected: tuple[
     assert formed(status(PODS, record, [member(pod) for pod in PODS])) == expected
 
 
-def test_the_heart_beats_only_while_a_world_forms() -> None:
-    members = [member(pod) for pod in PODS]
-    forming = status(PODS, None, members)["roster"]["heartbeat"]
-    assert forming == NOW // HEARTBEAT
-    quiet = status(PODS, running(members), members, roster={"heartbeat": 7}, runID="uid-1")
-    assert quiet["roster"]["heartbeat"] == 7, "nothing to write in a quiet minute"
-    assert status([], None, [], roster={"heartbeat": 7})["roster"]["heartbeat"] == 7, "nobody is there to form one"
+def test_an_agent_is_dead_only_when_the_api_server_says_that_its_pod_is_gone() -> None:
+    subject, late = rendezvous("kubernetes"), member(pod_object("late"))
+    unseen = Observed(pods=[builders.pod(obj) for obj in PODS], members=[late])
+    assert roster(builders.status_of(subject, unseen, {}, NOW)).dead == frozenset()
+    asked = replace(unseen, gone=frozenset({"uid-of-late", "uid-of-nobody"}))
+    assert roster(builders.status_of(subject, asked, {}, NOW)).dead == frozenset({"uid-of-late"})
+
+
+def world(
+    pods: list[dict[str, Any]], record: Round | None, members: list[Member], now: float, **previous: Any
+) -> World:
+    observed = Observed(pods=[builders.pod(obj) for obj in pods], round=record, members=members)
+    return BACKEND.observe(rendezvous("kubernetes"), observed, previous, now)
+
+
+def test_the_heart_beats_only_while_agents_wait() -> None:
+    members, before = [member(pod) for pod in PODS], {"roster": {"heartbeat": 7, "heartbeatSeconds": 80}}
+    for record, waiting in ((running(members), members), (None, []), (None, [member(PODS[0], state="failed")])):
+        quiet = world(PODS, record, waiting, NOW, **before)
+        assert (quiet.again, quiet.status["roster"]["heartbeat"]) == (None, 7), "nothing to write in a quiet minute"
+        assert quiet.status["roster"]["heartbeatSeconds"] == HEARTBEAT, "who waits next soon knows"
+    for record in (None, running(members, want=2)):
+        assert world(PODS, record, members, NOW, **before).status["roster"]["heartbeat"] == int(NOW)
+
+
+def test_it_beats_less_often_the_longer_they_wait_and_says_how_long_each_beat_holds() -> None:
+    members, now, periods = [member(pod) for pod in PODS[:1]], NOW, []
+    status: Mapping[str, Any] = {}
+    for _ in range(8):
+        seen = world(PODS, None, members, now, **status)
+        beat, status = seen.status["roster"], seen.status
+        assert beat["heartbeat"] == int(now)
+        assert seen.again == beat["heartbeatSeconds"]
+        again = world(PODS, None, members, now + beat["heartbeatSeconds"] - 1, **status)
+        assert again.status["roster"]["heartbeat"] == beat["heartbeat"], "not before it is due"
+        periods.append(beat["heartbeatSeconds"])
+        now += beat["heartbeatSeconds"] + 0.3
+    assert periods == [5, 10, 20, 40, 80, 80, 80, 80]
+
+
+@pytest.mark.parametrize("gap", [-1000.0, 400.0])
+def test_after_a_pause_or_when_the_clock_went_back_it_begins_anew(gap: float) -> None:
+    members = [member(pod) for pod in PODS[:1]]
+    seen = world(PODS, None, members, NOW + gap, roster={"heartbeat": int(NOW), "heartbeatSeconds": 80})
+    assert (seen.status["roster"]["heartbeat"], seen.again) == (int(NOW + gap), HEARTBEAT)
 
 
 def test_the_round_never_goes_back_except_for_a_new_incarnation() -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from rdzv.backends import Backend, BackendError, Condition, Provision, World
@@ -23,8 +24,9 @@ if TYPE_CHECKING:
 #: Characters of JSON that a status has room for in the list of hopeless pods: etcd stores 1.5 MiB, and names and reasons are long.
 MAX_HOPELESS = 400_000
 
-#: Seconds. While a round forms, the roster is written anew at least this often; agents stop trusting one that is not.
-HEARTBEAT = 5.0
+#: Seconds. While agents wait for a round, the roster is written anew this often: twice as long after each time, up to the second one.
+#: It says itself how long it holds; agents stop trusting one that is not renewed.
+HEARTBEAT, HEARTBEAT_MAX = 5, 80
 
 
 def provision(rendezvous: Rendezvous) -> Provision:
@@ -76,27 +78,52 @@ def role_rules(name: str, *, with_store: bool) -> list[dict[str, Any]]:
 
 def observe(rendezvous: Rendezvous, observed: Observed, previous: Mapping[str, Any], now: float) -> World:
     """The world as its records tell it, and the roster that the agents go by."""
-    forming = is_forming(rendezvous, observed)
     agents = _agents(rendezvous, observed)
+    beat = _heartbeat(is_awaited(rendezvous, observed), previous.get("roster") or {}, now)
     return World(
         formed=_formed(rendezvous, observed, agents),
         joined=agents,
         status={
             "round": _highest_round(rendezvous, observed, previous),
-            "roster": _roster(rendezvous, observed, previous, now),
+            "roster": _roster(rendezvous, observed, beat),
         },
         indexes=MAX_SLOTS,
-        again=HEARTBEAT if forming else None,
+        again=beat.due_in,
     )
 
 
-def is_forming(rendezvous: Rendezvous, observed: Observed) -> bool:
-    """Whether pods are there, and no world is (or the one that is has been asked to form anew)."""
+def is_awaited(rendezvous: Rendezvous, observed: Observed) -> bool:
+    """Whether agents wait for a world that is not there yet. Pods whose agents have not asked to join wait for nothing."""
     record = _round(rendezvous, observed)
     if record is not None and record.phase == CLOSED:
         return False
     running = record is not None and record.phase == RUNNING and record.want <= record.round
-    return not running and any(pod.live for pod in observed.pods)
+    waiting = (each for each in _members(rendezvous, observed) if each.state == LIVE)
+    return not running and any(member.pod_uid not in observed.gone for member in waiting)
+
+
+@dataclass(frozen=True)
+class _Heartbeat:
+    """`number` changes at least every `seconds`, while agents wait; `due_in`: seconds until it has to (None: nobody waits)."""
+
+    number: int
+    seconds: int
+    due_in: float | None = None
+
+
+def _heartbeat(awaited: bool, before: Mapping[str, Any], now: float) -> _Heartbeat:
+    """The next one. `before`: the roster of the status. Numbers are seconds since the epoch."""
+    number, seconds = int(before.get("heartbeat", 0)), int(before.get("heartbeatSeconds", HEARTBEAT))
+    if not awaited:
+        # Who waits next knows soon whether somebody renews it.
+        return _Heartbeat(number, HEARTBEAT)
+    left = number + seconds - now
+    if 0 < left <= seconds:
+        return _Heartbeat(number, seconds, left)
+    # Long after it was due it is a new wait, or a new operator.
+    on_time = -seconds < left <= 0
+    seconds = min(seconds * 2, HEARTBEAT_MAX) if on_time else HEARTBEAT
+    return _Heartbeat(int(now), seconds, float(seconds))
 
 
 def _round(rendezvous: Rendezvous, observed: Observed) -> Round | None:
@@ -109,18 +136,12 @@ def _members(rendezvous: Rendezvous, observed: Observed) -> Sequence[Member]:
     return [member for member in observed.members if member.run_id == rendezvous.uid]
 
 
-def _roster(rendezvous: Rendezvous, observed: Observed, previous: Mapping[str, Any], now: float) -> dict[str, Any]:
+def _roster(rendezvous: Rendezvous, observed: Observed, beat: _Heartbeat) -> dict[str, Any]:
     """Who is expected, who leaves or is gone, and who will not come without help."""
     live = [pod for pod in observed.pods if pod.live]
-    uids = {pod.uid for pod in observed.pods}
     # An agent outside of pods is judged by its peers alone.
-    gone = {member.pod_uid for member in _members(rendezvous, observed) if member.owned} - uids
+    gone = {member.pod_uid for member in _members(rendezvous, observed) if member.owned} & observed.gone
     failed = {pod.uid for pod in observed.pods if pod.phase == "Failed"}
-    beat = (
-        int(now // HEARTBEAT)
-        if is_forming(rendezvous, observed)
-        else (previous.get("roster") or {}).get("heartbeat", 0)
-    )
     return Roster(
         run_id=rendezvous.uid,
         min_nodes=rendezvous.nodes.min,
@@ -131,8 +152,8 @@ def _roster(rendezvous: Rendezvous, observed: Observed, previous: Mapping[str, A
         hopeless=_hopeless(live),
         draining=frozenset(pod.uid for pod in observed.pods if pod.terminating),
         dead=frozenset(gone | failed),
-        heartbeat=beat,
-        heartbeat_seconds=HEARTBEAT,
+        heartbeat=beat.number,
+        heartbeat_seconds=beat.seconds,
     ).to_status()
 
 

@@ -1,33 +1,22 @@
-"""The operator's hands: the only module that talks to the API server to read and to write (synchronous; called from threads).
-
-Plain dicts in and out, by the official client's transport (its authentication, connection pool and token refresh) without its models:
-those refuse fields that they do not know.
-"""
+"""The operator's hands: the only module that writes to the API server (synchronous; called from threads)."""
 
 from __future__ import annotations
 
-import json
 import logging
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
-from kubernetes import client, config
-from urllib3.exceptions import HTTPError
-
-from rdzv.control.children import APPLIED_ANNOTATION, MANAGED_BY_LABEL, MANAGER, RBAC, title
+from rdzv.control.children import APPLIED_ANNOTATION, title
 from rdzv.control.compare import Verdict, compare, kept_finalizers, replacement
 from rdzv.control.events import EventToPost
 from rdzv.control.plan import HELD_BACK, REQUEST_FAILED, Failure, Plan, PodPatch, Write, name_taken
+from rdzv.control.transport import JSON, RequestFailed, Transport, path
 from rdzv.objects import Object, ReadOnlyObject
-from rdzv.resources import MEMBERS, ROUNDS
-from rdzv.spec import API_VERSION, LABEL, PLURAL, Rendezvous
+from rdzv.spec import API_VERSION, MANAGER, Rendezvous
 
 _log = logging.getLogger(__name__)
-
-#: Seconds to connect and to read. Without them a half-open connection blocks a thread for ever (kubernetes-client/python#1148).
-TIMEOUT = (3.0, 10.0)
 
 #: How often one child is looked at again within a pass, because it had changed since it was read.
 ATTEMPTS = 3
@@ -37,22 +26,6 @@ GIVES_WAY = 600.0
 
 APPLY = "application/apply-patch+yaml"
 MERGE = "application/merge-patch+json"
-JSON = "application/json"
-
-_PLURALS = {
-    "ConfigMap": "configmaps",
-    "Event": "events",
-    "Pod": "pods",
-    "Rendezvous": PLURAL,
-    "RendezvousMember": MEMBERS.plural,
-    "RendezvousRound": ROUNDS.plural,
-    "Role": "roles",
-    "RoleBinding": "rolebindings",
-    "Service": "services",
-}
-
-#: The kinds of children that a backend may ask for.
-CHILD_KINDS = (("v1", "ConfigMap"), ("v1", "Service"), (RBAC, "Role"), (RBAC, "RoleBinding"))
 
 
 @dataclass(frozen=True)
@@ -63,73 +36,15 @@ class Outcome:
     gave_way: bool = False
 
 
-class RequestFailed(Exception):  # noqa: N818 - an event, named as such; `rdzv.kube.api.ApiError` is the pod side's
-    """The API server refused a request (`status` is its HTTP status) or could not be reached (None). The text is one line."""
+class KubernetesAPI(Transport):
+    """Writes what a pass planned. Every method may raise `RequestFailed`."""
 
-    def __init__(self, status: int | None, message: str) -> None:
-        super().__init__(message)
-        self.status = status
-
-
-class KubernetesAPI:
-    """Reads what a pass observes and writes what it planned. Every method may raise `RequestFailed`."""
-
-    def __init__(self, api_client: client.ApiClient) -> None:
-        self._client = api_client
+    def __init__(self, api_client: Any) -> None:
+        super().__init__(api_client)
         # What admission made of our own last write of a child: (kind, namespace, name) → (resourceVersion, what we wrote).
         self._admitted: dict[tuple[str, str, str], tuple[str, str]] = {}
         # When this process took a Rendezvous (uid) over from a newer operator.
         self._took_over: dict[str, float] = {}
-        self._posted: set[EventToPost] = set()
-
-    @classmethod
-    def from_environment(cls) -> KubernetesAPI:
-        """In a pod by its service account, else by the kubeconfig."""
-        configuration = client.Configuration()
-        try:
-            config.load_incluster_config(client_configuration=configuration)
-        except config.ConfigException:
-            config.load_kube_config(client_configuration=configuration)
-        # The queue retries, with backoff and the reason in a condition.
-        configuration.retries = False
-        return cls(client.ApiClient(configuration))
-
-    def rendezvous(self, namespace: str, name: str) -> Object | None:
-        """The object, or None if there is none."""
-        return self._get(_path(API_VERSION, "Rendezvous", namespace, name))
-
-    def pods(self, namespace: str, name: str) -> list[Object]:
-        """The pods that opted in to Rendezvous `name`."""
-        return self._list(_path("v1", "Pod", namespace), f"{LABEL}={name}")
-
-    def children(self, namespace: str, name: str, child_name: str) -> list[Object]:
-        """Objects that the operator made for Rendezvous `name`, and whatever has the name that its children have."""
-        found: list[Object] = []
-        for api_version, kind in CHILD_KINDS:
-            here = self._list(_path(api_version, kind, namespace), f"{LABEL}={name},{MANAGED_BY_LABEL}={MANAGER}")
-            if not any(child["metadata"]["name"] == child_name for child in here):
-                named = self._get(_path(api_version, kind, namespace, child_name))
-                here += [named] if named is not None else []
-            found += [{"apiVersion": api_version, "kind": kind, **child} for child in here]
-        return found
-
-    def round(self, namespace: str, name: str) -> Object | None:
-        """The `kubernetes` backend's world record, or None."""
-        return self._get(_path(API_VERSION, "RendezvousRound", namespace, name))
-
-    def members(self, namespace: str, name: str) -> list[Object]:
-        """The `kubernetes` backend's members."""
-        return self._list(_path(API_VERSION, "RendezvousMember", namespace), f"{LABEL}={name}")
-
-    def keys(self) -> set[tuple[str, str]]:
-        """(namespace, name) of every Rendezvous, and of every one that a pod asks for."""
-        keys = {
-            (obj["metadata"]["namespace"], obj["metadata"]["name"])
-            for obj in self._list(_path(API_VERSION, "Rendezvous"), "")
-        }
-        for pod in self._list(_path("v1", "Pod"), LABEL):
-            keys.add((pod["metadata"]["namespace"], pod["metadata"]["labels"][LABEL]))
-        return keys
 
     def execute(self, plan: Plan, rendezvous: Rendezvous) -> Outcome:
         """Writes a plan. Repeating it, or stopping anywhere in it, does no harm.
@@ -164,24 +79,18 @@ class KubernetesAPI:
             "metadata": {"name": name, "namespace": namespace},
             "status": status,
         }
-        path = _path(API_VERSION, "Rendezvous", namespace, name) + "/status"
-        self._request("PATCH", path, body, APPLY, _apply_query())
+        target = path(API_VERSION, "Rendezvous", namespace, name) + "/status"
+        self._request("PATCH", target, body, APPLY, _apply_query())
 
-    def post_events(self, events: Iterable[EventToPost], now: str) -> None:
-        """Creates Events; those that exist already stay as they are. An Event that can't be written is only logged."""
-        for event in events:
-            if event in self._posted:
-                continue
-            if len(self._posted) >= 10_000:
-                self._posted.clear()
-            try:
-                self._request("POST", _path("v1", "Event", event.namespace), event.to_object(now), JSON)
-                self._posted.add(event)
-            except RequestFailed as error:
-                if error.status == 409:
-                    self._posted.add(event)
-                else:
-                    _log.warning("event %s on %s %s not written: %s", event.reason, event.kind, event.name, error)
+    def post_event(self, event: EventToPost, now: str) -> bool:
+        """Creates an Event; one that exists already stays as it is. Returns whether it is there; if not, that is only logged."""
+        try:
+            self._request("POST", path("v1", "Event", event.namespace), event.to_object(now), JSON)
+        except RequestFailed as error:
+            if error.status != 409:
+                _log.warning("event %s on %s %s not written: %s", event.reason, event.kind, event.name, error)
+                return False
+        return True
 
     @staticmethod
     def _attempt(failures: list[Failure], write: Callable[..., Failure | None], *args: Any) -> bool:
@@ -269,67 +178,9 @@ class KubernetesAPI:
         # With the uid in it the patch fails with 409 for a pod re-created under the same name.
         body = {"metadata": {"uid": patch.uid, "labels": dict(patch.labels)}}
         self._ignoring(
-            (404, 409), "PATCH", _path("v1", "Pod", namespace, patch.name), body, MERGE, {"fieldManager": MANAGER}
+            (404, 409), "PATCH", path("v1", "Pod", namespace, patch.name), body, MERGE, {"fieldManager": MANAGER}
         )
         _log.info("patched Pod %s/%s: %s", namespace, patch.name, dict(patch.labels))
-
-    def _get(self, path: str) -> Object | None:
-        return self._ignoring((404,), "GET", path)
-
-    def _list(self, path: str, selector: str) -> list[Object]:
-        items: list[Object] = []
-        query = {"limit": "500", **({"labelSelector": selector} if selector else {})}
-        while True:
-            page = self._request("GET", path, query=query)
-            items += page["items"]
-            token = page["metadata"].get("continue")
-            if not token:
-                return items
-            query["continue"] = token
-
-    def _ignoring(self, statuses: Sequence[int], *args: Any) -> Object | None:
-        try:
-            return self._request(*args)
-        except RequestFailed as error:
-            if error.status not in statuses:
-                raise
-            return None
-
-    def _request(
-        self,
-        method: str,
-        path: str,
-        body: Any = None,
-        content_type: str | None = None,
-        query: Mapping[str, str] | None = None,
-    ) -> Object:
-        headers = {"Accept": "application/json", **({"Content-Type": content_type} if content_type else {})}
-        serialized = self._client.param_serialize(
-            method,
-            path,
-            query_params=list((query or {}).items()),
-            header_params=headers,
-            body=body,
-            auth_settings=["BearerToken"],
-        )
-        try:
-            response = self._client.call_api(*serialized, _request_timeout=TIMEOUT)
-            data = response.read()
-        except HTTPError as error:
-            raise RequestFailed(None, f"the API server can't be reached: {error}") from error
-        if not 200 <= response.status <= 299:
-            raise RequestFailed(
-                response.status, f"{method} {path}: {response.status} {response.reason}: {_message(data)}"
-            )
-        return cast("Object", json.loads(data))
-
-
-def _message(data: bytes) -> str:
-    """The API server's own words, where it sent a Status object."""
-    try:
-        return str(json.loads(data)["message"])
-    except (ValueError, KeyError, TypeError):
-        return data[:200].decode(errors="replace")
 
 
 #: Names who writes in managedFields; a field that the API server does not know is an error, not dropped.
@@ -346,15 +197,9 @@ def _place(obj: ReadOnlyObject) -> tuple[str, str, str]:
 
 def _path_of(obj: ReadOnlyObject, *, collection: bool = False) -> str:
     kind, namespace, name = _place(obj)
-    return _path(obj["apiVersion"], kind, namespace, "" if collection else name)
+    return path(obj["apiVersion"], kind, namespace, "" if collection else name)
 
 
 def _apply_query() -> dict[str, str]:
     # Forced: nobody else has a say in fields that we set, and a conflict would only come back on every pass.
     return {**_WRITE_QUERY, "force": "true"}
-
-
-def _path(api_version: str, kind: str, namespace: str = "", name: str = "") -> str:
-    root = f"/apis/{api_version}" if "/" in api_version else f"/api/{api_version}"
-    parts = [root, *(["namespaces", namespace] if namespace else []), _PLURALS[kind], *([name] if name else [])]
-    return "/".join(parts)

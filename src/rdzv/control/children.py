@@ -9,10 +9,9 @@ from collections.abc import Sequence
 
 from rdzv import __version__
 from rdzv.objects import Object, ReadOnlyObject
-from rdzv.spec import API_VERSION, GROUP, KIND, LABEL, Rendezvous
+from rdzv.spec import API_VERSION, GROUP, KIND, LABEL, MANAGER, Rendezvous
 
 MANAGED_BY_LABEL = "app.kubernetes.io/managed-by"
-MANAGER = "rendezvous-operator"
 RBAC = "rbac.authorization.k8s.io/v1"
 
 APPLIED_ANNOTATION = f"{GROUP}/applied"

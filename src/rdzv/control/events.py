@@ -8,10 +8,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from rdzv import __version__
-from rdzv.control.children import APPLIED_ANNOTATION, MANAGER
+from rdzv.control.children import APPLIED_ANNOTATION
 from rdzv.control.plan import NAME_TAKEN, Failure, Plan
 from rdzv.observed import Pod
-from rdzv.spec import API_VERSION, KIND, LABEL, Rendezvous
+from rdzv.spec import API_VERSION, KIND, LABEL, MANAGER, Rendezvous
+
+#: Pods of a Rendezvous that get an Event of their own for the same reason; one more Event is for all others.
+OWN_EVENTS = 3
 
 
 @dataclass(frozen=True)
@@ -27,13 +30,18 @@ class EventToPost:
     reason: str
     message: str
 
+    @property
+    def digest(self) -> str:
+        """What it says, and of what: two Events with the same one are the same."""
+        said = (self.namespace, self.kind, self.name, self.uid, self.reason, self.message)
+        return hashlib.sha256("\0".join(said).encode()).hexdigest()[:16]
+
     def to_object(self, now: str) -> dict[str, Any]:
         """The core/v1 Event; `now` is RFC 3339."""
-        digest = hashlib.sha256("\0".join((self.uid, self.reason, self.message)).encode()).hexdigest()[:16]
         return {
             "apiVersion": "v1",
             "kind": "Event",
-            "metadata": {"name": f"{self.name[:200]}.{digest}", "namespace": self.namespace},
+            "metadata": {"name": f"{self.name[:200]}.{self.digest}", "namespace": self.namespace},
             "involvedObject": {
                 "apiVersion": self.api_version,
                 "kind": self.kind,
@@ -53,17 +61,16 @@ class EventToPost:
 
 def events_without_rendezvous(namespace: str, name: str, pods: Sequence[Pod]) -> list[EventToPost]:
     """For pods that wait for a Rendezvous which does not exist (or no longer does)."""
-    return [
-        _on_pod(
-            namespace,
-            pod,
-            "RendezvousNotFound",
-            f"this pod waits for Rendezvous {name}, which does not exist in namespace {namespace}: create it "
-            f"(kubectl apply -f rendezvous.yaml), or correct the pod's label {LABEL}",
-        )
-        for pod in pods
-        if pod.live and not pod.started
-    ]
+    reason, waiting = "RendezvousNotFound", [pod for pod in pods if pod.live and not pod.started]
+    absent = f"Rendezvous {name}, which does not exist in namespace {namespace}"
+    remedy = f"create it (kubectl apply -f rendezvous.yaml), or correct the pods' label {LABEL}"
+    first, number = _first_and_number(waiting)
+    events = [_on_pod(namespace, pod, reason, f"this pod waits for {absent}: {remedy}") for pod in first]
+    if number:
+        text = f"more than {number} pods wait for {absent}: {remedy}"
+        # There is no object to tell it of, hence no UID.
+        events.append(EventToPost(API_VERSION, KIND, name, "", namespace, "Warning", reason, text))
+    return events
 
 
 def events_for(
@@ -95,10 +102,14 @@ def events_for(
     if plan.host is not None and plan.host.host and plan.provision is not None:
         text = f"pod {plan.host.name} hosts the store behind {plan.provision.endpoint}"
         events.append(_on_rendezvous(rendezvous, "Normal", "HostChosen", text))
-    for pod in pods:
-        if pod.live and shadowed.get(pod.name):
-            text = f"settings of this pod's own win over those of Rendezvous {rendezvous.name}: {', '.join(shadowed[pod.name])}"
-            events.append(_on_pod(rendezvous.namespace, pod, "SettingsShadowed", text))
+    reason, of = "SettingsShadowed", f"win over those of Rendezvous {rendezvous.name}"
+    first, number = _first_and_number([pod for pod in pods if pod.live and shadowed.get(pod.name)])
+    for pod in first:
+        text = f"settings of this pod's own {of}: {', '.join(shadowed[pod.name])}"
+        events.append(_on_pod(rendezvous.namespace, pod, reason, text))
+    if number:
+        text = f"settings of their own {of} in more than {number} pods, {first[0].name} among them: {', '.join(shadowed[first[0].name])}"
+        events.append(_on_rendezvous(rendezvous, "Warning", reason, text))
     return events
 
 
@@ -109,6 +120,17 @@ def gave_way(rendezvous: Rendezvous, newer: str) -> EventToPost:
         f"other one, somebody else writes annotation {APPLIED_ANNOTATION}"
     )
     return _on_rendezvous(rendezvous, "Warning", "NewerOperator", text)
+
+
+def _first_and_number(pods: Sequence[Pod]) -> tuple[Sequence[Pod], int]:
+    """Which pods get an Event each, and how many there are more than, if there are others (else 0).
+
+    The number is a round one, so that every pod that comes does not make another Event.
+    """
+    first = sorted(pods, key=lambda pod: pod.name)[:OWN_EVENTS]
+    if len(pods) <= len(first):
+        return first, 0
+    return first, max(number for number in (OWN_EVENTS, 10, 100, 1000) if number < len(pods))
 
 
 def _on_pod(namespace: str, pod: Pod, reason: str, message: str) -> EventToPost:

@@ -166,18 +166,22 @@ def _access(rendezvous: Rendezvous, provision: Provision, pods: Sequence[Pod]) -
 
 
 def _elect(pods: Sequence[Pod], host: Host) -> Pod | None:
-    """The pod that hosts the store: the present one while it lives, else one that can start, the lowest index first."""
+    """The pod that hosts the store: the present one while it lives, else one that can start, the lowest index first.
+
+    Of several the present one is that which has been marked for longest.
+    """
     candidates = [pod for pod in pods if pod.live and pod.injected and (host.slot is None or pod.slot == host.slot)]
 
-    def order(pod: Pod) -> tuple[bool, bool, bool, int, str, str]:
-        return (pod.hopeless, not pod.host, pod.slot is None, pod.slot or 0, pod.created, pod.uid)
+    def order(pod: Pod) -> tuple[bool, bool, str, bool, int, str, str]:
+        since = pod.marked_at if pod.host else ""
+        return (pod.hopeless, not pod.host, since, pod.slot is None, pod.slot or 0, pod.created, pod.uid)
 
     return min(candidates, key=order, default=None)
 
 
 def _host_patches(pods: Sequence[Pod], chosen: Pod | None) -> list[PodPatch]:
     """Exactly one pod is marked; a mark on any other is taken off first, so that the Service never leads to two."""
-    changes = [pod for pod in pods if pod.host != (pod == chosen)]
+    changes = [pod for pod in pods if pod.mark != ("true" if pod == chosen else None)]
     return [
         PodPatch(pod.name, pod.uid, {HOST_LABEL: "true" if pod == chosen else None})
         for pod in sorted(changes, key=lambda pod: pod == chosen)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
+import time
 from collections.abc import Awaitable, Callable, Hashable
 from typing import Generic, TypeVar
 
@@ -17,6 +18,9 @@ _log = logging.getLogger(__name__)
 
 #: Seconds. Events of one change (a Job's pods) come in a burst: one pass for all of them.
 DEBOUNCE = 0.05
+#: A pass over thousands of pods takes long, and while they come each of them asks for one: pauses are so many times as long as passes,
+#: up to so many seconds.
+REST, REST_MAX = 4.0, 1.0
 BACKOFF_FIRST, BACKOFF_MAX = 0.5, 60.0
 
 
@@ -51,13 +55,14 @@ class WorkQueue(Generic[Key]):
         await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _run(self, key: Key) -> None:
-        failures, again = 0, None
+        failures, again, rest = 0, None, 0.0
         wanted = self._wanted[key]
         try:
             while wanted.is_set() or again is not None:
                 await self._wait(wanted, again)
-                await asyncio.sleep(DEBOUNCE)
+                await asyncio.sleep(max(DEBOUNCE, rest))
                 wanted.clear()
+                began = time.monotonic()
                 try:
                     again = await self._work(key)
                     failures = 0
@@ -70,6 +75,7 @@ class WorkQueue(Generic[Key]):
                     # An event must not cut the backoff short, or a busy object would be retried without pause.
                     await asyncio.sleep(again)
                     wanted.set()
+                rest = min(REST_MAX, REST * (time.monotonic() - began))
         finally:
             # No await since the loop's last look at `wanted`: an add() either was seen by it or starts a new task.
             del self._wanted[key], self._tasks[key]

@@ -1,117 +1,98 @@
-"""One pass over one Rendezvous: read, plan, write, status last. The thin shell around the pure modules."""
+"""One pass over one Rendezvous: look, plan, write, status last. The thin shell around the pure modules.
+
+A pass looks into memory, so one over a Rendezvous of which nothing has changed costs no request. Where old news would do harm, it asks.
+"""
 
 from __future__ import annotations
 
 import logging
 import random
 import time
-from collections.abc import Callable, Mapping, Sequence
-from functools import lru_cache
-from typing import Any, TypeVar
+from collections.abc import Mapping, Set
+from dataclasses import replace
+from typing import Any
 
-from rdzv.control.apply import KubernetesAPI, RequestFailed
-from rdzv.control.events import events_for, events_without_rendezvous, gave_way
-from rdzv.control.inject import is_injected, shadowed
+from rdzv.control.apply import KubernetesAPI
+from rdzv.control.cache import PODS, RENDEZVOUS, Cache, Key, View
+from rdzv.control.events import EventToPost, events_for, events_without_rendezvous, gave_way
 from rdzv.control.plan import NAME_TAKEN, REQUEST_FAILED, plan
-from rdzv.control.status import compute_status, look_again, rfc3339
-from rdzv.objects import ReadOnlyObject
-from rdzv.observed import Observed, Pod
-from rdzv.protocol.records import Member, Round
+from rdzv.control.poster import EventPoster
+from rdzv.control.remembered import Remembered
+from rdzv.control.status import compute_status, look_again
+from rdzv.control.transport import RequestFailed
+from rdzv.observed import Observed
 from rdzv.registry import BackendRegistry
-from rdzv.spec import Rendezvous
+from rdzv.spec import LABEL, Rendezvous
 
 _log = logging.getLogger(__name__)
 
-Key = tuple[str, str]
 
-Record = TypeVar("Record")
+class Reconciler:
+    """Brings a Rendezvous to what its spec says. Level-triggered: what led to a pass does not matter."""
 
+    def __init__(self, api: KubernetesAPI, cache: Cache, registry: BackendRegistry) -> None:
+        self._api, self._cache, self._registry = api, cache, registry
+        self._poster = EventPoster(api.post_event)
+        self._gone = Remembered()
+        """UIDs of pods that are known to be gone. They never come back."""
 
-def reconcile(api: KubernetesAPI, registry: BackendRegistry, key: Key) -> float | None:
-    """Brings one Rendezvous (namespace, name) to what its spec says. Level-triggered: what led here does not matter.
+    def reconcile(self, key: Key) -> float | None:
+        """One pass over one Rendezvous (namespace, name).
 
-    Returns after how many seconds it wants another pass (None: when something changes).
+        Returns after how many seconds it wants another pass (None: when something changes).
 
-    Raises:
-        RequestFailed: the API server refused something or could not be reached. The reason is in the status, if that could be written;
-            the caller retries.
-    """
-    namespace, name = key
-    if not name:  # An empty label: the pod did not opt in.
-        return None
-    obj = api.rendezvous(namespace, name)
-    if obj is None or "deletionTimestamp" in obj["metadata"]:
-        waiting = _pods(api.pods(namespace, name))
-        api.post_events(events_without_rendezvous(namespace, name, waiting), rfc3339(time.time()))
-        return None
+        Raises:
+            RequestFailed: the API server refused something or could not be reached. The reason is in the status, if that could be written;
+                the caller retries.
+        """
+        view = self._cache.view(key)
+        if view.rendezvous is None and view.observed.pods:
+            view = self._look_again(key)
+        if view.rendezvous is None or "deletionTimestamp" in view.rendezvous["metadata"]:
+            return self._post(events_without_rendezvous(*key, view.observed.pods))
 
-    rendezvous = Rendezvous.from_object(obj)
-    # Members before pods: whose pod is not there then was deleted, not created in between.
-    record, members = _read_world(api, rendezvous)
-    pod_objects = api.pods(namespace, name)
-    observed = Observed(
-        pods=_pods(pod_objects),
-        children=api.children(namespace, name, rendezvous.child_name),
-        round=record,
-        members=members,
-    )
-    decided = plan(rendezvous, observed, registry)
-    previous = obj.get("status") or {}
-    world = registry.observer(rendezvous.backend)(rendezvous, observed, previous, time.time())
+        rendezvous = Rendezvous.from_object(view.rendezvous)
+        observed = replace(view.observed, gone=self._confirmed_gone(key, view.observed))
+        decided = plan(rendezvous, observed, self._registry)
+        previous = view.rendezvous.get("status") or {}
+        world = self._registry.observer(rendezvous.backend)(rendezvous, observed, previous, time.time())
 
-    outcome = api.execute(decided, rendezvous)
-    now = time.time()
-    if outcome.gave_way:
-        api.post_events([gave_way(rendezvous, decided.newer)], rfc3339(now))
-        return None
-    status = compute_status(rendezvous, observed, world, decided, previous, now, outcome.failures)
-    _write_status_if_changed(api, rendezvous, previous, status)
-    overridden = {
-        pod["metadata"]["name"]: [f"{variable} in container {c}" for c, variable in shadowed(pod)]
-        for pod in pod_objects
-    }
-    api.post_events(events_for(rendezvous, decided, outcome.failures, observed.pods, overridden), rfc3339(now))
-    failed = [failure.message for failure in outcome.failures if failure.reason == REQUEST_FAILED]
-    if failed:
-        raise RequestFailed(None, "; ".join(failed))
-    # No watch tells of somebody else's objects.
-    taken = any(failure.reason == NAME_TAKEN for failure in outcome.failures)
-    waits = [world.again, random.uniform(0.8, 1.2) * look_again(previous, now) if taken else None]  # noqa: S311 - jitter
-    return min((wait for wait in waits if wait is not None), default=None)
+        outcome = self._api.execute(decided, rendezvous)
+        if outcome.gave_way:
+            return self._post([gave_way(rendezvous, decided.newer)])
+        now = time.time()
+        status = compute_status(rendezvous, observed, world, decided, previous, now, outcome.failures)
+        if _differs(previous, status):
+            self._api.write_status(rendezvous.namespace, rendezvous.name, status)
+        later = self._post(events_for(rendezvous, decided, outcome.failures, observed.pods, view.overridden))
+        failed = [failure.message for failure in outcome.failures if failure.reason == REQUEST_FAILED]
+        if failed:
+            raise RequestFailed(None, "; ".join(failed))
+        # No watch tells of somebody else's objects.
+        taken = any(failure.reason == NAME_TAKEN for failure in outcome.failures)
+        waits = [later, world.again, random.uniform(0.8, 1.2) * look_again(previous, now) if taken else None]  # noqa: S311 - jitter
+        return min((wait for wait in waits if wait is not None), default=None)
 
+    def _look_again(self, key: Key) -> View:
+        """Nobody is told that a Rendezvous does not exist only because its watch is behind that of its pods."""
+        found = self._api.get(RENDEZVOUS, *key)
+        if found is not None:
+            self._cache.put(RENDEZVOUS, found)
+        return self._cache.view(key)
 
-def _pods(objects: Sequence[ReadOnlyObject]) -> list[Pod]:
-    return [Pod.from_object(obj, injected=is_injected(obj)) for obj in objects]
+    def _confirmed_gone(self, key: Key, observed: Observed) -> Set[str]:
+        """UIDs that members name and no pod has. An agent is not declared dead because the watch of pods is behind that of Members."""
+        missing = {member.pod_uid for member in observed.members if member.owned} - {pod.uid for pod in observed.pods}
+        if any(uid not in self._gone for uid in missing):
+            namespace, name = key
+            pages = self._api.pages(PODS, namespace, selector=f"{LABEL}={name}", metadata_only=True)
+            present = {obj["metadata"]["uid"] for page in pages for obj in page["items"]}
+            self._gone.update(missing - present)
+        return {uid for uid in missing if uid in self._gone}
 
-
-def _read_world(api: KubernetesAPI, rendezvous: Rendezvous) -> tuple[Round | None, list[Member]]:
-    """The records that agents wrote. One that is not as it should be is as good as none, for us and for them."""
-    record = api.round(rendezvous.namespace, rendezvous.name)
-    found = [record] if record is not None else []
-    rounds = _readable(Round.from_object, found)
-    members = _readable(Member.from_object, api.members(rendezvous.namespace, rendezvous.name))
-    return (rounds[0] if rounds else None), members
+    def _post(self, events: list[EventToPost]) -> float | None:
+        return self._poster.post(events, time.time())
 
 
-def _readable(read: Callable[[Mapping[str, Any]], Record], objects: Sequence[Mapping[str, Any]]) -> list[Record]:
-    records = []
-    for obj in objects:
-        try:
-            records.append(read(obj))
-        except ValueError as error:
-            metadata = obj["metadata"]
-            _name_unreadable(obj.get("kind", "record"), metadata.get("namespace", ""), metadata["name"], str(error))
-    return records
-
-
-@lru_cache(maxsize=10_000)
-def _name_unreadable(kind: str, namespace: str, name: str, why: str) -> None:
-    """Once each, though every pass finds it again; bounded, because others write them."""
-    _log.warning("%s %s/%s counts for nothing: %s", kind, namespace, name, why)
-
-
-def _write_status_if_changed(
-    api: KubernetesAPI, rendezvous: Rendezvous, previous: Mapping[str, Any], status: Mapping[str, Any]
-) -> None:
-    if any(previous.get(key) != value for key, value in status.items()) or previous.keys() - status.keys():
-        api.write_status(rendezvous.namespace, rendezvous.name, status)
+def _differs(previous: Mapping[str, Any], status: Mapping[str, Any]) -> bool:
+    return any(previous.get(key) != value for key, value in status.items()) or bool(previous.keys() - status.keys())
