@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from rdzv.agent.handler import _address
+from rdzv.agent.identity import _address
 
 
 @pytest.mark.parametrize(

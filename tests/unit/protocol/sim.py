@@ -636,6 +636,7 @@ class Sim:
             dead=frozenset(side.dead),
             connected=frozenset(side.connected),
             highest_seen=process.state.known.highest_seen,
+            met=process.state.known.met,
         )
         side.state, decision = coordinator.step(side.state, view, self.local(process))
         side.wake += 1
