@@ -339,6 +339,7 @@ class Agent:
             client=self._client,
             namespace=self._settings.namespace,
             round=self._round,
+            met=lambda: self._member.state is not None and self._member.state.known.met,
             highest_seen=lambda: self._member.state.known.highest_seen if self._member.state is not None else 0,
             stepped_down=self._stepped_down,
             refused=lambda reason: self._feed(Refused(reason)),

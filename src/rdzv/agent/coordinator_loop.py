@@ -53,6 +53,7 @@ class Shared:
         namespace: of the Rendezvous.
         round: what the agent knows of the Round.
         highest_seen: `KnownRound.highest_seen`.
+        met: `KnownRound.met`.
         stepped_down: since the Round of this resourceVersion another agent may coordinate.
         refused: takes why there is no place for the agent's run.
         failed: takes an error of a request.
@@ -62,6 +63,7 @@ class Shared:
     namespace: str
     round: RoundRecord
     highest_seen: Callable[[], int]
+    met: Callable[[], bool]
     stepped_down: Callable[[int], None]
     refused: Callable[[str], None]
     failed: Callable[[Exception], None]
@@ -238,6 +240,7 @@ class CoordinatorLoop:
                 suspected=self._liveness.suspected,
                 connected=self._liveness.connected,
                 highest_seen=self.shared.highest_seen(),
+                met=self.shared.met(),
             )
 
     def _commit(self, decision: Decision, backoff: Backoff) -> None:

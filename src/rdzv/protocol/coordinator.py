@@ -73,16 +73,25 @@ def _decide(state: CoordinatorState, view: View, now: float) -> tuple[Coordinato
 
 def _other_run(state: CoordinatorState, view: View) -> str:
     """Why this run may not make or replace the Round, in words; empty when it may."""
-    me, record, roster = state.me, view.round, view.roster
-    if roster is not None:
-        # The Round of another run may be a newer one; the Rendezvous itself says which run is the present one.
-        if roster.run_id == me.run_id:
-            return ""
-        return (
-            f"Rendezvous {me.rendezvous} is of run {roster.run_id}, this agent of run {me.run_id}: the Rendezvous was "
-            "made again since, or --rdzv-id is another one than its UID"
-        )
-    if record is None or record.phase == CLOSED:
+    me, roster = state.me, view.roster
+    if roster is None:
+        return _has_it(state, view, view.round) if view.round is not None else ""
+    # The Round of another run may be a newer one; the Rendezvous itself says which run is the present one.
+    if roster.run_id == me.run_id:
+        return ""
+    return (
+        f"Rendezvous {me.rendezvous} is of run {roster.run_id}, this agent of run {me.run_id}: the Rendezvous was "
+        "made again since, or --rdzv-id is another one than its UID"
+    )
+
+
+def _has_it(state: CoordinatorState, view: View, record: Round) -> str:
+    """Why the run of this Round has it, where no Rendezvous says so; empty when that run is over."""
+    me = state.me
+    if view.met:
+        # The other one is the later of the two: who was overtaken does not take over again.
+        return f"run {record.run_id} has taken Rendezvous {me.rendezvous} over from run {me.run_id}"
+    if record.phase == CLOSED:
         return ""
     living = sorted(m.name for m, _ in view.members.values() if m.run_id == record.run_id and m.state == LIVE)
     if not living:

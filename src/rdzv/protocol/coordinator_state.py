@@ -44,6 +44,7 @@ class View:
         suspected: incarnations that are silent; they are not waited for, but not evicted either.
         connected: incarnations that hold a connection to this coordinator: the one it replaced is dead until it is here.
         highest_seen: that of this agent (`KnownRound.highest_seen`).
+        met: this agent has seen a Round of its own run (`KnownRound.met`).
     """
 
     members: Mapping[str, tuple[Member, int]]
@@ -55,6 +56,7 @@ class View:
     suspected: frozenset[str] = frozenset()
     connected: frozenset[str] = frozenset()
     highest_seen: int = 0
+    met: bool = False
 
 
 @dataclass(frozen=True)

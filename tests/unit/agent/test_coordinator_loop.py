@@ -36,6 +36,7 @@ class Lab:
             namespace="team",
             round=self.round,
             highest_seen=self.highest_seen,
+            met=lambda: False,
             stepped_down=self.stepped.append,
             refused=self.refusals.append,
             failed=self.failures.append,

@@ -208,7 +208,8 @@ class Schedule:
         if rnd.random() < 0.3:
             sim.at(rnd.uniform(0, 1.5), self.crash_coordinator, False)
         self.advance(12.0)
-        assert sim.round is not None
+        if sim.round is None:
+            raise Violation(f"the Round of {record.run_id} is gone after its end")
         coordinates = any(p.coordinates is not None for p in sim.processes())
         closed = (record.run_id, record.round) in sim.closed or sim.round[0].round != record.round
         done = {m.incarnation for _, _, m in sim.member_log if m is not None and m.state == SUCCEEDED}

@@ -101,6 +101,7 @@ class Sim:
         self.members: dict[str, tuple[Member, int]] = {}
         self.member_log: list[tuple[int, str, Member | None]] = []
         self.first_write: dict[str, int] = {}  # resourceVersion of the first write of each incarnation
+        self.taken_for_dead: set[str] = set()  # by a coordinator that wrote a Round
         self.sent: dict[str, int] = {}  # Number of the write that each Member is of, in the order of sending.
         self.pods: list[Pod] = []
         self.pod_names = count()
@@ -488,9 +489,11 @@ class Sim:
             self.at(2.0, self.start, process.pod)
 
     def check_gives_way(self, process: Process, message: str) -> None:
-        """Nobody is evicted from its slot by an agent that came before it."""
+        """Nobody is evicted from its slot by an agent that came before it, unless it was taken for dead."""
         world = self.counted.get((process.me.run_id, process.state.accepted), {})
         if "held by another pod" not in message or process.pod.gone or process.me.incarnation not in world:
+            return
+        if process.me.incarnation in self.taken_for_dead:
             return
         pods = {pod.uid: pod for pod in self.pods}
         latest = max((key for key in self.committed if key[0] == process.me.run_id), key=lambda key: key[1])
@@ -636,6 +639,7 @@ class Sim:
             dead=frozenset(side.dead),
             connected=frozenset(side.connected),
             highest_seen=process.state.known.highest_seen,
+            met=process.state.known.met,
         )
         side.state, decision = coordinator.step(side.state, view, self.local(process))
         side.wake += 1
@@ -656,6 +660,10 @@ class Sim:
         counted = {
             m.incarnation: (m, rv) for m, rv in side.members.values() if record.rank_of(m.incarnation) is not None
         }
+
+        self.taken_for_dead |= side.dead
+        if side.state.lost is not None:
+            self.taken_for_dead.add(side.state.lost.incarnation)
 
         def again() -> None:
             self.at(0.01 + 0.2 * self.random.random(), self._if_alive, process, self.reread, process, side)

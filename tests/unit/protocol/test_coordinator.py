@@ -87,6 +87,7 @@ class Bench:
         self.suspected: set[str] = set()
         self.connected: set[str] = set()
         self.highest_seen = 0
+        self.met = False
         self.put(*members)
 
     def put(self, *members: Member) -> None:
@@ -105,6 +106,7 @@ class Bench:
             frozenset(self.suspected),
             frozenset(self.connected),
             self.highest_seen,
+            self.met,
         )
         self.state, decision = step(self.state, view, now)
         return decision
@@ -515,6 +517,13 @@ def test_without_a_rendezvous_a_run_takes_over_from_one_that_is_over(closed: Clo
     bench = Bench([member(0), *left, *living], Round("job", "old", round=7, phase=phase, closed=closed))
     record = bench.wrote(0.0)
     assert (record.run_id, record.round) == ("run", 1)
+
+
+def test_without_a_rendezvous_a_run_that_was_overtaken_does_not_take_over_again() -> None:
+    bench = Bench([member(0)], Round("job", "later", round=7, phase=CLOSED, closed=Closure(SUCCESS, "x")))
+    bench.met = True
+    assert bench.at(0.0).waiting_for == "run later has taken Rendezvous job over from run run"
+    assert bench.at(10.0).refused
 
 
 def test_without_a_rendezvous_a_run_is_told_of_the_one_that_has_the_name() -> None:
