@@ -11,13 +11,14 @@ the coordinator answers each with a dot, and says `!RESOURCEVERSION;` when there
 from __future__ import annotations
 
 import socket
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from rdzv.agent.liveness_client import LivenessClient, UnreachablePeer, dial
 from rdzv.agent.liveness_server import LivenessServer
-from rdzv.protocol.records import Coordinator
+from rdzv.agent.probe import Prober
+from rdzv.protocol.records import Coordinator, Endpoint
 
 if TYPE_CHECKING:
     from rdzv.agent.loop import Loop
@@ -43,7 +44,7 @@ def listen(address: str, backlog: int = 1024) -> socket.socket:
 
 @dataclass(frozen=True)
 class Callbacks:
-    """Called in the loop's thread. `peers`: what `dead`, `suspected` or `connected` say has changed."""
+    """Called in the loop's thread. `peers`: what `dead`, `suspected`, `connected` or `probes` say has changed."""
 
     lost: Callable[[Coordinator], None]
     found: Callable[[Coordinator], None]
@@ -74,6 +75,7 @@ class Liveness:
         self.port: int = listener.getsockname()[1]
         self._loop = loop
         self._server = LivenessServer(loop, listener, incarnation, key, callbacks.peers)
+        self._prober = Prober(loop, callbacks.peers, connect)
         self._client = LivenessClient(loop, incarnation, callbacks.lost, callbacks.found, connect)
         self._ticked: float | None = None
 
@@ -119,6 +121,15 @@ class Liveness:
     def serve(self, serving: bool) -> None:
         """False: this agent does not coordinate although the Round says so; its peers are sent away to look for another."""
         self._loop.call(lambda: self._then_tick(lambda: self._server.serve(serving)))
+
+    def probe(self, stores: Mapping[str, Endpoint]) -> None:
+        """As the coordinator: connect to these stores, by incarnation, from time to time, and to no others."""
+        self._prober.watch(stores)
+
+    @property
+    def probes(self) -> Mapping[str, bool]:
+        """Whether that works; nothing of a store before the first attempt is over."""
+        return self._prober.outcomes
 
     def announce(self, rv: int) -> None:
         """Tell who is connected of a new Round, of this resourceVersion."""

@@ -12,7 +12,7 @@ import secrets
 import selectors
 import socket
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from rdzv.agent.liveness_server import DEAD_SECONDS
@@ -46,6 +46,11 @@ class UnreachablePeer:
 
     def __str__(self) -> str:
         return f"{self.target.address} port {self.target.port}: {self.why}"
+
+
+def _same_agent(one: Coordinator, other: Coordinator) -> bool:
+    """In all but the term."""
+    return replace(one, term=0) == replace(other, term=0)
 
 
 def dial(address: str, port: int) -> socket.socket:
@@ -86,7 +91,7 @@ class _Link:
 class LivenessClient:
     """Follows one coordinator at a time, in the loop's thread. `unreachable`, `announced` and `linked` may be read from any.
 
-    `lost` and `found` are called with the coordinator when no connection to it can be made, and when one stands again.
+    `lost` and `found` are called with the coordinator when no connection to it can be made, and when one stands.
     """
 
     def __init__(
@@ -102,12 +107,14 @@ class LivenessClient:
         """resourceVersion of the last Round that the coordinator told of; 0 when it told of none."""
         self._loop, self._me, self._lost, self._found, self._dial = loop, me, lost, found, connect
         self._target: Coordinator | None = None
+        self._wanted: Coordinator | None = None
+        """Who is followed from the next switch on; `_target` until then."""
         self._link: _Link | None = None
 
     @property
     def follows(self) -> bool:
         """Whether there is somebody to keep a connection to."""
-        return self._target is not None
+        return self._target is not None or self._wanted is not None
 
     @property
     def linked(self) -> bool:
@@ -117,12 +124,35 @@ class LivenessClient:
 
     def follow(self, target: Coordinator | None) -> None:
         """Keep a connection to this coordinator, or to nobody."""
-        if target == self._target:
+        if target == self._wanted:
             return
+        self._wanted, before = target, self._target
+        if target is not None and before is not None and _same_agent(target, before):
+            # In a later term: the connection, or the attempts to make it, go on.
+            self._loop.at("liveness.switch", None, self._connect)
+            self._target = target
+            self._report(target)
+        elif target is None:
+            self._switch(None)
+        else:
+            # What stands is kept until then: the one that is replaced may come back, and knows who is connected to it.
+            soon = self._loop.clock() + random.uniform(*SPREAD)  # noqa: S311 - jitter
+            self._loop.at("liveness.switch", soon, lambda: self._switch(target))
+
+    def _switch(self, target: Coordinator | None) -> None:
+        self._loop.at("liveness.switch", None, self._connect)
+        self._loop.at("liveness.connect", None, self._connect)
         self._hang_up()
         self._target, self.unreachable, self.announced = target, None, 0
-        soon = self._loop.clock() + random.uniform(*SPREAD)  # noqa: S311 - jitter
-        self._loop.at("liveness.connect", None if target is None else soon, self._connect)
+        self._connect()
+
+    def _report(self, target: Coordinator) -> None:
+        """What was told of the coordinator holds for its later term."""
+        if self.unreachable is not None:
+            self.unreachable = replace(self.unreachable, target=target)
+            self._lost(target)
+        elif self.linked:
+            self._found(target)
 
     def tick(self) -> None:
         """Say that this agent is there, and see whether the other side is."""
@@ -226,10 +256,9 @@ class LivenessClient:
         link.established = True
         self._loop.at("liveness.patience", None, self._connect)
         self._alive(link)
-        target, were_lost = self._target, self.unreachable is not None
         self.unreachable = None
-        if were_lost and target is not None:
-            self._found(target)
+        if self._target is not None:
+            self._found(self._target)
 
     def _alive(self, link: _Link) -> None:
         link.heard = self._loop.clock()

@@ -74,6 +74,7 @@ class LivenessServer:
         self._loop, self._me, self._changed = loop, me, changed
         self._expected: dict[str, Peer] = {}
         self._connected: dict[str, socket.socket] = {}
+        self._last_heard: dict[str, float] = {}
         self.admission = Admission(loop, listener, me, key, self.admit, lambda: len(self._connected))
 
     @property
@@ -87,7 +88,8 @@ class LivenessServer:
         for gone in self._expected.keys() - wanted:
             del self._expected[gone]
         for new in wanted - self._expected.keys():
-            self._expected[new] = Peer(since=now, heard=now, connected=new in self._connected)
+            # A connection may have been silent for long by then.
+            self._expected[new] = Peer(now, self._last_heard.get(new, now), connected=new in self._connected)
         self.admission.expect(len(wanted))
         self.judge()
 
@@ -98,6 +100,7 @@ class LivenessServer:
             for sock in self._connected.values():
                 self._loop.forget(sock)
             self._connected.clear()
+            self._last_heard.clear()
             self.expect(frozenset())
 
     def announce(self, rv: int) -> None:
@@ -118,16 +121,18 @@ class LivenessServer:
         for peer in self._expected.values():
             peer.heard += seconds
             peer.since += seconds
+        for incarnation in self._last_heard:
+            self._last_heard[incarnation] += seconds
 
     def admit(self, incarnation: str, sock: socket.socket) -> None:
         """Take a connection that has proven itself; it replaces an earlier one of the same incarnation."""
         before = self._connected.get(incarnation)
         if before is not None:
             self._loop.forget(before)
-        self._connected[incarnation] = sock
+        self._connected[incarnation], self._last_heard[incarnation] = sock, self._loop.clock()
         peer = self._expected.get(incarnation)
         if peer is not None:
-            peer.connected, peer.gone, peer.heard = True, None, self._loop.clock()
+            peer.connected, peer.gone, peer.heard = True, None, self._last_heard[incarnation]
         with contextlib.suppress(OSError):
             sock.send(b"+")
         self._loop.watch(sock, selectors.EVENT_READ, lambda: self._heard(incarnation, sock))
@@ -145,9 +150,10 @@ class LivenessServer:
             return
         with contextlib.suppress(OSError):  # Nobody reads there, or it ends: the next read tells.
             sock.send(b".")
+        self._last_heard[incarnation] = self._loop.clock()
         peer = self._expected.get(incarnation)
         if peer is not None:
-            peer.heard = self._loop.clock()
+            peer.heard = self._last_heard[incarnation]
             if incarnation in self.verdict.suspected:
                 self.judge()
 
@@ -155,7 +161,7 @@ class LivenessServer:
         self._loop.forget(sock)
         if self._connected.get(incarnation) is not sock:
             return
-        del self._connected[incarnation]
+        del self._connected[incarnation], self._last_heard[incarnation]
         peer = self._expected.get(incarnation)
         if peer is not None:
             peer.connected, peer.gone = False, self._loop.clock()

@@ -10,7 +10,7 @@ from support.clocked_loop import Agent, Clock, clocked
 
 from rdzv.agent import liveness_client
 from rdzv.agent.liveness_server import Peer, judge
-from rdzv.protocol.records import Coordinator
+from rdzv.protocol.records import Coordinator, Endpoint
 
 
 @pytest.fixture
@@ -74,6 +74,67 @@ def test_a_member_that_falls_silent_is_suspected_then_dead_and_is_back_with_its_
     assert verdict(coordinator) == ([], [])
 
 
+def test_the_replaced_coordinator_keeps_its_members_until_they_connect_to_the_next_one(
+    pair: tuple[Agent, Agent], clock: Clock
+) -> None:
+    coordinator, member = pair
+    other = Agent(clock, coordinator.listening, "o")
+    member.liveness.follow(other.record)
+    clock.run(0.05)
+    assert coordinator.liveness.connected == {"m"}
+    clock.run(0.5)
+    assert not coordinator.liveness.connected
+    assert other.liveness.connected == {"m"}
+
+
+def test_a_coordinator_that_is_back_in_a_later_term_has_its_members_still(
+    pair: tuple[Agent, Agent], clock: Clock
+) -> None:
+    coordinator, member = pair
+    other, again = Agent(clock, coordinator.listening, "o"), replace(coordinator.record, term=3)
+    member.liveness.follow(other.record)
+    clock.run(0.05)
+    member.liveness.follow(again)
+    clock.run(1)
+    assert coordinator.liveness.connected == {"m"}
+    assert (member.found[-1], member.lost, len(member.dialled)) == (again, [], 1)
+
+
+def test_a_coordinator_that_is_lost_is_so_in_its_later_term(pair: tuple[Agent, Agent], clock: Clock) -> None:
+    coordinator, member = pair
+    again = replace(coordinator.record, term=3)
+    coordinator.end()
+    clock.run(1)
+    member.liveness.follow(again)
+    clock.settle()
+    assert member.lost == [replace(again, term=1), again]
+
+
+def test_who_is_expected_anew_has_been_silent_for_as_long_as_before(pair: tuple[Agent, Agent], clock: Clock) -> None:
+    coordinator, member = pair
+    clock.loops.remove(member.loop)
+    clock.run(9)
+    coordinator.liveness.expect([])
+    clock.settle()
+    coordinator.liveness.expect(["m"])
+    clock.run(2)
+    assert verdict(coordinator) == (["m"], [])
+
+
+def test_stores_are_tried_until_they_can_be_connected_to(pair: tuple[Agent, Agent], clock: Clock) -> None:
+    coordinator, member = pair
+    nowhere = 1
+    coordinator.liveness.probe({"m": Endpoint("10.0.0.1", nowhere)})
+    clock.run(1)
+    assert coordinator.liveness.probes == {"m": False}
+    coordinator.listening[nowhere] = member
+    clock.run(3)
+    assert coordinator.liveness.probes == {"m": True}
+    coordinator.liveness.probe({})
+    clock.settle()
+    assert coordinator.liveness.probes == {}
+
+
 def test_a_member_that_ends_is_dead_a_second_later(pair: tuple[Agent, Agent], clock: Clock) -> None:
     coordinator, member = pair
     member.end()
@@ -114,7 +175,7 @@ def test_a_coordinator_that_ends_is_lost_once_tried_each_second_and_found_when_i
     back = Agent(clock, coordinator.listening, "c")
     coordinator.listening[target.port] = back
     clock.run(2)
-    assert (member.lost, member.found, member.liveness.unreachable) == ([target], [target], None)
+    assert (member.lost, member.found, member.liveness.unreachable) == ([target], [target, target], None)
 
 
 def test_a_coordinator_that_falls_silent_is_lost(pair: tuple[Agent, Agent], clock: Clock) -> None:
@@ -171,7 +232,7 @@ def test_who_does_not_serve_sends_its_members_away_until_it_does_again(pair: tup
     coordinator.liveness.serve(True)
     clock.run(1.5)
     assert coordinator.liveness.connected == {"m"}
-    assert member.found == [coordinator.record]
+    assert member.found == [coordinator.record, coordinator.record]
 
 
 def test_news_of_a_round_reach_members_also_in_pieces(pair: tuple[Agent, Agent], clock: Clock) -> None:
