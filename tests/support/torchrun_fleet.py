@@ -106,7 +106,8 @@ class Fleet:
     nodes: list[Node] = field(default_factory=list)
     config: dict[str, str] = field(default_factory=dict)
 
-    def start(self, **environment: str) -> Node:
+    def start(self, *, address: str = "127.0.0.1", group: int | None = None, **environment: str) -> Node:
+        """At this address, and in this group, of loopback; with further variables."""
         index = len(self.nodes)
         name = f"node-{index}"
         script = self.directory / "train.py"
@@ -116,14 +117,16 @@ class Fleet:
             *(sys.executable, "-W", "ignore", "-m", "torch.distributed.run"),
             *("--rdzv-backend=kubernetes", f"--rdzv-endpoint={self.endpoint}", f"--rdzv-id={self.run_id}"),
             *(f"--nnodes={self.nnodes}", "--nproc-per-node=1", "--max-restarts=20", "--monitor-interval=0.1"),
-            *("--local-addr=127.0.0.1", "--rdzv-conf=" + ",".join(f"{key}={value}" for key, value in config.items())),
+            *(f"--local-addr={address}", "--rdzv-conf=" + ",".join(f"{key}={value}" for key, value in config.items())),
             str(script),
         ]
         base = {"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT / "src"), "KUBECONFIG": str(self.kubeconfig)}
         base |= {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo", "LOGLEVEL": "INFO"}
         base |= {"FLEET_DIR": str(self.directory), "FLEET_NODE": name, "TORCH_ELASTIC_WORKER_IDENTICAL": "1"}
         with (self.directory / f"{name}.out").open("wb") as out:
-            process = subprocess.Popen(command, env=base | environment, stdout=out, stderr=subprocess.STDOUT)
+            process = subprocess.Popen(
+                command, env=base | environment, stdout=out, stderr=subprocess.STDOUT, group=group
+            )
         node = Node(name, process, self.directory)
         self.nodes.append(node)
         return node

@@ -21,6 +21,7 @@ from rdzv.protocol.records import (
     RUNNING,
     Closure,
     Leader,
+    LeftOut,
     Member,
     Roster,
     Round,
@@ -80,6 +81,17 @@ def test_agents_read_what_the_operator_writes() -> None:
 def test_an_agent_outside_of_pods_is_not_dead_for_want_of_one() -> None:
     outside = member(pod_object("host-0"), incarnation="host-0/1", owned=False)
     assert roster(status(PODS, None, [outside])).dead == frozenset()
+
+
+def test_who_cannot_be_reached_is_a_problem_by_name() -> None:
+    members = [member(pod) for pod in PODS[:2]]
+    reason = "mnist-2 can't be reached by mnist-0 at 10.0.0.7:41234"
+    (degraded,) = (
+        condition
+        for condition in status(PODS, running(members, left_out=(LeftOut("mnist-2", reason),)), members)["conditions"]
+        if condition["type"] == "Degraded"
+    )
+    assert (degraded["status"], degraded["reason"], degraded["message"]) == ("True", "Unreachable", reason)
 
 
 def test_who_has_joined_is_who_asked_and_then_who_is_in_the_world() -> None:

@@ -59,7 +59,7 @@ from rdzv.protocol.events import (
     WriteUnknown,
 )
 from rdzv.protocol.member_state import MemberState, Stage, Standing
-from rdzv.protocol.records import CLOSED, Coordinator, Round
+from rdzv.protocol.records import CLOSED, Coordinator, Endpoint, LeftOut, Round
 
 if TYPE_CHECKING:
     from rdzv.kube.client import Client
@@ -118,6 +118,7 @@ class Agent:
         self._outcome: Accept | Raise | None = None
         self._error: Exception | None = None
         self._troubles = Troubles(client)
+        self._left_out: tuple[LeftOut, ...] = ()
         self._coordinator: CoordinatorLoop | None = None
         self._requests: queue.SimpleQueue[Write | Read | None] = queue.SimpleQueue()
         self._loop = Loop(f"rdzv-loop-{name}")
@@ -154,9 +155,12 @@ class Agent:
         self._await_start()
         return self._wait_for_outcome(Join(port, time.monotonic() - called))
 
-    def rejoin(self, number: int) -> Accept:
-        """The leader's store of the accepted round cannot be reached: ask for another round. Raises as `join`."""
-        return self._wait_for_outcome(LeaderUnreachable(number))
+    def rejoin(self, number: int, store: Endpoint | None) -> Accept:
+        """The accepted round has no store: ask for another one. Raises as `join`.
+
+        `store` is where it was tried for long enough to blame somebody; None: the round was over before.
+        """
+        return self._wait_for_outcome(LeaderUnreachable(number, store))
 
     def num_nodes_waiting(self) -> int:
         """1 when the world is to be formed anew, else 0. No I/O, no lock."""
@@ -408,9 +412,16 @@ class Agent:
 
     def _round_changed(self, record: Round | None, rv: int) -> None:
         self._troubles.over()
+        self._name(record.left_out if record is not None else ())
         self._feed(RoundSeen(record, rv))
         self._follow(record)
         self._poke()
+
+    def _name(self, left_out: tuple[LeftOut, ...]) -> None:
+        before, self._left_out = self._left_out, left_out
+        for one in left_out:
+            if one.name not in {other.name for other in before}:
+                log.warning("Rendezvous %s goes on without %s: %s", self._identity.rendezvous, one.name, one.reason)
 
     def _follow(self, record: Round | None) -> None:
         target = record.coordinator if record is not None and record.run_id == self._identity.run_id else None

@@ -122,6 +122,7 @@ class CoordinatorLoop:
             watch.close()
         self.poke()
         self._liveness.expect(())
+        self._liveness.probe({})
 
     def join(self, seconds: float) -> None:
         """Wait for its threads, which `stop` has told to end."""
@@ -217,6 +218,7 @@ class CoordinatorLoop:
             if decision.step_down:
                 self._step_down()
                 return
+            self._liveness.probe(decision.probe)
             self._say(decision)
             self._say_refused(decision.refused_members)
             if decision.refused:
@@ -241,6 +243,7 @@ class CoordinatorLoop:
                 connected=self._liveness.connected,
                 highest_seen=self.shared.highest_seen(),
                 met=self.shared.met(),
+                probes=self._liveness.probes,
             )
 
     def _commit(self, decision: Decision, backoff: Backoff) -> None:

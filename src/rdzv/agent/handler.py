@@ -11,6 +11,7 @@ import os
 import re
 import sys
 import threading
+import time
 import weakref
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
@@ -35,7 +36,7 @@ from rdzv.kube.api import ApiError
 from rdzv.kube.client import Client
 from rdzv.protocol.coordinator_state import Policy
 from rdzv.protocol.events import CLOSED_ERROR, GRACEFUL, TIMEOUT, Timing
-from rdzv.protocol.records import ROUND_KIND
+from rdzv.protocol.records import ROUND_KIND, Endpoint
 from rdzv.spec import API_VERSION
 
 if TYPE_CHECKING:
@@ -55,6 +56,8 @@ LAST_CALL_TIMEOUT = 30.0
 STORE_TIMEOUT = timedelta(seconds=300)
 _CONNECT_SECONDS = 20.0
 """torch's client and its server each look up the name of the other's address: two DNS timeouts must fit."""
+_BLAME_SECONDS = 5.0
+"""Without an answer for this long, a store counts as unreachable."""
 _LOOK_SECONDS = 0.1
 _REASON_LENGTH = 300
 _NAME = re.compile(r"[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?")
@@ -119,7 +122,7 @@ class KubernetesRendezvousHandler(RendezvousHandler):  # type: ignore[misc]  # t
                     break
                 except _StoreUnreachableError as error:
                     unreached = str(error) or unreached
-                    accept = self._agent.rejoin(accept.round)
+                    accept = self._agent.rejoin(accept.round, error.store)
         except AgentError as error:
             self._port.close()
             raise _torch_error(error, unreached) from error
@@ -190,14 +193,14 @@ class KubernetesRendezvousHandler(RendezvousHandler):  # type: ignore[misc]  # t
         try:
             return _tcp_store(leader.address, leader.port, is_master=True, master_listen_fd=fd)
         except RuntimeError as error:  # torch's server is its own first client: the address is not this machine's.
-            raise self._unreachable(accept, error) from error
+            raise self._unreachable(accept, str(error)) from error
 
     def _connect(self, accept: Accept) -> Store:
         """torch's client, made in a thread: it does not look whether the round is still wanted while it tries."""
         made: list[Store] = []
         failed: list[RuntimeError] = []
         done = threading.Event()
-        address, port = accept.leader.address, accept.leader.port
+        address, port, began = accept.leader.address, accept.leader.port, time.monotonic()
 
         def make() -> None:
             try:
@@ -210,19 +213,22 @@ class KubernetesRendezvousHandler(RendezvousHandler):  # type: ignore[misc]  # t
         threading.Thread(target=make, name="rdzv-connect", daemon=True).start()
         while not done.wait(_LOOK_SECONDS):
             if self._agent.num_nodes_waiting():
-                raise _StoreUnreachableError
+                if time.monotonic() < began + _BLAME_SECONDS:
+                    raise _StoreUnreachableError
+                # Who asked first, because it could not connect, is perhaps not the only one.
+                raise self._unreachable(accept, f"no answer in {time.monotonic() - began:.0f} s")
         if made:
             return made[0]
-        raise self._unreachable(accept, failed[0])
+        raise self._unreachable(accept, str(failed[0]))
 
-    def _unreachable(self, accept: Accept, error: RuntimeError) -> _StoreUnreachableError:
-        leader, why = accept.leader, str(error).partition("\n")[0][:_REASON_LENGTH]
+    def _unreachable(self, accept: Accept, error: str) -> _StoreUnreachableError:
+        leader, why = accept.leader, error.partition("\n")[0][:_REASON_LENGTH]
         text = (
             f"the store of round {accept.round} at {leader.address} port {leader.port} could not be reached from "
             f"{self._port.address}: {why}"
         )
         log.warning("%s", text)
-        return _StoreUnreachableError(text)
+        return _StoreUnreachableError(text, Endpoint(leader.address, leader.port))
 
     def _kubernetes_store(self, accept: Accept) -> Store:
         from rdzv.store.store import KubernetesStore
@@ -239,7 +245,14 @@ class KubernetesRendezvousHandler(RendezvousHandler):  # type: ignore[misc]  # t
 
 
 class _StoreUnreachableError(Exception):
-    """The leader of the round cannot be reached; without a text: the round was over before that was known."""
+    """The leader of the round cannot be reached; without a text: the round was over before that was known.
+
+    `store` is where it was tried for long enough to blame somebody.
+    """
+
+    def __init__(self, text: str = "", store: Endpoint | None = None) -> None:
+        super().__init__(text)
+        self.store = store
 
 
 def _dropped(agent: Agent, port: StorePort) -> None:

@@ -83,6 +83,7 @@ def observe(rendezvous: Rendezvous, observed: Observed, previous: Mapping[str, A
     return World(
         formed=_formed(rendezvous, observed, agents),
         joined=agents,
+        problems=_problems(rendezvous, observed),
         status={
             "round": _highest_round(rendezvous, observed, previous),
             "roster": _roster(rendezvous, observed, beat),
@@ -90,6 +91,15 @@ def observe(rendezvous: Rendezvous, observed: Observed, previous: Mapping[str, A
         indexes=MAX_SLOTS,
         again=beat.due_in,
     )
+
+
+def _problems(rendezvous: Rendezvous, observed: Observed) -> Sequence[tuple[str, str]]:
+    """Agents that the others can't reach: their Round names them."""
+    record = _round(rendezvous, observed)
+    if record is None or record.phase == CLOSED or not record.left_out:
+        return ()
+    more = f" (and {len(record.left_out) - 1} more)" if record.left_out[1:] else ""
+    return [("Unreachable", f"{record.left_out[0].reason}{more}")]
 
 
 def is_awaited(rendezvous: Rendezvous, observed: Observed) -> bool:

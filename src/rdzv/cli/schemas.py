@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rdzv.objects import ReadOnlyObject
-from rdzv.protocol.records import Closure, Coordinator, Leader, Member, Round
+from rdzv.protocol.records import Closure, Coordinator, Endpoint, Leader, LeftOut, Member, Round
 from rdzv.store import records, replay
 
 
@@ -14,8 +14,10 @@ def written(*, with_store: bool) -> list[ReadOnlyObject]:
     """One object of each kind that agents write, with every field that they ever write."""
     address = "10.0.0.1"
     coordinator = Coordinator(0, "x", address, 1, 1, "x")
-    record = Round("x", "x", leader=Leader(0, address, 1), coordinator=coordinator, closed=Closure("x", "x"))
-    member = Member("x", "x", "x", "x/x", address, 1, 1, slot=0, allotted=True, first_rv=1)
+    leader, left_out = Leader(0, address, 1), (LeftOut("x", "x"),)
+    record = Round("x", "x", leader=leader, coordinator=coordinator, closed=Closure("x", "x"), left_out=left_out)
+    store = Endpoint(address, 1)
+    member = Member("x", "x", "x", "x/x", address, 1, 1, slot=0, allotted=True, first_rv=1, unreachable=store)
     return [record.to_object("x"), member.to_object("x"), *([_shard()] if with_store else [])]
 
 

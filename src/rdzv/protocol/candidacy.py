@@ -8,7 +8,7 @@ from rdzv.protocol import events as ev
 from rdzv.protocol.fields import replace
 from rdzv.protocol.joining import later_run
 from rdzv.protocol.member_state import MemberState, Standing
-from rdzv.protocol.records import CLOSED
+from rdzv.protocol.records import CLOSED, Round
 
 
 def consider(state: MemberState, actions: list[ev.Action], now: float) -> MemberState:
@@ -27,6 +27,17 @@ def consider(state: MemberState, actions: list[ev.Action], now: float) -> Member
         gone = None  # This very agent had the role and gave it up: it would count itself as dead.
     actions.append(ev.Candidate(gone))
     return replace(state, candidacy=replace(state.candidacy, running=True, vacant_since=None))
+
+
+def doubt(state: MemberState) -> MemberState:
+    """The coordinator that was lost coordinates again, in a later term: it lives, and this agent can't reach it."""
+    record, role = state.known.record, state.candidacy
+    named = record.coordinator if record is not None else None
+    if named is None or role.lost is None or role.running:
+        return state
+    if named.incarnation != role.lost.incarnation or named.term <= role.lost.term:
+        return state
+    return replace(state, candidacy=replace(role, lost=None, doubts=role.doubts + 1))
 
 
 def look_at(state: MemberState) -> float | None:
@@ -73,10 +84,21 @@ def takeover_delay(state: MemberState) -> float:
         if own is None:
             return timing.bootstrap_delay * (spread % 64) / 128
         return 0.0 if own == 0 and not state.accepted else timing.bootstrap_delay + own * timing.takeover_step
+    return _patience(state) + _turn(state, record, own, spread)
+
+
+def _patience(state: MemberState) -> float:
+    """Who was wrong before takes its time: most likely it is itself the one that nobody reaches."""
+    timing, doubts = state.timing, state.candidacy.doubts
+    return min(timing.doubt * 2 ** min(doubts - 1, 16), timing.doubt_max) if doubts else 0.0
+
+
+def _turn(state: MemberState, record: Round, own: int | None, spread: int) -> float:
+    timing = state.timing
     # Pods without a slot are spread by a hash, behind the first one that has a slot.
     slot = own if own is not None else 1 + spread % 16
     rank = record.rank_of(state.me.incarnation)
     if rank is None:
         return (record.size + 1 + slot) * timing.takeover_step
-    gone = record.coordinator.slot
+    gone = record.coordinator.slot if record.coordinator is not None else None
     return (rank - (gone is not None and gone in record.slots and gone < record.slots[rank])) * timing.takeover_step

@@ -178,6 +178,7 @@ def commit(facts: Facts, own: Round) -> Round:
         coordinator=own.coordinator,
         want=own.round + 1,
         members_rv=facts.members_rv,
+        left_out=own.left_out,
         uid=own.uid,
     )
 

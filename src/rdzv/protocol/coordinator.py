@@ -10,15 +10,25 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from rdzv.protocol import exclusion, rivalry
 from rdzv.protocol.completion import commit, completion
 from rdzv.protocol.coordinator_state import CoordinatorState, Decision, View, note
 from rdzv.protocol.facts import Facts, gather
 from rdzv.protocol.fields import replace
-from rdzv.protocol.records import CLOSED, FORMING, LIVE, RUNNING, SUCCEEDED, SUCCESS, Closure, Coordinator, Round
+from rdzv.protocol.records import (
+    CLOSED,
+    FORMING,
+    LIVE,
+    REASON_LENGTH,
+    RUNNING,
+    SUCCEEDED,
+    SUCCESS,
+    Closure,
+    Coordinator,
+    Round,
+)
 from rdzv.protocol.reforming import cause
 from rdzv.protocol.sifting import sift_view
-
-_REASON_LENGTH = 256
 
 
 @dataclass(frozen=True)
@@ -49,10 +59,12 @@ def _decide(state: CoordinatorState, view: View, now: float) -> tuple[Coordinato
         return state, decision if now < at else replace(decision, look_again=None, refused=other)
     named = own.coordinator if own is not None else None
     mine = named is not None and named.incarnation == me.incarnation
-    if named is not None and not mine and named != state.lost:
-        return state, Decision(step_down=True)
+    if named is not None and own is not None and not mine and named != state.lost:
+        return _meet(state, view, own, named, now)
     state = _remember(state, view, own, now)
     facts = gather(state, view, own, now)
+    if own is not None and mine:
+        state = rivalry.note_alone(rivalry.note_claim(state, own, now), facts, now)
     if own is None:
         term = max(state.term, view.round.term if view.round else 0) + 1
         fresh = _fresh(state, facts)
@@ -60,15 +72,49 @@ def _decide(state: CoordinatorState, view: View, now: float) -> tuple[Coordinato
             _claimed(fresh, state, term), view.round_rv, why="there is none", waiting_for="the Round to be created"
         )
     state, target = _target(state, facts, own, now)
+    act_at = rivalry.may_act_at(state, facts, own, now)
+    if not mine and state.lost is not None and own.phase != CLOSED:
+        target = Target(own)  # Should the one that is replaced live after all, it sees that nothing has happened yet.
+    elif act_at is None or act_at > now:
+        target = Target(own, waiting_for="any of the others to connect to the new coordinator", look_again=act_at)
+    else:
+        state, target = replace(state, followed=True), _naming(state, target, facts, now)
     wanted = target.record
     if not mine:
         if own.phase == CLOSED and wanted.phase == CLOSED:
             return state, Decision()
         wanted = _claimed(wanted, state, own.term + 1)
+    probe = exclusion.probes(facts)
+    waiting_for = "; ".join([*([target.waiting_for] if target.waiting_for else []), *_reasons(facts)])
     if wanted == own:
-        return state, Decision(look_again=target.look_again, waiting_for=target.waiting_for)
+        return state, Decision(look_again=target.look_again, waiting_for=waiting_for, probe=probe)
     why = target.why or "this agent coordinates"
-    return state, Decision(wanted, view.round_rv, target.look_again, why=why, waiting_for=target.waiting_for)
+    return state, Decision(wanted, view.round_rv, target.look_again, why=why, waiting_for=waiting_for, probe=probe)
+
+
+def _meet(
+    state: CoordinatorState, view: View, own: Round, rival: Coordinator, now: float
+) -> tuple[CoordinatorState, Decision]:
+    """Another agent has claimed the Round: this one takes it back, or steps down."""
+    if not rivalry.answers(state, gather(state, view, own, now), own, rival, now):
+        return state, Decision(step_down=True)
+    why = f"{rival.incarnation} took over, but this agent lives and is connected to others"
+    claim = _claimed(own, state, own.term + 1)
+    return rivalry.answered(state, rival, now), Decision(claim, view.round_rv, why=why)
+
+
+def _naming(state: CoordinatorState, target: Target, facts: Facts, now: float) -> Target:
+    """Names who can't be reached in the Round."""
+    record = target.record
+    if record.phase == CLOSED or rivalry.on_probation(state, now):
+        return target
+    times = [at for at in (target.look_again, facts.name_at) if at is not None]
+    record = replace(record, left_out=exclusion.keep_words(record.left_out, facts.left_out))
+    return replace(target, record=record, look_again=min(times, default=None))
+
+
+def _reasons(facts: Facts) -> list[str]:
+    return [one.reason for one in facts.left_out]
 
 
 def _other_run(state: CoordinatorState, view: View) -> str:
@@ -126,6 +172,7 @@ def _remember(state: CoordinatorState, view: View, own: Round | None, now: float
         heartbeat=state.heartbeat if beat == state.heartbeat[0] else (beat, now),
         slot=mine[0].slot if mine is not None and mine[0].slot is not None else state.slot,
     )
+    state = exclusion.remember(state, view, own, now)
     number, term = (own.round, own.term) if own is not None else (-1, 0)
     state = replace(state, term=max(state.term, term, state.lost.term if state.lost else 0))
     if number != state.basis:
@@ -143,6 +190,9 @@ def _target(state: CoordinatorState, facts: Facts, own: Round, now: float) -> tu
     if forming or facts.attendance.rejoining:
         state, complete = completion(state, facts, now)
         if complete.at is not None and complete.at <= now:
+            found = exclusion.judge(state, facts, own, now)
+            if found is not None:
+                return found.state, Target(own, waiting_for=found.why, look_again=found.at)
             return state, Target(commit(facts, own), complete.why)
         if forming:
             return state, Target(own, waiting_for=complete.missing, look_again=complete.at)
@@ -189,7 +239,8 @@ def _running(state: CoordinatorState, facts: Facts, own: Round, now: float) -> t
         return state, Target(own)
     if found.at > now:
         return state, Target(own, look_again=found.at)
-    return state, Target(replace(own, want=own.round + 1, want_reason=found.why[:_REASON_LENGTH]), found.why)
+    why = "; ".join([found.why, *_reasons(facts)])
+    return state, Target(replace(own, want=own.round + 1, want_reason=why[:REASON_LENGTH]), why)
 
 
 def _blank(own: Round, number: int, reason: str) -> Round:

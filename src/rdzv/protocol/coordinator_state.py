@@ -10,7 +10,8 @@ from rdzv.protocol.fields import replace
 
 if TYPE_CHECKING:
     from rdzv.protocol.events import Identity
-    from rdzv.protocol.records import Coordinator, Member, Roster, Round
+    from rdzv.protocol.exclusion import Barred
+    from rdzv.protocol.records import Coordinator, Endpoint, Member, Roster, Round
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,7 @@ class View:
         connected: incarnations that hold a connection to this coordinator: the one it replaced is dead until it is here.
         highest_seen: that of this agent (`KnownRound.highest_seen`).
         met: this agent has seen a Round of its own run (`KnownRound.met`).
+        probes: by incarnation, whether this agent could connect to the store, as `Decision.probe` asked for.
     """
 
     members: Mapping[str, tuple[Member, int]]
@@ -57,6 +59,7 @@ class View:
     connected: frozenset[str] = frozenset()
     highest_seen: int = 0
     met: bool = False
+    probes: Mapping[str, bool] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -73,6 +76,7 @@ class Decision:
         why: what makes it write, for people.
         refused_members: by name, why a Member counts for nothing; for people.
         waiting_for: who is missing, for people; empty when nothing is.
+        probe: by incarnation, stores to connect to from time to time: `View.probes` tells whether that works.
     """
 
     write: Round | None = None
@@ -84,6 +88,7 @@ class Decision:
     why: str = ""
     waiting_for: str = ""
     refused_members: Mapping[str, str] = field(default_factory=dict)
+    probe: Mapping[str, Endpoint] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -102,6 +107,14 @@ class CoordinatorState:
         succeeded: incarnations that ended well: their Members may be deleted before all have.
         basis: number of the round that `since` and `failed` are about.
         heartbeat: of the operator, and when (seconds) it changed last.
+        claimed_at: when (seconds) the Round first named this agent; None: not yet.
+        stood: the Round as it last named this agent.
+        answered: by incarnation, when (seconds) a rival was answered.
+        alone_since: since when (seconds) none of several others is connected; None: it is not so.
+        followed: another agent has found this one since it took over.
+        unconnected: by incarnation, since when (seconds) somebody asks to be counted without a connection.
+        barred: by incarnation, who could not lead a round, or not reach the one that did.
+        judged_since: since when (seconds) it is to be found out whether a leader can be reached; None: it is not.
     """
 
     me: Identity
@@ -116,6 +129,14 @@ class CoordinatorState:
     succeeded: frozenset[str] = frozenset()
     basis: int = -1
     heartbeat: tuple[int, float] = (-1, 0.0)
+    claimed_at: float | None = None
+    stood: Round | None = None
+    answered: Mapping[str, float] = field(default_factory=dict)
+    alone_since: float | None = None
+    followed: bool = False
+    unconnected: Mapping[str, float] = field(default_factory=dict)
+    barred: Mapping[str, Barred] = field(default_factory=dict)
+    judged_since: float | None = None
 
 
 def note(state: CoordinatorState, name: str, holds: bool, now: float, renew: bool = False) -> CoordinatorState:

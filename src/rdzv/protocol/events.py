@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from rdzv.protocol.records import Coordinator, Leader, Member, Round
+    from rdzv.protocol.records import Coordinator, Endpoint, Leader, Member, Round
 
 CLOSED_ERROR, TIMEOUT, CONNECTION, GRACEFUL = "closed", "timeout", "connection", "graceful"
 """Kinds of `Raise`."""
@@ -38,13 +38,16 @@ class Identity:
 class Timing:
     """Seconds. `join_timeout` is torch's; the delays decide which agent takes over the coordination, and when.
 
-    A waiting agent looks every `check_interval` whether its Member is still there.
+    A waiting agent looks every `check_interval` whether its Member is still there. An agent that can't connect to a
+    coordinator which lives takes over after `doubt` at the earliest, then after twice that, and so on up to `doubt_max`.
     """
 
     join_timeout: float = 600.0
     bootstrap_delay: float = 1.0
     check_interval: float = 10.0
     takeover_step: float = 0.15
+    doubt: float = 10.0
+    doubt_max: float = 60.0
     retry: float = 0.2
     retry_max: float = 2.5
 
@@ -140,9 +143,13 @@ class Refused:
 
 @dataclass(frozen=True)
 class LeaderUnreachable:
-    """The TCPStore of the accepted `round` could not be reached: ask for another round."""
+    """The TCPStore of the accepted `round` could not be reached: ask for another round.
+
+    `store` is where it was tried for long enough to blame somebody; None: the round was over before.
+    """
 
     round: int
+    store: Endpoint | None = None
 
 
 @dataclass(frozen=True)

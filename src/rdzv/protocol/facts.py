@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from rdzv.protocol import exclusion
 from rdzv.protocol.encoding import (
     fingerprint,
 )
@@ -13,6 +14,8 @@ from rdzv.protocol.records import (
     LIVE,
     RUNNING,
     SUCCEEDED,
+    Endpoint,
+    LeftOut,
     Member,
     Roster,
     Round,
@@ -63,6 +66,16 @@ class Facts:
         success_rv: resourceVersion of the last success, 0 without one.
         highest_seen: number of the highest round that anybody knows of.
         floor: number of the highest round that anybody may be in.
+        here: incarnations of those who are in the running world, or ask for the next one, and are connected to this agent,
+            which is one of them.
+        away: incarnations of the others that live.
+        out_of_reach: those of them, and of who is taken for dead only because it is not connected.
+        leader: of the running world, if it asks for the next one.
+        reporters: who could not connect to its store and asks, too.
+        probes: `View.probes`.
+        left_out: who asks to be counted and can't be reached, or reaches nobody.
+        name_at: when (seconds) there may be more of them; None: not by time alone.
+        askers: by name, those whose store may be connected to.
     """
 
     attendance: Attendance
@@ -73,6 +86,15 @@ class Facts:
     success_rv: int
     highest_seen: int
     floor: int
+    here: frozenset[str]
+    away: frozenset[str]
+    out_of_reach: frozenset[str]
+    leader: Member | None
+    reporters: tuple[Member, ...]
+    probes: Mapping[str, bool]
+    left_out: tuple[LeftOut, ...]
+    name_at: float | None
+    askers: Mapping[str, Member]
 
 
 def gather(state: CoordinatorState, view: View, own: Round | None, now: float) -> Facts:
@@ -84,12 +106,22 @@ def gather(state: CoordinatorState, view: View, own: Round | None, now: float) -
     dead = _dead(state, view)
     alive = [entry for entry in everyone if not why_not_alive(entry[0], dead, state.succeeded, roster)]
     believed = roster if roster is not None and _believed(state, roster, now) else None
-    attendance = attend(state.policy, one_per_slot(alive, own), own, roster, believed, view.suspected)
+    counted = [entry for entry in alive if not exclusion.is_left_out(state, view, own, entry[0])]
+    attendance = attend(state.policy, one_per_slot(counted, own), own, roster, believed, view.suspected)
     world = frozenset(own.fingerprints if own is not None and own.phase == RUNNING else ())
     salt = own.salt if own is not None else 0
     done = {fingerprint(salt, incarnation) for incarnation in state.succeeded}
     here = attendance.present | attendance.rejoining
     highest_seen = _highest_seen(state, members, own, roster)
+    # Those who are taken for dead may live, out of reach of this agent; pods that are gone don't.
+    maybe = [m for m in members if not why_not_alive(m, frozenset(), state.succeeded, roster)]
+    involved = [m for m in maybe if _is_involved(m, own, world)]
+    perhaps = frozenset(member.incarnation for member in involved)
+    there = perhaps - dead
+    connected = (view.connected - view.suspected - view.dead) | {state.me.incarnation}
+    askers = [m for m in maybe if own is not None and exclusion.asks(m, own)]
+    leader = _leader(attendance.joined, own)
+    left_out, name_at = exclusion.named(state, view, own, maybe, now)
     return Facts(
         attendance=attendance,
         lost=world - done - here,
@@ -99,6 +131,15 @@ def gather(state: CoordinatorState, view: View, own: Round | None, now: float) -
         success_rv=max((rv for m, rv in everyone if m.state == SUCCEEDED), default=0),
         highest_seen=highest_seen,
         floor=max([highest_seen, *(member.want_round for member in members)]),
+        here=(there & connected) | {state.me.incarnation},
+        away=there - connected,
+        out_of_reach=perhaps - connected,
+        leader=leader,
+        reporters=_reporters(attendance.joined, own, leader),
+        probes=view.probes,
+        left_out=left_out,
+        name_at=name_at,
+        askers={member.name: member for member in askers},
     )
 
 
@@ -169,6 +210,24 @@ def _claim(entry: tuple[Member, int], own: Round | None) -> tuple[bool, bool, in
     member, rv = entry
     counted = own is not None and own.phase == RUNNING and own.rank_of(member.incarnation) is not None
     return counted, member.owned, birth(member, rv), member.name
+
+
+def _is_involved(member: Member, own: Round | None, world: frozenset[str]) -> bool:
+    """It is in the running world, or asks for the next one."""
+    return own is not None and (fingerprint(own.salt, member.incarnation) in world or exclusion.asks(member, own))
+
+
+def _leader(joined: Sequence[Member], own: Round | None) -> Member | None:
+    if own is None or own.phase != RUNNING:
+        return None
+    return next((m for m in joined if fingerprint(own.salt, m.incarnation) == own.fingerprints[0]), None)
+
+
+def _reporters(joined: Sequence[Member], own: Round | None, leader: Member | None) -> tuple[Member, ...]:
+    if own is None or own.leader is None or leader is None:
+        return ()
+    store = Endpoint(own.leader.address, own.leader.port)
+    return tuple(member for member in joined if member is not leader and member.unreachable == store)
 
 
 def _dead(state: CoordinatorState, view: View) -> frozenset[str]:

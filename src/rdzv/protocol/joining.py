@@ -135,7 +135,20 @@ def _overdue(state: MemberState, now: float) -> ev.Raise | None:
         return ev.Raise(ev.TIMEOUT, f"{waited}: its Round belongs to run {known.foreign}, this pod to run {me.run_id}")
     if not known.observed or (state.request.requested and not state.own.acknowledged):
         return ev.Raise(ev.CONNECTION, f"{waited}: the API server was not reached or did not take the request to join")
-    return ev.Raise(ev.TIMEOUT, waited)
+    left_out = why_left_out(state)
+    return ev.Raise(ev.TIMEOUT, f"{waited}: {left_out}" if left_out else waited)
+
+
+def why_left_out(state: MemberState) -> str:
+    """Why this agent is not counted although it asks to be: it and the others can't reach each other. Empty: it is."""
+    record, me = state.known.record, state.me
+    if record is None:
+        return ""
+    told = next((one.reason for one in record.left_out if one.name == me.name), "")
+    lost = record.coordinator
+    if told or lost is None or state.candidacy.lost != lost:
+        return told
+    return f"{me.name} can't connect to the coordinator at {lost.address} port {lost.port}"
 
 
 def _accept(state: MemberState, record: Round) -> ev.Accept | None:
@@ -181,6 +194,7 @@ def _ask(state: MemberState, actions: list[ev.Action]) -> MemberState:
         state=LIVE,
         node=me.node,
         owned=me.owned,
+        unreachable=request.unreachable,
     )
     request = replace(request, requested=desired.want_round)
     return replace(state, request=request, own=replace(state.own, desired=desired))
@@ -193,7 +207,7 @@ def _park(state: MemberState, now: float) -> MemberState:
     world = world and record is not None and record.want <= record.round < state.request.requested
     # Who is counted in that world, and asks again because its leader can't be reached, is no spare: its time goes on.
     without = record is None or record.rank_of(state.me.incarnation) is None
-    parked = world and without and state.own.acknowledged
+    parked = world and without and state.own.acknowledged and not why_left_out(state)
     if parked == (state.request.stage is Stage.PARKED):
         return state
     return become_parked(state, parked, now + state.timing.join_timeout)

@@ -63,8 +63,9 @@ def _take_call(state: MemberState, event: ev.MemberEvent, now: float) -> MemberS
             state = become_joining(state, port, deadline - waited)
         case ev.Bound(port):
             state = become_bound(state, port)
-        case ev.LeaderUnreachable(round_) if state.accepted == round_ and not state.joining:
-            state = become_joining(state, 0, state.request.deadline)  # One deadline for one call of next_rendezvous.
+        case ev.LeaderUnreachable(round_, store) if state.accepted == round_ and not state.joining:
+            # One deadline for one call of next_rendezvous.
+            state = become_joining(state, 0, state.request.deadline, store)
         case ev.Sigterm():
             state = become_leaving(state)
         case ev.Finished(success):
@@ -82,12 +83,12 @@ def _take_seen(state: MemberState, event: ev.MemberEvent, now: float) -> MemberS
             return _see(state, event, now)
         case ev.CoordinatorLost(coordinator):
             role = replace(role, lost=coordinator)
-        case ev.CoordinatorFound(coordinator) if role.lost == coordinator:
-            role = replace(role, lost=None)
+        case ev.CoordinatorFound(coordinator):
+            role = replace(role, lost=None if role.lost == coordinator else role.lost, doubts=0)
         case ev.Refused(reason):
             return replace(state, known=replace(state.known, refused=reason))
         case ev.SteppedDown(rv):
-            role = replace(role, running=False, stepped_rv=rv)
+            role = replace(role, running=False, stepped_rv=rv, doubts=role.doubts + 1)
         case _:
             return state
     return replace(state, candidacy=role)
@@ -98,7 +99,7 @@ def _see(state: MemberState, event: ev.RoundSeen, now: float) -> MemberState:
     known = _known(state, event, now)
     if known is state.known:
         return state
-    state, desired = replace(state, known=known), state.own.desired
+    state, desired = candidacy.doubt(replace(state, known=known)), state.own.desired
     behind = known.record is not None and known.record.round < known.highest_seen
     if behind and desired is not None and state.request.stage is Stage.NONE:
         # Round numbers went back: the Round was deleted and made by somebody who knew less. Tell it how far we were.

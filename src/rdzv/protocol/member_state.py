@@ -7,7 +7,7 @@ from enum import Enum
 
 from rdzv.protocol import events as ev
 from rdzv.protocol.fields import replace
-from rdzv.protocol.records import FAILED, LEAVING, SUCCEEDED, Coordinator, Member, Round
+from rdzv.protocol.records import FAILED, LEAVING, SUCCEEDED, Coordinator, Endpoint, Member, Round
 
 
 class Standing(Enum):
@@ -86,6 +86,8 @@ class Request:
     """Number of the round that was asked for, 0 before it was asked."""
     deadline: float = 0.0
     """When (seconds) the call gives up, unless parked."""
+    unreachable: Endpoint | None = None
+    """The store of the round before, if it could not be connected to."""
 
 
 @dataclass(frozen=True)
@@ -133,6 +135,9 @@ class Candidacy:
     """Since when (seconds) nobody coordinates and this agent could; None: somebody does."""
     lost: Coordinator | None = None
     """The coordinator to which the connection is lost."""
+    doubts: int = 0
+    """Times in a row that this agent was wrong, or could not tell, whether the coordinator is gone: it lived on, or another
+    agent took over from this one. 0 as soon as a connection to a coordinator stands."""
     stepped_rv: int = 0
     """resourceVersion of the Round that made the function step down. An older one is no reason to start it again."""
 
@@ -175,10 +180,11 @@ class MemberState:
         return self.standing in (Standing.LEAVING, Standing.FINISHED)
 
 
-def become_joining(state: MemberState, port: int, deadline: float) -> MemberState:
-    """`next_rendezvous` begins, with a store bound at `port`."""
+def become_joining(state: MemberState, port: int, deadline: float, unreachable: Endpoint | None = None) -> MemberState:
+    """`next_rendezvous` begins, with a store bound at `port`; or goes on, when that of the last round was unreachable."""
     slot = state.slot if state.me.slot is None else state.me.slot
-    return replace(state, slot=slot, request=Request(Stage.JOINING, port, deadline=deadline))
+    request = Request(Stage.JOINING, port, deadline=deadline, unreachable=unreachable)
+    return replace(state, slot=slot, request=request)
 
 
 def become_rebinding(state: MemberState) -> MemberState:
@@ -200,7 +206,7 @@ def become_parked(state: MemberState, parked: bool, deadline: float) -> MemberSt
 
 def become_member(state: MemberState, world: ev.Accept) -> MemberState:
     """`next_rendezvous` ends with a world. Its store is spent."""
-    request = replace(state.request, stage=Stage.NONE, port=0, requested=0)
+    request = replace(state.request, stage=Stage.NONE, port=0, requested=0, unreachable=None)
     return replace(state, request=request, accepted=world.round, accepted_uid=world.uid, slot=world.slot)
 
 

@@ -48,6 +48,11 @@ SUCCESS = "Succeeded"
 """Reason of the one closure that is not an error."""
 STATES = (LIVE, LEAVING, SUCCEEDED, FAILED)
 
+REASON_LENGTH = 256
+"""Characters of a reason in the Round."""
+MAX_LEFT_OUT = 8
+"""Of those who can't be reached, as many are named in the Round."""
+
 
 @dataclass(frozen=True)
 class Leader:
@@ -71,6 +76,22 @@ class Coordinator:
     port: int
     term: int
     key: str = field(default="", repr=False)
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """The TCPStore of a round's leader, as an agent tried to connect to it."""
+
+    address: str
+    port: int
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """An agent that asks to be counted and is not, because it and the others can't reach each other; why, in words."""
+
+    name: str
+    reason: str
 
 
 @dataclass(frozen=True)
@@ -104,6 +125,8 @@ class Round:
     want_reason: str = ""
     members_rv: int = 0
     closed: Closure | None = None
+    left_out: tuple[LeftOut, ...] = ()
+    """Who can't be reached, or can't reach the others: at most `MAX_LEFT_OUT` of them."""
     uid: str = ""
     """Of the object, as the API server set it: another one when the Round was deleted and made again. Not written."""
 
@@ -145,6 +168,8 @@ class Round:
                 spec["coordinator"]["key"] = c.key
             if c.slot is not None:
                 spec["coordinator"]["slot"] = c.slot
+        if self.left_out:
+            spec["unreachable"] = [{"name": one.name, "reason": one.reason} for one in self.left_out]
         if self.closed:
             spec["closed"] = {"reason": self.closed.reason, "by": self.closed.by}
         metadata = _metadata(self.name, namespace, self.name, resource_version, owner)
@@ -173,6 +198,7 @@ class Round:
             want_reason=spec.text("wantReason", most=_WANT_LENGTH),
             members_rv=spec.version("membersRV"),
             closed=_closure(spec.child("closed")),
+            left_out=tuple(_left_out(item) for item in spec.children("unreachable")[:MAX_LEFT_OUT]),
             uid=Fields(obj, "metadata").text("uid"),
         )
         if record.phase == RUNNING and (record.leader is None or not slots or record.leader.slot != slots[0]):
@@ -210,6 +236,8 @@ class Member:
     """resourceVersion of this agent's first write, 0 while this is the first. See `birth`."""
     created: str = field(default="", compare=False)
     """creationTimestamp, as the API server set it: what nobody can pretend. Not written."""
+    unreachable: Endpoint | None = None
+    """The store of the round before, when the agent could not connect to it: why it asks for another one."""
 
     @property
     def index(self) -> int | None:
@@ -238,6 +266,8 @@ class Member:
             spec["slot"] = self.slot
         if self.allotted:
             spec["allotted"] = True
+        if self.unreachable:
+            spec["unreachable"] = {"address": self.unreachable.address, "port": self.unreachable.port}
         if self.first_rv:
             spec["firstRV"] = str(self.first_rv)
         owner = {"apiVersion": "v1", "kind": "Pod", "name": self.name, "uid": self.pod_uid} if self.owned else None
@@ -274,6 +304,7 @@ class Member:
             owned=_is_owned(metadata, name, incarnation),
             first_rv=first_rv,
             created=metadata.text("creationTimestamp"),
+            unreachable=_endpoint(spec.child("unreachable")),
         )
 
 
@@ -414,6 +445,15 @@ def _coordinator(fields: Fields | None) -> Coordinator | None:
         term=fields.integer("term"),
         key=fields.text("key", most=_KEY_LENGTH),
     )
+
+
+def _endpoint(fields: Fields | None) -> Endpoint | None:
+    return None if fields is None else Endpoint(fields.address("address"), fields.integer("port", below=65536))
+
+
+def _left_out(fields: Fields) -> LeftOut:
+    name = fields.text("name", required=True, most=_NAME_LENGTH)
+    return LeftOut(name, fields.text("reason", most=REASON_LENGTH))
 
 
 def _closure(fields: Fields | None) -> Closure | None:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, cast
 
 from rdzv.agent.liveness import Callbacks, Liveness
 from rdzv.agent.loop import Loop
-from rdzv.protocol.records import Coordinator
+from rdzv.protocol.records import Coordinator, Endpoint
 
 WAIT_SECONDS = 20.0
 
@@ -26,6 +26,8 @@ class FakeLiveness:
         self.serving = True
         self.linked = True
         self.announced = 0
+        self.probed: dict[str, Endpoint] = {}
+        self.probes: dict[str, bool] = {}
 
     def follow(self, target: Coordinator | None) -> None:
         self.following = target
@@ -35,6 +37,9 @@ class FakeLiveness:
 
     def serve(self, serving: bool) -> None:
         self.serving = serving
+
+    def probe(self, stores: Mapping[str, Endpoint]) -> None:
+        self.probed = dict(stores)
 
     def announce(self, rv: int) -> None:
         del rv

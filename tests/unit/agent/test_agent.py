@@ -115,7 +115,9 @@ def test_who_is_lost_is_replaced_as_coordinator_and_in_the_world(lab: Lab) -> No
     for agent in agents[1:]:
         fake = lab.liveness[agent._identity.incarnation]
         assert fake.callbacks is not None
+        fake.connected = frozenset(other._identity.incarnation for other in agents[1:] if other is not agent)
         fake.callbacks.lost(first.coordinator)
+        fake.callbacks.peers()
     eventually(lambda: all(agent.num_nodes_waiting() for agent in agents[1:]), "asking to form anew")
     again = [call.result(30) for call in [lab.join(agent) for agent in agents[1:]]]
     assert [(world.rank, world.size) for world in again] == [(0, 2), (1, 2)]
@@ -211,7 +213,7 @@ def test_a_store_that_cannot_be_reached_does_not_renew_the_deadline(lab: Lab) ->
     def forever() -> None:
         while time.monotonic() < began + 20:
             time.sleep(0.5)
-            agent.rejoin(agent._member.state.accepted if agent._member.state else 0)
+            agent.rejoin(agent._member.state.accepted if agent._member.state else 0, None)
 
     with pytest.raises(AgentError, match="within 2 s") as caught:
         forever()
@@ -327,4 +329,4 @@ def test_no_port_left_ends_the_join(lab: Lab) -> None:
 
     object.__setattr__(agent._settings, "rebind", none_left)
     with pytest.raises(AgentError, match="Address already in use"):
-        agent.rejoin(1)
+        agent.rejoin(1, None)

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 
+from unit.protocol.links import REFUSED, SILENT, halves, isolated
 from unit.protocol.sim import NAME, Pod, Process, Scenario, Sim, Violation, show_round
 
 from rdzv.protocol import events as ev
@@ -19,6 +20,11 @@ from rdzv.protocol.records import RUNNING, SUCCEEDED, Round, birth
 BOUND = 90.0
 #: A join timeout that no schedule reaches.
 PATIENT = 1000.0
+#: Simulated seconds that a partition lasts, and within which a world has formed when it is over: who could not be reached
+#: is tried again after two minutes at the latest.
+PARTITION, HEALED = 100.0, 250.0
+#: Rounds, and changes of the coordinator, that one partition may cost.
+ROUNDS, TAKEOVERS = 4, 40
 #: More events than this in one schedule are a livelock.
 MAX_EVENTS = 30000
 
@@ -71,6 +77,8 @@ class Schedule:
         sim.now = self.length
         self.heal()
         self.until_formed()
+        if rnd.random() < 0.15 and not self.twins():
+            self.partition()
         if rnd.random() < 0.1 and not self.twins():
             self.quiet()
         if rnd.random() < 0.15:
@@ -85,6 +93,7 @@ class Schedule:
         sim.log("---- faults end")
         sim.faults = False
         sim.api_down = False
+        sim.heal_links()
         sim.scenario.timing = replace(sim.scenario.timing, join_timeout=PATIENT)
         for process in sim.processes():
             process.cut_until = 0.0
@@ -102,9 +111,9 @@ class Schedule:
             here.append(pod)
             sim.at(self.random.uniform(0, 1), sim.start, pod)
 
-    def until_formed(self) -> None:
+    def until_formed(self, bound: float = BOUND) -> None:
         """Runs until the world is as it should be, and stays so."""
-        sim, events, deadline = self.sim, 0, self.sim.now + BOUND
+        sim, events, deadline = self.sim, 0, self.sim.now + bound
         while not self.formed():
             if not sim.queue or sim.queue[0][0] > deadline or events > MAX_EVENTS:
                 state = show_round(sim.round[0]) if sim.round else "no Round"
@@ -190,6 +199,57 @@ class Schedule:
     def differs(self, process: Process) -> bool:
         record, _ = self.sim.members.get(process.pod.name, (None, 0))
         return record is None or replace(record, first_rv=0) != process.state.own.acked
+
+    def partition(self) -> None:
+        """Some agents can't connect to others, for long: it costs a few rounds, and is over when the network is healed."""
+        sim, rnd = self.sim, self.random
+        self.advance(4.0)  # late writes arrive
+        self.until_formed()
+        pods = [process.pod for process in sim.processes() if process.me.run_id == sim.run_id]
+        if len(pods) < 2 or len(pods) != len(self.expected()) or sim.round is None:
+            return
+        addresses = [pod.address for pod in pods]
+        victim = rnd.choice(pods)
+        kind = rnd.choice(("isolated", "isolated", "out", "in", "halves", "any"))
+        if kind == "halves":
+            left = rnd.randrange(1, len(addresses))
+            pairs = halves(addresses[:left], addresses[left:])
+        elif kind == "any":
+            every = [(one, other) for one in addresses for other in addresses if one != other]
+            pairs = set(rnd.sample(every, rnd.randint(1, len(every))))
+        else:
+            pairs = isolated(victim.address, addresses, "both" if kind == "isolated" else kind)
+        rounds, term = len(sim.committed), sim.round[0].term
+        sim.cut(pairs, rnd.choice((REFUSED, SILENT)))
+        for process in sim.processes():
+            if rnd.random() < 0.5:
+                sim.at(rnd.uniform(0.1, 5.0), self.worker_of, process, process.state.accepted)
+        self.advance(PARTITION)
+        if len(sim.committed) > rounds + ROUNDS:
+            raise Violation(f"{len(sim.committed) - rounds} rounds in {PARTITION:g} s of one partition ({kind})")
+        if sim.round[0].term > term + TAKEOVERS:
+            raise Violation(f"{sim.round[0].term - term} changes of the coordinator in one partition ({kind})")
+        if kind == "isolated" and len(pods) > max(2, sim.scenario.bounds[0]):
+            self.check_rest(victim)
+        sim.heal_links()
+        self.until_formed(HEALED)
+
+    def worker_of(self, process: Process, number: int) -> None:
+        """A worker fails, of a world that the network was cut under."""
+        if process.alive and number and process.state.accepted == number and not process.state.joining:
+            self.sim.log(f"{process.me.incarnation}: worker failed")
+            self.sim.join(process)
+
+    def check_rest(self, victim: Pod) -> None:
+        """All but the isolated one are in one running world."""
+        sim = self.sim
+        record = sim.round[0] if sim.round is not None else None
+        others = [p for p in sim.processes() if p.pod is not victim and p.me.run_id == sim.run_id]
+        if record is None or record.phase != RUNNING or record.want > record.round:
+            raise Violation(f"no world of the others: {record and show_round(record)}")
+        inside = [p for p in others if record.rank_of(p.me.incarnation) is not None]
+        if len(inside) != record.size or record.size != min(sim.scenario.bounds[1], len(others)):
+            raise Violation(f"{victim.uid} is isolated, but the world is {show_round(record)}")
 
     def end(self) -> None:
         """The job ends, well or not; then another job may use the same Rendezvous."""
@@ -301,6 +361,19 @@ class Schedule:
         if process is not None:
             process.cut_until = self.sim.now + self.random.uniform(0.2, 3)
 
+    def links_break(self) -> None:
+        """One agent and the others can't connect to each other for a while, or only in one direction."""
+        process = self.victim()
+        if process is not None:
+            addresses = [pod.address for pod in self.sim.pods]
+            pairs = isolated(process.me.address, addresses, self.random.choice(("both", "out", "in")))
+            self.sim.cut(pairs, self.random.choice((REFUSED, SILENT)))
+            self.sim.at(self.random.uniform(0.2, 5), self.links_again, pairs)
+
+    def links_again(self, pairs: set[tuple[str, str]]) -> None:
+        if self.sim.faults:  # Else all have been healed, and others may be cut by now.
+            self.sim.links.heal(pairs)
+
     def watch_breaks(self) -> None:
         process = self.victim()
         if process is not None:
@@ -351,6 +424,8 @@ class Schedule:
             process.coordinates.connected.discard(victim)
             self.sim.coordinate(process)
         elif seen is not None and seen.coordinator is not None:
+            process.told = False
+            self.sim.dial(process, 1.0)
             self.sim.send(process, ev.CoordinatorLost(seen.coordinator))
 
     def operator_stops(self) -> None:
@@ -412,6 +487,7 @@ FAULTS: tuple[Fault, ...] = (
     Schedule.worker_fails,
     Schedule.outage,
     Schedule.cut,
+    Schedule.links_break,
     Schedule.watch_breaks,
     Schedule.round_deleted,
     Schedule.member_deleted,

@@ -8,21 +8,30 @@ from __future__ import annotations
 
 import heapq
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from itertools import count
 from typing import Any
+
+from unit.protocol.links import OPEN, SILENT, Links
 
 from rdzv.protocol import coordinator, member
 from rdzv.protocol import events as ev
 from rdzv.protocol.coordinator_state import CoordinatorState, Policy, View
 from rdzv.protocol.fields import replace
 from rdzv.protocol.member_state import MemberState, Standing
-from rdzv.protocol.records import CLOSED, LIVE, RUNNING, Member, Roster, Round
+from rdzv.protocol.records import CLOSED, LIVE, RUNNING, Coordinator, Endpoint, Member, Roster, Round
 
 NAME = "job"
 Counted = dict[str, tuple[Member, int]]
 SILENCE = 3.0
+"""After which a connection that says nothing counts as broken; after half of it its peer is suspected."""
+SPREAD = (0.1, 0.3)
+"""Until an agent connects to a new coordinator."""
+PROBE = 2.0
+"""Between the attempts of a coordinator to connect to the stores of those who are left out."""
+CONNECT, REFUSAL, STORE = 2.0, 0.5, 5.0
+"""How long an agent tries in silence to connect to the coordinator; to the store: until it is refused for good; in silence."""
 
 
 class Violation(AssertionError):  # noqa: N818 - what it is called in the literature
@@ -57,6 +66,8 @@ class CoordinatorSide:
     dirty: bool = False
     dead: set[str] = field(default_factory=set)
     connected: set[str] = field(default_factory=set)
+    suspected: set[str] = field(default_factory=set)
+    probes: dict[str, Endpoint] = field(default_factory=dict)
     due: float = 0.0
     wake: int = 0
 
@@ -81,7 +92,10 @@ class Process:
         self.rejoining = False
         self.round: tuple[Round | None, int] = (None, 0)
         self.coordinates: CoordinatorSide | None = None
-        self.link: tuple[str, int] | None = None  # coordinator (incarnation, term) that a connection is tried to
+        self.link: Coordinator | None = None  # that a connection is tried to
+        self.held: CoordinatorSide | None = None  # that a connection stands to
+        self.attempt = 0  # number of the last attempt to connect; those before are given up
+        self.told: bool | None = None  # whether the connection to `link` was reported as found or lost
         self.raised = ""
 
 
@@ -109,6 +123,7 @@ class Sim:
         self.roster: Roster | None = None
         self.roster_frozen = False
         self.api_down = False
+        self.links = Links()
         self.faults = True
         self.writes: dict[str, int] = {}
         self.conflicts = 0
@@ -461,10 +476,20 @@ class Sim:
         process.world = world
         self.at(0.01, self._connect_store, process, world)
 
-    def _connect_store(self, process: Process, world: ev.Accept) -> None:
+    def _connect_store(self, process: Process, world: ev.Accept, tried: float = 0.0) -> None:
+        """Connects to the leader's store; gives up on it after a while, or as soon as the round is over."""
+        if not process.alive or process.world is not world or process.state.joining:
+            return
+        way = self.links.state(process.me.address, world.leader.address)
         serving = any(p.me.address == world.leader.address and p.store == world.leader.port for p in self.processes())
-        if process.alive and not serving:
-            self.at(0.5, self.send, process, ev.LeaderUnreachable(world.round))
+        if serving and way == OPEN:
+            return
+        over = bool(member.num_nodes_waiting(process.state))
+        if over or tried >= (STORE if way == SILENT else REFUSAL):
+            store = None if over and tried < REFUSAL else Endpoint(world.leader.address, world.leader.port)
+            self.send(process, ev.LeaderUnreachable(world.round, store))
+        else:
+            self.at(0.1, self._connect_store, process, world, tried + 0.1)
 
     def raised(self, process: Process, kind: str, message: str) -> None:
         self.log(f"{process.me.incarnation} raises {kind}: {message}")
@@ -540,29 +565,113 @@ class Sim:
     def follow(self, process: Process) -> None:
         seen = process.state.known.record
         named = seen.coordinator if seen is not None else None
-        link = (named.incarnation, named.term) if named is not None else None
-        if link != process.link:
-            process.link = link
-            if named is not None and named.incarnation != process.me.incarnation:
-                self.at(self.delay(), self._connect, process, named, None)
+        before, process.link = process.link, named
+        if named == before:
+            return
+        if named is None or named.incarnation == process.me.incarnation:
+            self.dial(process, self.delay())
+        elif before is not None and before.incarnation == named.incarnation and process.told is not None:
+            # The same agent in a later term: the connection, or the attempts to make it, go on.
+            self.at(0.0, self._report, process, named, process.told, True)
+        else:
+            process.told = None
+            self.dial(process, self.random.uniform(*SPREAD))
 
-    def _connect(self, process: Process, named: Any, told: bool | None) -> None:
-        if not process.alive or process.link != (named.incarnation, named.term):
+    def dial(self, process: Process, wait: float) -> None:
+        """Connects anew after this time; until then what stands is kept."""
+        process.attempt += 1
+        self.at(wait, self._dial, process, process.attempt)
+
+    def _dial(self, process: Process, attempt: int) -> None:
+        if not process.alive or process.attempt != attempt:
+            return
+        named = process.link
+        if named is None or named.incarnation == process.me.incarnation:
+            self._hang_up(process)
+            return
+        side = self.side_of(named.incarnation)
+        if process.held is not side:
+            self._hang_up(process)
+        silent = side is not None and self.links.state(process.me.address, named.address) == SILENT
+        self.at(CONNECT if silent else 0.0, self._connect, process, attempt)
+
+    def _hang_up(self, process: Process) -> None:
+        side, process.held = process.held, None
+        # What is said goes over the same links: a coordinator that is cut off hears nothing of it.
+        if side is not None and self._open_to(process, side):
+            side.connected.discard(process.me.incarnation)
+            self.at(0.0, self._coordinate_side, side)
+
+    def _coordinate_side(self, side: CoordinatorSide) -> None:
+        for process in self.processes():
+            if process.coordinates is side:
+                self.coordinate(process)
+
+    def _connect(self, process: Process, attempt: int) -> None:
+        named = process.link
+        if not process.alive or process.attempt != attempt or named is None:
             return
         if self.now < process.frozen_until:
-            self.at(process.frozen_until - self.now, self._connect, process, named, told)
+            self.at(process.frozen_until - self.now, self._connect, process, attempt)
             return
         side = self.side_of(named.incarnation)
         wrong = self.faults and self.random.random() < self.scenario.unreachable
-        if side is not None and not wrong:
+        there = side is not None and not wrong and self.links.open(process.me.address, named.address)
+        if there:
+            assert side is not None
+            process.held = side
             side.connected.add(process.me.incarnation)
             side.dead.discard(process.me.incarnation)
-            self.at(0.0, self.coordinate, next(p for p in self.processes() if p.coordinates is side))
-            if told is not True:
-                self.send(process, ev.CoordinatorFound(named))
-        elif told is not False:
-            self.send(process, ev.CoordinatorLost(named))
-        self.at(1.0 if side is None or wrong else 5.0, self._connect, process, named, side is not None and not wrong)
+            side.suspected.discard(process.me.incarnation)
+            self.at(0.0, self._coordinate_side, side)
+        else:
+            self._hang_up(process)
+        self._report(process, named, there)
+        if process.attempt == attempt:
+            self.dial(process, 5.0 if there else 1.0)
+
+    def _report(self, process: Process, named: Coordinator, there: bool, again: bool = False) -> None:
+        """Tells the agent whether its connection stands, when that is news to it."""
+        if not process.alive or process.link != named or (process.told is there and not again):
+            return
+        process.told = there
+        self.send(process, ev.CoordinatorFound(named) if there else ev.CoordinatorLost(named))
+
+    def cut(self, pairs: Iterable[tuple[str, str]], how: str) -> None:
+        """Cuts these links, by address; both ends of a connection notice, at once or by silence."""
+        pairs = set(pairs)
+        self.log(f"{how} from now on: {sorted(pairs)}")
+        self.links.cut(pairs, how)
+        # Who is refused knows at once; the other end may hear nothing more.
+        told = how != SILENT and self.random.random() < 0.5
+        for process in self.processes():
+            named, side = process.link, process.held
+            if side is None or named is None or (process.me.address, named.address) not in pairs:
+                continue
+            if not told:
+                self.at(SILENCE / 2, self._unheard, process, side, side.suspected)
+            self.at((0.001 if told else SILENCE) + self.delay(), self._unheard, process, side, side.dead)
+            self.dial(process, (SILENCE if how == SILENT else 0.001) + self.delay())
+
+    def _unheard(self, process: Process, side: CoordinatorSide, among: set[str]) -> None:
+        """The coordinator's end of a connection that is cut."""
+        who = process.me.incarnation
+        if who not in side.connected or self._open_to(process, side):
+            return
+        among.add(who)
+        if among is side.dead:
+            side.connected.discard(who)
+        self._coordinate_side(side)
+
+    def _open_to(self, process: Process, side: CoordinatorSide) -> bool:
+        return any(
+            other.coordinates is side and self.links.open(process.me.address, other.me.address)
+            for other in self.processes()
+        )
+
+    def heal_links(self) -> None:
+        self.log("all links are open")
+        self.links.heal()
 
     def side_of(self, incarnation: str) -> CoordinatorSide | None:
         for process in self.processes():
@@ -575,14 +684,10 @@ class Sim:
         if side is None:
             return
         for other in self.processes():
-            seen = other.state.known.record
-            named = seen.coordinator if seen is not None else None
-            if (
-                named is not None
-                and named.incarnation == process.me.incarnation
-                and other.me.incarnation in side.connected
-            ):
-                self.at(self.delay(), self._connect, other, named, True)
+            if other.held is side:
+                other.held = None
+                if other.link is not None and other.link.incarnation == process.me.incarnation:
+                    self.dial(other, self.delay())
 
     # The coordinator function.
 
@@ -637,12 +742,15 @@ class Sim:
             round=record,
             round_rv=rv if record is not None else None,
             dead=frozenset(side.dead),
+            suspected=frozenset(side.suspected),
             connected=frozenset(side.connected),
             highest_seen=process.state.known.highest_seen,
             met=process.state.known.met,
         )
+        view = replace(view, probes=self.probe(process, side))
         side.state, decision = coordinator.step(side.state, view, self.local(process))
         side.wake += 1
+        self.look_out(process, side, decision.probe)
         if decision.refused:
             self.send(process, ev.Refused(decision.refused))
         if decision.step_down:
@@ -655,6 +763,28 @@ class Sim:
         elif decision.look_again is not None:
             wait = max(0.0, (decision.look_again - self.local(process)) / process.rate) + 1e-6
             self.at(wait, self.coordinate, process, side.wake)
+
+    def probe(self, process: Process, side: CoordinatorSide) -> dict[str, bool]:
+        """Whether this agent can connect to the stores that it is to try."""
+        bound = {(p.me.address, p.store) for p in self.processes()}
+        return {
+            who: (at.address, at.port) in bound and self.links.open(process.me.address, at.address)
+            for who, at in side.probes.items()
+        }
+
+    def look_out(self, process: Process, side: CoordinatorSide, probes: Mapping[str, Endpoint]) -> None:
+        """Connects to these stores from time to time, and tells when the outcome is another one."""
+        idle, side.probes = not side.probes, dict(probes)
+        if idle and probes:
+            self.at(PROBE, self._look_out, process, side, self.probe(process, side))
+
+    def _look_out(self, process: Process, side: CoordinatorSide, before: dict[str, bool]) -> None:
+        if not process.alive or process.coordinates is not side or not side.probes:
+            return
+        found = self.probe(process, side)
+        self.at(PROBE, self._look_out, process, side, found)
+        if found != before:
+            self.coordinate(process)
 
     def write_round(self, process: Process, side: CoordinatorSide, record: Round, condition: int | None) -> None:
         counted = {

@@ -13,7 +13,7 @@ import pytest
 from unit.protocol.scenarios import play
 from unit.protocol.sim import Sim
 
-from rdzv.protocol import candidacy, coordinator, facts, joining, member, own_record
+from rdzv.protocol import candidacy, coordinator, exclusion, facts, joining, member, own_record, rivalry
 from rdzv.protocol import events as ev
 from rdzv.protocol.coordinator_state import View
 from rdzv.protocol.member_state import MemberState, OwnRecord, Standing
@@ -300,6 +300,42 @@ def mixes_runs(patch: pytest.MonkeyPatch) -> None:
         return gather
 
     wrap(patch, coordinator, "gather", make)
+
+
+@bug
+def takes_over_again_at_once(patch: pytest.MonkeyPatch) -> None:
+    """Who can't reach a coordinator that lives takes over from it whenever it finds so."""
+    patch.setattr(candidacy, "_patience", lambda state: 0.0)
+
+
+@bug
+def counts_whoever_has_the_api(patch: pytest.MonkeyPatch) -> None:
+    """Lets an agent in that is connected to nobody, because its request arrives."""
+    patch.setattr(exclusion, "is_left_out", lambda state, view, own, member: False)
+
+
+@bug
+def yields_to_whoever_claims(patch: pytest.MonkeyPatch) -> None:
+    """A coordinator steps down for any rival, though it lives and the others are connected to it."""
+    patch.setattr(rivalry, "answers", lambda state, facts, own, rival, now: False)
+
+
+@bug
+def acts_while_connected_to_nobody(patch: pytest.MonkeyPatch) -> None:
+    """Who takes over takes all who are not connected to it yet for gone, and a coordinator that lost all of them, too."""
+    patch.setattr(rivalry, "may_act_at", lambda state, facts, own, now: now)
+
+
+@bug
+def never_lets_in_again(patch: pytest.MonkeyPatch) -> None:
+    """Who could not be reached once is left out for good."""
+    patch.setattr(exclusion, "_review", lambda barred, reached, now: barred)
+
+
+@bug
+def lets_the_unreachable_lead(patch: pytest.MonkeyPatch) -> None:
+    """Forms the next round with the same leader, though most could not connect to its store, and those who could not."""
+    patch.setattr(exclusion, "judge", lambda state, facts, own, now: None)
 
 
 def first_caught(limit: int) -> tuple[int, str] | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -12,12 +13,16 @@ from rdzv.protocol.encoding import (
     salted_fingerprints,
 )
 from rdzv.protocol.records import (
+    MAX_LEFT_OUT,
     PHASES,
+    REASON_LENGTH,
     RUNNING,
     STATES,
     Closure,
     Coordinator,
+    Endpoint,
     Leader,
+    LeftOut,
     Member,
     Round,
 )
@@ -40,13 +45,13 @@ def largest_round() -> dict[str, Any]:
         want_reason="r",
         members_rv=7,
         closed=Closure("Succeeded", "pod"),
+        left_out=tuple(LeftOut("p" * 253, "r" * REASON_LENGTH) for _ in range(MAX_LEFT_OUT)),
     ).to_object("ns")
 
 
 def largest_member() -> dict[str, Any]:
-    return Member(
-        "pod", "job", "run", "uid/0", "10.0.0.1", 65535, 1, 1, slot=MAX_SLOTS - 1, allotted=True, node="n", first_rv=7
-    ).to_object("ns")
+    member = Member("pod", "job", "run", "uid/0", "10.0.0.1", 65535, 1, 1, slot=MAX_SLOTS - 1, allotted=True, node="n")
+    return replace(member, first_rv=7, unreachable=Endpoint("10.0.0.2", 65535)).to_object("ns")
 
 
 @pytest.mark.parametrize(

@@ -77,7 +77,8 @@ class Table:
         assert self.coordinator is not None
         self.now += later
         record, rv = self.round if self.round is not None else (None, None)
-        view = View(self.members, self.rv, self.roster, record, rv, self.dead)
+        connected = frozenset(agent.me.incarnation for agent in self.agents.values())
+        view = View(self.members, self.rv, self.roster, record, rv, self.dead, connected=connected)
         self.coordinator, decision = coordinator.step(self.coordinator, view, self.now)
         if decision.write is None:
             return ""

@@ -1,0 +1,47 @@
+"""Cuts the connections between one agent on this machine and the others; all of them keep the API server."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from types import TracebackType
+
+
+class PeerNetwork:
+    """The agent is known by its address, and by the group that its process runs in. Needs root and nftables.
+
+    with PeerNetwork("127.0.0.9", 54321, api_port) as network:
+        network.cut("refused")     # or "silent"; of its address by the others, and of theirs by it
+        network.heal()
+    """
+
+    def __init__(self, address: str, group: int, api_port: int) -> None:
+        self.address, self.group, self.api_port = address, group, api_port
+        self._table = f"rdzv_test_{os.getpid()}_{group}"
+
+    def __enter__(self) -> PeerNetwork:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.heal()
+
+    def cut(self, how: str) -> None:
+        """Refused at once, or swallowed: connections that stand, and those to come."""
+        verdict = {"refused": "reject with tcp reset", "silent": "drop"}[how]
+        rules = (
+            f"meta skgid {self.group} ip daddr 127.0.0.1 tcp dport != {self.api_port} {verdict}",
+            f"meta skgid != {self.group} meta l4proto tcp ip daddr {self.address} {verdict}",
+        )
+        self.heal()
+        chain = "type filter hook output priority 0;"
+        _nft("\n".join((f"table inet {self._table} {{", "chain out {", chain, *rules, "}", "}")))
+
+    def heal(self) -> None:
+        """As before."""
+        _nft(f"add table inet {self._table}\ndelete table inet {self._table}")
+
+
+def _nft(commands: str) -> None:
+    subprocess.run(["nft", "-f", "-"], input=commands, text=True, check=True, capture_output=True)
