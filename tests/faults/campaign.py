@@ -29,8 +29,8 @@ from rdzv.store.store import KubernetesStore
 
 ROOT = Path(__file__).resolve().parents[2]
 PATH = "/rendezvousstores"
-STUCK_SECONDS = 150.0
-"""After which a client that has not ended is killed, and counts as stuck."""
+STUCK_SECONDS = (150.0, 0.3)
+"""After which clients that have not ended are killed, and count as stuck: so many, and for each operation of all."""
 START = ["0", "0", "", ""]
 """Values of the first keys when a history begins."""
 
@@ -246,7 +246,7 @@ def run_tcp(nursery: Nursery, directory: Path, seed: int, *, clients: int = 5, o
         for i in range(clients)
     ]
     pids = [nursery.ask(order_of(job)) for job in jobs]
-    statuses = nursery.ask(json.dumps({"wait": pids, "seconds": STUCK_SECONDS}))
+    statuses = nursery.ask(json.dumps({"wait": pids, "seconds": _patience(jobs)}))
     return _outcome(directory, begun, statuses, 0)
 
 
@@ -263,12 +263,17 @@ def _play(nursery: Nursery, jobs: list[Job], proxy: FaultProxy, fault: Fault, se
     harming = threading.Thread(target=fault, args=(scene,), name=f"fault-{seed}")
     harming.start()
     try:
-        found: list[Any] = nursery.ask(json.dumps({"wait": pids, "seconds": STUCK_SECONDS}))
+        found: list[Any] = nursery.ask(json.dumps({"wait": pids, "seconds": _patience(jobs)}))
         return found
     finally:
         scene.over.set()
         harming.join()
         proxy.clear()
+
+
+def _patience(jobs: list[Job]) -> float:
+    least, each = STUCK_SECONDS
+    return least + each * sum(job.operations for job in jobs)
 
 
 def _outcome(directory: Path, begun: list[Operation], statuses: list[Any], killed: int) -> Outcome:

@@ -180,14 +180,13 @@ def everything(recorder: Recorder, choose: random.Random, operations: int) -> No
 
 
 def count(recorder: Recorder, operations: int) -> None:
-    """Adds to one key, and as many increments of another by compare_set as four adds."""
+    """Adds to one key, and a quarter as many attempts to count up another by compare_set."""
     for _ in range(operations):
         recorder.do("add", [0], amount=1)
-    current, done = "0:", 0
-    while done < operations // 4:
-        mine = f"{int(current.partition(':')[0]) + 1}:{recorder.number}.{done}"
+    current = "0:"
+    for n in range(operations // 4):
+        mine = f"{int(current.partition(':')[0]) + 1}:{recorder.number}.{n}"
         current = (recorder.do("compare_set", [4], [current, mine]) or ["0:"])[0]
-        done += current == mine
 
 
 def work(job: Job) -> None:
