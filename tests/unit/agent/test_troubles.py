@@ -10,7 +10,7 @@ from support.scripted_api import ScriptedApi
 
 from rdzv.agent import troubles
 from rdzv.agent.troubles import Troubles
-from rdzv.kube import api
+from rdzv.kube import api, http_client
 from rdzv.kube.config import ConfigError
 from rdzv.resources import ROUNDS
 
