@@ -4,7 +4,8 @@
         etcd.endpoint                         # 127.0.0.1:PORT
         etcd.kill(); etcd.start()             # the same data, the same port
 
-`tls=True`: both sides have certificates of one authority; `etcd.pki` has them. Every server has a process group of its own.
+`tls=True`: both sides have certificates of one authority; `etcd.pki` has them. `EtcdCluster` is several members that are one
+etcd. Every server has a process group of its own.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import base64
 import contextlib
 import json
 import os
+import re
 import signal
 import ssl
 import subprocess
@@ -45,10 +47,18 @@ def program(version: str) -> str:
 class EtcdServer:
     """One member, alone. See the module's text."""
 
-    def __init__(self, directory: Path, version: str = "3.7", *flags: str, tls: bool = False) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        version: str = "3.7",
+        *flags: str,
+        tls: bool = False,
+        ports: tuple[int, int] | None = None,
+    ) -> None:
         self.directory, self.version, self.tls = directory, version, tls
-        self.port, self._peer_port = free_ports(2)
+        self.port, self._peer_port = ports or free_ports(2)
         self.endpoint = f"127.0.0.1:{self.port}"
+        self.name = "one" if ports is None else f"member-{self._peer_port}"
         self.pki = Pki(directory / "pki")
         if tls:
             self.pki.create()
@@ -57,7 +67,9 @@ class EtcdServer:
             self.pki.issue("client", "/O=agents")
         self._flags = flags
         self._process: subprocess.Popen[bytes] | None = None
-        self.start()
+        self.launch()
+        if ports is None:
+            self.await_answer()
 
     @property
     def settings(self) -> dict[str, str]:
@@ -68,13 +80,18 @@ class EtcdServer:
         return {"cacert": f"{folder}/ca.crt", "cert": f"{folder}/client.crt", "key": f"{folder}/client.key"}
 
     def start(self) -> None:
-        """Start it (again), and wait until it answers."""
+        """Start it again, and wait until it answers."""
+        self.launch()
+        self.await_answer()
+
+    def launch(self) -> None:
+        """Start it."""
         scheme = "https" if self.tls else "http"
         client, peer = f"{scheme}://{self.endpoint}", f"http://127.0.0.1:{self._peer_port}"
         folder = self.pki.folder
         files = ["--cert-file", folder / "server.crt", "--key-file", folder / "server.key"]
         files += ["--trusted-ca-file", folder / "ca.crt", "--client-cert-auth"]
-        command = [program(self.version), "--name", "one", "--data-dir", self.directory / f"etcd-{self.port}"]
+        command = [program(self.version), "--name", self.name, "--data-dir", self.directory / f"etcd-{self.port}"]
         command += ["--unsafe-no-fsync", "--listen-client-urls", client, "--advertise-client-urls", client]
         command += [
             "--listen-peer-urls",
@@ -90,12 +107,15 @@ class EtcdServer:
             self._process = subprocess.Popen(
                 [str(word) for word in command], stdout=log, stderr=log, start_new_session=True
             )
+
+    def await_answer(self) -> None:
+        """Wait until it is healthy."""
         deadline = time.monotonic() + _START_SECONDS
         while True:
             with contextlib.suppress(OSError):
                 if json.loads(self._open("/health", None))["health"] == "true":
                     return
-            if self._process.poll() is not None or time.monotonic() > deadline:
+            if self._process is None or self._process.poll() is not None or time.monotonic() > deadline:
                 raise RuntimeError(f"etcd did not start:\n{self.log.read_text()[-3000:]}")
             time.sleep(0.05)
 
@@ -110,6 +130,11 @@ class EtcdServer:
         """One request to the gateway. Raises HTTPError."""
         found: dict[str, Any] = json.loads(self._open(path, json.dumps(body).encode(), token))
         return found
+
+    def requests(self) -> dict[str, int]:
+        """How many of each kind it has taken so far, by gRPC's name of it."""
+        pattern = re.compile(r'^grpc_server_started_total\{grpc_method="(\w+)".*\} (\S+)$', re.MULTILINE)
+        return {name: int(float(count)) for name, count in pattern.findall(self._open("/metrics", None).decode())}
 
     def values(self, prefix: str = "/rdzv/") -> dict[str, dict[str, Any]]:
         """Keys below a prefix, and what the JSON in them says; of each also the lease."""
@@ -176,6 +201,30 @@ class EtcdServer:
 
     def __exit__(self, *_: object) -> None:
         self.kill()
+
+
+class EtcdCluster:
+    """Three members, each of which can be killed and started again."""
+
+    def __init__(self, directory: Path, version: str = "3.7") -> None:
+        ports = free_ports(6)
+        pairs = list(zip(ports[:3], ports[3:], strict=True))
+        initial = ",".join(f"member-{peer}=http://127.0.0.1:{peer}" for _, peer in pairs)
+        self.members = [EtcdServer(directory, version, "--initial-cluster", initial, ports=pair) for pair in pairs]
+        for member in self.members:
+            member.await_answer()
+
+    @property
+    def endpoint(self) -> str:
+        """All of them."""
+        return ",".join(member.endpoint for member in self.members)
+
+    def __enter__(self) -> EtcdCluster:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for member in self.members:
+            member.kill()
 
 
 def _text(data: bytes) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import random
+import ssl
 import threading
 import time
 from typing import TYPE_CHECKING, Any
@@ -57,6 +58,7 @@ MAX_OBJECT = 1024 * 1024
 CLUSTER = Resource("", "etcd")
 """What requests that are about no object are about, in messages."""
 _JSON = "application/json"
+_HUNG_UP = (ConnectionError, ssl.SSLError)
 
 
 class Client(HttpClient):
@@ -81,6 +83,8 @@ class Client(HttpClient):
         self._own, self._connect = frozenset(own), connect
         self._turn = random.randrange(len(config.servers))  # noqa: S311 - spreads agents over the servers
         self._revision = 0
+        """The highest that a linearizable reply has shown."""
+        self._spoken = False
         super().__init__()
         self._leases = Leases(self._post)
 
@@ -130,7 +134,7 @@ class Client(HttpClient):
         reply = self._write(call, lambda lease: records.create_txn(key, value, lease), retry)
         if not reply.get("succeeded"):
             raise AlreadyExists(call, "an object of this name exists", code=409, reason="AlreadyExists")
-        created = self._note(call, reply)
+        created = self._note(reply)
         return records.stored(obj, created, created)
 
     def replace(self, resource: Resource, namespace: str | None, obj: Object, *, retry: Retry | None = None) -> Object:
@@ -144,7 +148,7 @@ class Client(HttpClient):
             raise NotFound(call, f"there is no {call.name}", code=404)
         if not reply.get("succeeded"):
             raise Conflict(call, f"it is at version {found.get('mod_revision')}, not {version}", code=409)
-        return records.stored(obj, records.revision(found, "create_revision"), self._note(call, reply))
+        return records.stored(obj, records.revision(found, "create_revision"), self._note(reply))
 
     def json_patch(
         self,
@@ -207,6 +211,7 @@ class Client(HttpClient):
         Raises:
             HistoryLost: that revision is before one that this client has seen.
         """
+        known = self._revision
         reply = self.run(self._request(call, "/v3/kv/range", {**which, "serializable": local}, safe=True), retry)
         keys = self.keys(call)
         try:
@@ -215,15 +220,18 @@ class Client(HttpClient):
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise Unreachable(call, f"the reply is not etcd's: {error}") from None
         if not local:
-            self.check(call, revision)
+            # Of what was known before the request: another thread's reply may be younger, and have come first.
+            if revision < known:
+                text = f"etcd's revision went back from {known} to {revision}: "
+                raise HistoryLost(
+                    call, f"{text}it was restored from a backup, or has lost its data; start all agents anew"
+                )
+            self._saw(revision)
         return found, revision
 
-    def check(self, call: Call, revision: int) -> None:
-        """A linearizable reply is never older than an earlier one."""
-        if revision < self._revision:
-            text = f"its revision went back from {self._revision} to {revision}: "
-            raise HistoryLost(call, f"{text}it was restored from a backup, or has lost its data; start all agents anew")
-        self._revision = max(self._revision, revision)
+    def _saw(self, revision: int) -> None:
+        with self._guard():
+            self._revision = max(self._revision, revision)
 
     def _key_and_value(self, call: Call, obj: Object) -> tuple[str, bytes]:
         value = records.value_of(obj)
@@ -245,13 +253,35 @@ class Client(HttpClient):
             return self._leases.own()
         return self._leases.shared(records.shared_lease(self.config.prefix, call.namespace or self.namespace))
 
-    def _note(self, call: Call, reply: Mapping[str, Any]) -> int:
+    def _note(self, reply: Mapping[str, Any]) -> int:
         """The revision that a write was made at."""
         revision = records.revision(reply.get("header") or {}, "revision")
-        self.check(call, revision)
+        self._saw(revision)
         return revision
 
     # Requests.
+
+    def run(self, request: Request, retry: Retry | None) -> Object:
+        """As any client's; a server that hangs up without a word may want to be spoken to otherwise."""
+        try:
+            return super().run(request, retry)
+        except Unreachable as error:
+            if not self._spoken and isinstance(error.__cause__, _HUNG_UP):
+                tls = self.config.servers[0].tls
+                hint = (
+                    "it may ask for a certificate: set cert and key"
+                    if tls
+                    else "it may speak https: set protocol=https"
+                )
+                raise Unreachable(
+                    request.call, f"{error.message}; {hint}", maybe_applied=error.maybe_applied
+                ) from error
+            raise
+
+    def answered(self, status: int) -> None:
+        """It has answered."""
+        self._spoken = True
+        super().answered(status)
 
     def _request(self, call: Call, path: str, body: Object, *, safe: bool = False) -> Request:
         return Request(call, "POST", path, json.dumps(body, separators=(",", ":")).encode(), _JSON, safe)

@@ -289,3 +289,22 @@ def test_a_replace_is_conditional_on_the_version(script: Script) -> None:
     stored = json.loads(records.decode(body["success"][0]["request_put"]["value"]))
     assert stored == {"metadata": {"name": "node-0"}}
     with_client.close()
+
+
+def test_a_reply_that_another_thread_overtakes_is_no_history_lost(script: Script) -> None:
+    """The read is carried out at revision 5, then a write of another thread, whose reply is looked at first."""
+    script.says(RANGE, {"header": {"revision": "5"}, "kvs": [kv("/rdzv/run/rendezvousrounds/job", {}, 5)]})
+    script.says(GRANT, {"ID": "77", "TTL": "600"})
+    script.says(TXN, DONE)
+    with_client = client(script)
+    overtaken = with_client.run
+
+    def run(request: Any, retry: Retry | None) -> Any:
+        reply = overtaken(request, retry)
+        if request.target == RANGE:
+            with_client.create(MEMBERS, "run", member())
+        return reply
+
+    with_client.run = run  # type: ignore[method-assign]
+    assert with_client.get(ROUNDS, "run", "job")["metadata"]["resourceVersion"] == "5"
+    with_client.close()
