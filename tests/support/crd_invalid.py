@@ -103,10 +103,11 @@ REFUSED = [
     ),
     *(
         Refused(
-            f"kubernetes-{bound}-too-large",
-            "spec.nodes: Invalid value: backend kubernetes has worlds of at most 4096 nodes: lower min and max",
-            {"backend": "kubernetes", "nodes": nodes},
+            f"{backend}-{bound}-too-large",
+            f"spec.nodes: Invalid value: backend {backend} has worlds of at most 4096 nodes: lower min and max",
+            {"backend": backend, "nodes": nodes, **more},
         )
+        for backend, more in (("kubernetes", {}), ("etcd-v3", {"endpoint": "etcd:2379"}))
         for bound, nodes in (
             ("min", {"min": 4097}),
             ("max", {"min": 1, "max": 4097}),

@@ -93,7 +93,7 @@ def _config(draw: st.DrawFn, backend: str) -> Object:
 def specs(draw: st.DrawFn) -> Object:
     """A spec that the API server admits, as the user wrote it (without defaults)."""
     backend = draw(st.one_of(st.sampled_from(sorted(CONFIG_KEYS)), _other_backends))
-    most = 4096 if backend == "kubernetes" else 10_000
+    most = 4096 if backend in {"kubernetes", "etcd-v3"} else 10_000
     low = draw(st.integers(1, most))
     nodes: Object = {"min": low}
     if draw(st.booleans()):

@@ -289,7 +289,9 @@ def _torch_error(error: AgentError, unreached: str) -> BaseException:
 def _endpoint(text: str) -> tuple[str, str]:
     parts = (text or "").split("/")
     if len(parts) != 2 or not all(_NAME.fullmatch(part) for part in parts):
-        raise ValueError(f"endpoint {text!r} of backend {KUBERNETES}: write NAMESPACE/NAME, where NAME is the Rendezvous")
+        raise ValueError(
+            f"endpoint {text!r} of backend {KUBERNETES}: write NAMESPACE/NAME, where NAME is the Rendezvous"
+        )
     return parts[0], parts[1]
 
 

@@ -195,9 +195,10 @@ class Client(HttpClient):
         name: str | None = None,
         label_selector: str = "",
         fresh: bool = True,
+        waiting: Callable[[], bool] | None = None,
     ) -> Watch:
         """A watch of one object or of a selection; see `rdzv.etcd.watch`."""
-        return Watch(self, Call("watch", resource, namespace, name), label_selector, fresh=fresh)
+        return Watch(self, Call("watch", resource, namespace, name), label_selector, fresh=fresh, waiting=waiting)
 
     # For verbs and watches.
 

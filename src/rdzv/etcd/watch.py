@@ -10,16 +10,17 @@ from __future__ import annotations
 import json
 import random
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from rdzv.etcd import records
 from rdzv.etcd.errors import error_of_cancel, error_of_code
 from rdzv.kube.api import ApiError, Call, Gone, Unreachable
-from rdzv.kube.watch_loop import SYNCED, Event, WatchLoop
+from rdzv.kube.watch_loop import SYNCED, WatchEvent, WatchLoop
 
 if TYPE_CHECKING:
-    from rdzv.etcd.client import Client
+    from rdzv.etcd.client import Client, Found
     from rdzv.kube.transport import Connection
     from rdzv.objects import Object
 
@@ -32,14 +33,16 @@ _JSON = "application/json"
 class Watch(WatchLoop):
     """A watch on one object (`call.name`) or on those of a kind that have a label."""
 
-    def __init__(self, client: Client, call: Call, label_selector: str, *, fresh: bool) -> None:
-        super().__init__(client, call)
+    def __init__(
+        self, client: Client, call: Call, label_selector: str, *, fresh: bool, waiting: Callable[[], bool] | None
+    ) -> None:
+        super().__init__(client, call, waiting)
         self.etcd = client
         self._label_selector, self._fresh = label_selector, fresh
         self._keys = client.keys(call)
         self._which = self._keys.one(call.name) if call.name is not None else self._keys.everything()
 
-    def session(self) -> Iterator[Event]:
+    def session(self) -> Iterator[WatchEvent]:
         """A read, if need be, and a stream."""
         if self._resume is None:
             yield from self._read()
@@ -47,6 +50,7 @@ class Watch(WatchLoop):
         try:
             response = self._open(connection)
             connection.patience = random.uniform(*READ_SECONDS)  # noqa: S311 - jitter
+            self._be_wary(connection)
             for line in self._lines(response, until_silent=True):
                 yield from self._event(line)
         finally:
@@ -54,16 +58,24 @@ class Watch(WatchLoop):
                 self._connection = None
             self.client.release(connection, reusable=False)
 
-    def _read(self) -> Iterator[Event]:
-        local = not self._fresh and self.contact == float("-inf")
-        call = Call(
-            "list" if self.call.name is None else "get", self.call.resource, self.call.namespace, self.call.name
-        )
-        found, revision = self.etcd.read(call, self._which, local=local)
+    def present(self) -> dict[str, str]:
+        """By a read of the keys."""
+        found = self._selected(self._ask(local=False)[0])
+        return {item["metadata"]["name"]: item["metadata"]["resourceVersion"] for item in found}
+
+    def _ask(self, *, local: bool) -> Found:
+        verb = "list" if self.call.name is None else "get"
+        return self.etcd.read(replace(self.call, verb=verb), self._which, local=local)
+
+    def _selected(self, items: list[Object]) -> list[Object]:
+        return [item for item in items if records.has_label(item, self._label_selector)]
+
+    def _read(self) -> Iterator[WatchEvent]:
+        found, revision = self._ask(local=not self._fresh and self.contact == float("-inf"))
         self.contact = time.monotonic()
-        yield from self._replace_all([item for item in found if records.has_label(item, self._label_selector)])
+        yield from self._replace_all(self._selected(found))
         self._resume = str(revision)
-        yield Event(SYNCED, {})
+        yield WatchEvent(SYNCED, {})
 
     def _open(self, connection: Connection) -> Any:
         start = str(int(self._resume or 0) + 1)
@@ -73,7 +85,7 @@ class Watch(WatchLoop):
         connection.send(self.call, "POST", "/v3/watch", json.dumps(body).encode(), headers)
         return self._answer(connection)
 
-    def _event(self, line: bytes) -> Iterator[Event]:
+    def _event(self, line: bytes) -> Iterator[WatchEvent]:
         if not line.strip():
             return
         try:
@@ -96,7 +108,7 @@ class Watch(WatchLoop):
             raise Unreachable(self.call, "the stream broke: not an event") from None
         self._resume = str(max(revision, int(self._resume or 0)))
 
-    def _change(self, event: Object) -> Iterator[Event]:
+    def _change(self, event: Object) -> Iterator[WatchEvent]:
         kv = event["kv"]
         name, version = self._keys.name_of(records.decode(kv["key"])), records.revision(kv, "mod_revision")
         known = self._known.get(name)
@@ -114,7 +126,7 @@ class Watch(WatchLoop):
     def _check_history(self, revision: int) -> None:
         """A server that is behind has yet to catch up; a cluster that is behind has lost what it knew."""
         if revision < int(self._resume or 0):
-            self.etcd.read(Call("get", self.call.resource, self.call.namespace, self.call.name), self._which)
+            self._ask(local=False)
 
     def _refusal(self, error: Object) -> ApiError:
         code = int(error.get("grpc_code") or error.get("code") or 2)

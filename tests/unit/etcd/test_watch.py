@@ -15,7 +15,7 @@ from rdzv.etcd.config import parse
 from rdzv.etcd.errors import HistoryLost
 from rdzv.etcd.watch import Watch
 from rdzv.kube.api import Forbidden, Resource
-from rdzv.kube.watch_loop import Event
+from rdzv.kube.watch_loop import WatchEvent
 
 ROUNDS = Resource("rdzv.dev/v1alpha1", "rendezvousrounds")
 KEY = "/rdzv/run/rendezvousrounds/"
@@ -47,11 +47,11 @@ def put(name: str, modified: int, created_at: int = 0, label: str = "x") -> dict
 def take(watch: Watch, count: int) -> list[tuple[str, str, str]]:
     """The next events: what, of whom, at which version."""
 
-    def shown(event: Event) -> tuple[str, str, str]:
+    def shown(event: WatchEvent) -> tuple[str, str, str]:
         meta = event.object.get("metadata", {})
         return event.type, meta.get("name", ""), meta.get("resourceVersion", "")
 
-    found: Iterator[Event] = watch.events(deadline=time.monotonic() + 10)
+    found: Iterator[WatchEvent] = watch.events(deadline=time.monotonic() + 10)
     taken = [shown(event) for event in itertools.islice(found, count)]
     watch.close()
     return taken
