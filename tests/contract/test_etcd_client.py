@@ -195,11 +195,14 @@ def test_names_are_taken_as_they_are(client: Client, name: str) -> None:
 
 
 def test_values_that_somebody_else_wrote_break_no_list(client: Client, server: EtcdServer, run: str) -> None:
-    for index, value in enumerate([b"", b"no JSON", b"[1]", b'{"metadata": 5}', b"\xff"]):
+    values = [b"", b"no JSON", b"[1]", b'{"metadata": 5}', b"\xff", b"[" * 100_000]
+    for index, value in enumerate(values):
         server.put(f"/rdzv/{run}/maps/bad-{index}", value)
+    for key in ("%67ood", "a/b", "", "%"):  # Not as any client writes a name.
+        server.put(f"/rdzv/{run}/maps/{key}", b"{}")
     client.create(MAPS, None, obj("good", 1))
     found = client.list(MAPS, None)["items"]
-    assert len(found) == 6
+    assert len(found) == len(values) + 1
     assert [item["data"] for item in client.list(MAPS, None, label_selector="watched=x")["items"]] == [1]
 
 
@@ -572,14 +575,14 @@ def test_users(
     (tmp_path / "wrong").write_text("wrong-word")
     with EtcdServer(tmp_path, version) as etcd:
         etcd.enable_users("agent", "s3cret-word", f"/rdzv/{run}/")
-        client = opener(etcd.endpoint, credentials=str(tmp_path))
+        client = opener(etcd.endpoint, credentials=str(tmp_path), protocol="http")
         follower = follow(client.watch(MAPS, None, name="a"))
         made = client.create(MAPS, None, obj("a", 1))
         with pytest.raises(Forbidden, match=r"user agent may not write here\. Grant its role"):
             client.create(MAPS, "another-run", obj("a"))
         with pytest.raises(Forbidden, match="set user and password_file"):
             opener(etcd.endpoint).get(MAPS, None, "a")
-        wrong = opener(etcd.endpoint, user="agent", password_file=str(tmp_path / "wrong"))
+        wrong = opener(etcd.endpoint, protocol="http", user="agent", password_file=str(tmp_path / "wrong"))
         with pytest.raises(Forbidden, match="check user and password_file") as caught:
             wrong.get(MAPS, None, "a")
         etcd.kill()

@@ -263,10 +263,10 @@ def test_a_password_comes_from_a_file_and_a_missing_permission_ends_the_wait(
     (tmp_path / "password").write_text("s3cret-word")
     with EtcdServer(tmp_path) as etcd:
         etcd.enable_users("agent", "s3cret-word", f"/rdzv/{run}/")
-        handlers = [make(etcd.endpoint, slot, 2, 2, credentials=str(tmp_path)) for slot in range(2)]
+        handlers = [make(etcd.endpoint, slot, 2, 2, credentials=str(tmp_path), protocol="http") for slot in range(2)]
         form(handlers)
         with pytest.raises(RendezvousConnectionError, match="etcdctl role grant-permission") as refused:
-            make(etcd.endpoint, 2, 1, 1, run_id="another", credentials=str(tmp_path)).next_rendezvous()
+            make(etcd.endpoint, 2, 1, 1, run_id="another", credentials=str(tmp_path), protocol="http").next_rendezvous()
         with pytest.raises(RendezvousConnectionError, match="set user and password_file"):
             make(etcd.endpoint, 3, 1, 1).next_rendezvous()
         with ThreadPoolExecutor() as pool:

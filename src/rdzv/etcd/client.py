@@ -216,7 +216,7 @@ class Client(HttpClient):
         reply = self.run(self._request(call, "/v3/kv/range", {**which, "serializable": local}, safe=True), retry)
         keys = self.keys(call)
         try:
-            found = [records.object_of(keys, kv) for kv in reply.get("kvs") or ()]
+            found = [obj for kv in reply.get("kvs") or () if (obj := records.object_of(keys, kv)) is not None]
             revision = records.revision(reply["header"], "revision")
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise Unreachable(call, f"the reply is not etcd's: {error}") from None
@@ -309,7 +309,7 @@ class Client(HttpClient):
 
     def maybe_starting(self, error: ApiError) -> bool:
         """Whether etcd was away or electing a leader a moment ago, this error included; so the error may pass by itself."""
-        if isinstance(error, (Unreachable, ServerError)):
+        if isinstance(error, (Unreachable, ServerError)) and error is not self.trouble:
             # This server may be cut off from the others, or refuse a certificate that was renewed meanwhile.
             self._turn = (self._turn + 1) % len(self.config.servers)
             for server in self.config.servers:

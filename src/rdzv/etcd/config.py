@@ -61,6 +61,10 @@ def parse(endpoint: str, settings: Mapping[str, Any]) -> Config:
     tls = given["protocol"] == "https" or bool(given["cacert"] or given["cert"])
     if given["protocol"] == "http" and tls:
         raise ConfigError("protocol=http has no use for cacert, cert and key: write protocol=https, or leave them out")
+    if given["user"] and not given["protocol"] and not tls:
+        raise ConfigError(
+            "user and password would go over the network in the clear: set protocol=https, or protocol=http if that is meant"
+        )
     certificate = Certificate(given["cert"], given["key"]) if given["cert"] else None
     servers = [
         Server(

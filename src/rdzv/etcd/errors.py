@@ -74,7 +74,10 @@ class HistoryLost(Untrusted):
 def error_of(call: Call, reply: Reply, user: str = "") -> ApiError:
     """The typed exception for a reply of 300 and above. A bare 404 is the caller's to explain (`NoGateway`)."""
     found = _json(reply.body)
-    if found is None or "code" not in found:
+    if found is not None and isinstance(found.get("error"), dict):
+        found = found["error"]  # Of a stream.
+        found.setdefault("code", found.get("grpc_code"))
+    if found is None or not isinstance(found.get("code"), int):
         text = " ".join(reply.body[:200].decode("utf-8", "replace").split()) or "empty reply"
         kind = NoGateway if reply.code in (404, 405, 501) else ServerError if reply.code >= 500 else Invalid
         return kind(call, text, code=reply.code, maybe_applied=kind is ServerError and call.verb not in _READS)

@@ -97,9 +97,11 @@ class Leases:
         return lease
 
     def _keep_alive(self, lease: int) -> bool:
-        """Whether there was such a lease."""
-        reply = self._post("/v3/lease/keepalive", {"ID": str(lease)})
-        return bool(int((reply.get("result") or {}).get("TTL", 0)))
+        """Whether there was such a lease. Raises ValueError when the reply does not say."""
+        result = self._post("/v3/lease/keepalive", {"ID": str(lease)}).get("result")
+        if not isinstance(result, dict) or str(result.get("ID")) != str(lease):
+            raise ValueError("the reply is not etcd's")
+        return int(result.get("TTL") or 0) > 0
 
     def _keeping(self) -> None:
         pause = random.uniform(*KEEP_ALIVE_SECONDS)  # noqa: S311 - jitter

@@ -50,8 +50,9 @@ class Keys:
         return {"key": encode(self.key(name))}
 
     def name_of(self, key: bytes) -> str:
-        """The name of the object with this key."""
-        return unquote(key[len(self.directory) :].decode("utf-8", "replace"))
+        """The name of the object with this key; empty when it is written as no client writes it."""
+        name = unquote(key[len(self.directory) :].decode("utf-8", "replace"), errors="replace")
+        return name if name not in ("", ".", "..") and self.key(name) == key else ""
 
 
 def _segment(text: str) -> str:
@@ -84,21 +85,26 @@ def stored(obj: Object, created: int, modified: int) -> Object:
     return {**obj, "metadata": {**obj.get("metadata", {}), **_versions(created, modified)}}
 
 
-def object_of(keys: Keys, kv: Mapping[str, Any]) -> Object:
+def object_of(keys: Keys, kv: Mapping[str, Any]) -> Object | None:
     """An object from a key-value pair of a reply; whatever stands in the value, with a name and versions.
+
+    None: the key is no object's. Two keys never have one name.
 
     Raises:
         ValueError: this is not a key-value pair of etcd's.
     """
     versions = _versions(revision(kv, "create_revision"), revision(kv, "mod_revision"))
+    name, value = keys.name_of(decode(kv.get("key", ""))), decode(kv.get("value", ""))
+    if not name:
+        return None
     try:
-        found = json.loads(decode(kv.get("value", "")))
-    except ValueError:
+        found = json.loads(value)
+    except (ValueError, RecursionError):  # Anybody may write what is there.
         found = None
     obj: Object = found if isinstance(found, dict) else {}
     given = obj.get("metadata")
     metadata = given if isinstance(given, dict) else {}
-    return {**obj, "metadata": {**metadata, "name": keys.name_of(decode(kv.get("key", ""))), **versions}}
+    return {**obj, "metadata": {**metadata, "name": name, **versions}}
 
 
 def revision(fields: Mapping[str, Any], name: str) -> int:

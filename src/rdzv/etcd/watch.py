@@ -120,7 +120,7 @@ class Watch(WatchLoop):
                 yield from self._remove(name, gone)
             return
         obj = records.object_of(self._keys, kv)
-        if records.has_label(obj, self._label_selector):
+        if obj is not None and records.has_label(obj, self._label_selector):
             yield from self._set(obj)
 
     def _check_history(self, revision: int) -> None:

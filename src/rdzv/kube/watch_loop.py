@@ -201,6 +201,7 @@ class WatchLoop(ABC):
                 buffer = bytearray(rest)
                 yield from map(bytes, lines)
             if len(buffer) > MAX_EVENT:
+                self._resume = None  # It would come again: a read has the state without what led to it.
                 raise Unreachable(self.call, f"an event of more than {MAX_EVENT} bytes")
 
     def _verify(self) -> None:

@@ -16,7 +16,7 @@ from rdzv.etcd.client import MAX_OBJECT, Client
 from rdzv.etcd.config import parse
 from rdzv.etcd.errors import HistoryLost, NoGateway
 from rdzv.etcd.leases import Leases
-from rdzv.kube.api import Forbidden, NotFound, Resource, TooLarge, Unauthorized, Unreachable, Untrusted
+from rdzv.kube.api import Forbidden, NotFound, Resource, ServerError, TooLarge, Unauthorized, Unreachable, Untrusted
 from rdzv.kube.retry import Retry
 
 MEMBERS = Resource("rdzv.dev/v1alpha1", "rendezvousmembers")
@@ -40,7 +40,7 @@ def script() -> Script:
 @pytest.fixture
 def secret(tmp_path: Path) -> dict[str, str]:
     (tmp_path / "password").write_text("s3cret\n")
-    return {"user": "jane", "password_file": str(tmp_path / "password")}
+    return {"protocol": "http", "user": "jane", "password_file": str(tmp_path / "password")}
 
 
 def client(script: Script, endpoint: str = "a:1", **settings: str) -> Client:
@@ -116,7 +116,7 @@ def test_a_lease_is_kept_alive_and_its_end_is_noticed(monkeypatch: pytest.Monkey
             raise Unreachable(None, "cannot connect")
         if body["ID"] == "78":
             kept.set()
-            return {"result": {"TTL": "600"}}
+            return {"result": {"ID": "78", "TTL": "600"}}
         ended.set()
         return {"result": {"ID": body["ID"]}}
 
@@ -308,3 +308,26 @@ def test_a_reply_that_another_thread_overtakes_is_no_history_lost(script: Script
     with_client.run = run  # type: ignore[method-assign]
     assert with_client.get(ROUNDS, "run", "job")["metadata"]["resourceVersion"] == "5"
     with_client.close()
+
+
+def test_one_error_is_blamed_on_one_server_however_often_it_is_asked_about(script: Script) -> None:
+    script.says(RANGE, {"code": 14, "message": "etcdserver: request timed out"}, status=503)
+    script.says(RANGE, {"header": {"revision": "1"}, "kvs": [kv("/rdzv/run/rendezvousrounds/job", {}, 1)]})
+    with_client = client(script, "a:1,b:2")
+    with pytest.raises(ServerError) as caught:
+        with_client.get(ROUNDS, "run", "job")
+    assert with_client.maybe_starting(caught.value)  # As the agent asks, to tell whether it passes.
+    with_client.get(ROUNDS, "run", "job")
+    first, second = (seen.server for seen in script.requests)
+    assert first != second
+
+
+def test_what_says_nothing_of_a_lease_leaves_it_alone() -> None:
+    replies: list[dict[str, Any]] = [{}, {"result": {}}, {"result": {"ID": "78", "TTL": "600"}}, {"result": 5}]
+    found = Leases(lambda path, _: {"ID": "77"} if path == GRANT else replies.pop())
+    found.own()
+    while replies:
+        with pytest.raises(ValueError, match="the reply is not etcd's"):
+            found._keep_alive(77)
+    assert found.own() == 77
+    found.close()

@@ -47,6 +47,7 @@ def test_not_more_servers_than_a_cluster_has() -> None:
         ({"key": "a"}, "cert and key belong together"),
         ({"user": "a"}, "user and password_file belong together"),
         ({"protocol": "http", "cacert": "a"}, "protocol=http has no use for cacert"),
+        ({"user": "a", "password_file": "b"}, "in the clear: set protocol=https"),
         ({"credentials": "/no/such"}, "credentials=/no/such: there is no such directory"),
     ],
 )
@@ -86,7 +87,7 @@ def test_only_what_is_in_the_secret_counts_and_settings_come_first(tmp_path: Pat
 
 def test_a_password_is_never_shown(tmp_path: Path) -> None:
     (tmp_path / "password").write_text("s3cret")
-    config = parse("a:1", {"user": "jane", "password_file": str(tmp_path / "password")})
+    config = parse("a:1", {"protocol": "http", "user": "jane", "password_file": str(tmp_path / "password")})
     assert config.password() == "s3cret"
     assert "s3cret" not in repr(config)
     (tmp_path / "password").write_bytes(b"s3cret\xff")

@@ -65,6 +65,12 @@ def test_replies_that_are_not_the_gateways(status: int, body: bytes, kind: type[
     assert type(error_of(GET, Reply(status, body))) is kind
 
 
+@pytest.mark.parametrize("name", ["grpc_code", "code"])
+def test_the_refusal_of_a_stream(name: str) -> None:
+    body = {"error": {name: 16, "http_code": 401, "message": "etcdserver: invalid auth token"}}
+    assert type(error_of(GET, Reply(401, json.dumps(body).encode()))) is api.Unauthorized
+
+
 @pytest.mark.parametrize(
     ("reason", "kind"),
     [

@@ -67,13 +67,20 @@ def test_an_object_comes_back_with_the_versions_that_etcd_has() -> None:
 def test_the_name_is_that_of_the_key_whatever_the_value_says() -> None:
     value = json.dumps({"metadata": {"name": "somebody-else"}}).encode()
     kv = {"key": records.encode(KEYS.key("a")), "value": records.encode(value), "mod_revision": "1"}
-    assert records.object_of(KEYS, kv)["metadata"]["name"] == "a"
+    found = records.object_of(KEYS, kv)
+    assert found is not None
+    assert found["metadata"]["name"] == "a"
 
 
-@pytest.mark.parametrize("value", [b"", b"no JSON", b"[]", b"7", b'{"metadata": 3}', b"\xff\xfe"])
+@pytest.mark.parametrize("value", [b"", b"no JSON", b"[]", b"7", b'{"metadata": 3}', b"\xff\xfe", b"[" * 100_000])
 def test_a_value_that_is_no_object_has_a_name_and_versions_only(value: bytes) -> None:
     kv = {"key": records.encode(KEYS.key("a")), "value": records.encode(value), "mod_revision": "3"}
-    assert records.object_of(KEYS, kv)["metadata"]["resourceVersion"] == "3"
+    assert records.object_of(KEYS, kv) == {"metadata": {"name": "a", **records.stored({}, 0, 3)["metadata"]}}
+
+
+@pytest.mark.parametrize("written", [b"%61", b"", b".", b"a/b", b"%", b"\xff", b"a%2f"])
+def test_a_key_that_no_client_writes_is_no_object(written: bytes) -> None:
+    assert records.object_of(KEYS, {"key": records.encode(KEYS.directory + written)}) is None
 
 
 @pytest.mark.parametrize("kv", [{"key": "%"}, {"key": 5}, {"mod_revision": "x"}, {"mod_revision": []}])

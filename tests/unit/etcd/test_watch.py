@@ -190,7 +190,11 @@ def test_an_expired_token_is_replaced(script: Script, tmp_path: Any) -> None:
     script.streams({"result": {"created": True, "canceled": True, "cancel_reason": reason}})
     script.says("/v3/auth/authenticate", {"token": "two"})
     script.streams(created(7), events(put("job", 9)))
-    assert take(watch(script, user="jane", password_file=str(tmp_path / "password")), 2)[1] == ("ADDED", "job", "9")
+    assert take(watch(script, protocol="http", user="jane", password_file=str(tmp_path / "password")), 2)[1] == (
+        "ADDED",
+        "job",
+        "9",
+    )
     tokens = [seen.headers.get("Authorization") for seen in script.requests if seen.path == WATCH]
     assert tokens == ["one", "two"]
 
@@ -223,3 +227,20 @@ def test_lines_that_are_no_events_end_the_stream(script: Script, line: bytes) ->
     script.streams(created(7), line)
     script.streams(created(7), events(put("job", 9)))
     assert take(watch(script), 2)[1] == ("ADDED", "job", "9")
+
+
+def test_history_that_is_too_much_for_one_line_is_replaced_by_a_read(
+    script: Script, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("rdzv.kube.watch_loop.MAX_EVENT", 1000)
+    read(script, 7)
+    script.streams(created(70), b"x" * 2000)
+    read(script, 70, kv(KEY + "job", obj(), 60))
+    script.streams(created(70), events(put("job", 71, 60)))
+    assert take(watch(script), 4) == [
+        ("SYNCED", "", ""),
+        ("ADDED", "job", "60"),
+        ("SYNCED", "", ""),
+        ("MODIFIED", "job", "71"),
+    ]
+    assert starts(script) == ["8", "71"]
