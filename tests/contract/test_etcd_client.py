@@ -21,7 +21,7 @@ from support.fault_proxy import EtcdProxy
 
 from rdzv.etcd import leases as leases_module
 from rdzv.etcd import watch as watch_module
-from rdzv.etcd.client import Client
+from rdzv.etcd.client import MAX_OBJECT, Client
 from rdzv.etcd.config import parse
 from rdzv.etcd.errors import HistoryLost, NoGateway
 from rdzv.etcd.watch import Watch
@@ -204,6 +204,16 @@ def test_values_that_somebody_else_wrote_break_no_list(client: Client, server: E
     found = client.list(MAPS, None)["items"]
     assert len(found) == len(values) + 1
     assert [item["data"] for item in client.list(MAPS, None, label_selector="watched=x")["items"]] == [1]
+    server.delete_below(f"/rdzv/{run}/")
+
+
+def test_an_object_of_nearly_a_megabyte(client: Client, follow: Callable[[Watch], Follower]) -> None:
+    """The workers' store has shards of more than half a megabyte."""
+    follower = follow(client.watch(MAPS, None, name="a"))
+    large = "x" * (MAX_OBJECT - 1000)
+    made = client.create(MAPS, None, obj("a", large))
+    client.replace(MAPS, None, {**made, "data": large[1:]})
+    eventually(lambda: follower.state == {"a": large[1:]})
 
 
 # Faults.
@@ -437,6 +447,25 @@ def test_one_of_three_members_is_lost_and_comes_back(
             eventually(lambda: [follower.state for follower in followers] == everybody)  # noqa: B023
             member.start()
         assert [follower.error for follower in followers] == [None] * 4
+
+
+def test_a_member_that_is_cut_off_from_the_others_keeps_no_watch(
+    tmp_path: Path, opener: Open, follow: Callable[[Watch], Follower]
+) -> None:
+    """It goes on answering, without a leader: its watches would be silent."""
+    with EtcdCluster(tmp_path) as cluster:
+        alone = cluster.members[0]
+        cut_off = opener(alone.endpoint)
+        follower = follow(cut_off.watch(MAPS, None, name="n"))
+        eventually(lambda: SYNCED in follower.kinds)
+        for member in cluster.members[1:]:
+            member.kill()
+        eventually(lambda: "no leader" in str(cut_off.trouble))
+        for member in cluster.members[1:]:
+            member.launch()
+        opener(cluster.endpoint).create(MAPS, None, obj("n", 1), retry=Retry.within(SECONDS))
+        eventually(lambda: follower.state == {"n": 1})
+        assert follower.error is None
 
 
 def test_an_etcd_that_is_away_for_a_while(tmp_path: Path, opener: Open, follow: Callable[[Watch], Follower]) -> None:

@@ -222,6 +222,15 @@ def test_one_of_three_members_is_killed_under_a_job_of_4(tmp_path: Path, run: st
             fleet.stop()
 
 
+@pytest.mark.parametrize("version", ["3.7", "3.4"])
+def test_with_certificates_on_both_sides(tmp_path: Path, make: Make, version: str) -> None:
+    with EtcdServer(tmp_path, version, tls=True) as etcd:
+        handlers = [make(etcd.endpoint, slot, 2, 2, **etcd.settings) for slot in range(2)]
+        form(handlers)
+        with ThreadPoolExecutor() as pool:
+            assert list(pool.map(lambda handler: handler.shutdown(), handlers)) == [True, True]
+
+
 # Refusals.
 
 

@@ -138,9 +138,7 @@ class EtcdServer:
 
     def values(self, prefix: str = "/rdzv/") -> dict[str, dict[str, Any]]:
         """Keys below a prefix, and what the JSON in them says; of each also the lease."""
-        start = prefix.encode()
-        asked = {"key": _text(start), "range_end": _text(start[:-1] + bytes([start[-1] + 1]))}
-        kvs = self.call("/v3/kv/range", asked).get("kvs", [])
+        kvs = self.call("/v3/kv/range", _below(prefix)).get("kvs", [])
         return {
             base64.b64decode(kv["key"]).decode(): {
                 **json.loads(base64.b64decode(kv["value"])),
@@ -149,8 +147,8 @@ class EtcdServer:
             for kv in kvs
         }
 
-    def delete(self, key: str) -> None:
-        self.call("/v3/kv/deleterange", {"key": _text(key.encode())})
+    def delete_below(self, prefix: str) -> None:
+        self.call("/v3/kv/deleterange", _below(prefix))
 
     def put(self, key: str, value: bytes) -> None:
         self.call("/v3/kv/put", {"key": _text(key.encode()), "value": _text(value)})
@@ -163,12 +161,7 @@ class EtcdServer:
 
     def enable_users(self, user: str, password: str, prefix: str) -> None:
         """From now on etcd asks who it is; `user` may read and write below a prefix."""
-        start = prefix.encode()
-        permission = {
-            "permType": "READWRITE",
-            "key": _text(start),
-            "range_end": _text(start[:-1] + bytes([start[-1] + 1])),
-        }
+        permission = {"permType": "READWRITE", **_below(prefix)}
         steps: list[tuple[str, dict[str, Any]]] = [
             ("user/add", {"name": "root", "password": "root's"}),
             ("user/grant", {"user": "root", "role": "root"}),
@@ -225,6 +218,11 @@ class EtcdCluster:
     def __exit__(self, *_: object) -> None:
         for member in self.members:
             member.kill()
+
+
+def _below(prefix: str) -> dict[str, str]:
+    start = prefix.encode()
+    return {"key": _text(start), "range_end": _text(start[:-1] + bytes([start[-1] + 1]))}
 
 
 def _text(data: bytes) -> str:
