@@ -293,11 +293,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     def forward(self, body: bytes, fault: Fault | None) -> None:
         own = "Authorization" in self.headers
         if own not in self.up:
-            target = self.server.proxy.anonymous if own else self.server.proxy.upstream
-            if target.tls:
-                self.up[own] = http.client.HTTPSConnection(target.host, target.port, context=target.ssl_context())
-            else:
-                self.up[own] = http.client.HTTPConnection(target.host, target.port)
+            self.up[own] = _connect(self.server.proxy.anonymous if own else self.server.proxy.upstream)
         headers = {key: value for key, value in self.headers.items() if key.lower() not in {*HOP_HEADERS, "host"}}
         self.up[own].request(self.command, self.path, body or None, headers)
         response = self.up[own].getresponse()
@@ -333,6 +329,12 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
     def chunk(self, data: bytes) -> None:
         self.wfile.write(b"%x\r\n%b\r\n" % (len(data), data))
+
+
+def _connect(target: kube_config.Config) -> http.client.HTTPConnection:
+    if target.tls:
+        return http.client.HTTPSConnection(target.host, target.port, context=target.ssl_context())
+    return http.client.HTTPConnection(target.host, target.port)
 
 
 def _make_certificate(certificate: Path, key: Path) -> None:
