@@ -17,3 +17,10 @@ def kubernetes() -> HandlerCreator:
     from rdzv.backends.kubernetes import BACKEND
 
     return BACKEND.create_handler
+
+
+def etcd_v3() -> HandlerCreator:
+    """The creator of backend `etcd-v3`."""
+    from rdzv.backends.etcd_v3 import BACKEND
+
+    return BACKEND.create_handler

@@ -115,9 +115,9 @@ def _add(table: dict[str, _Half], name: str, half: _Half) -> None:
 
 
 def _register_default_backends(registry: BackendRegistry) -> None:
-    from rdzv.backends import c10d, etcd, kubernetes, static
+    from rdzv.backends import c10d, etcd, etcd_v3, kubernetes, static
 
-    for backend in (c10d.BACKEND, etcd.ETCD, etcd.ETCD_V2, static.BACKEND, kubernetes.BACKEND):
+    for backend in (c10d.BACKEND, etcd.ETCD, etcd.ETCD_V2, etcd_v3.BACKEND, static.BACKEND, kubernetes.BACKEND):
         registry.register_backend(backend)
 
 

@@ -78,7 +78,9 @@ class Run:
 def form_fixed(lab: Lab, results: Results, sizes: list[int], runs: int, wanted: Callable[[str], bool]) -> None:
     """Backends alternate within each round of runs, so that a busy moment is not one backend's."""
     columns: list[tuple[str, Backend | None]] = [(FLOOR, None)]
-    columns += [(b.name, b) for b in BACKENDS if b.name in {"c10d", "c10d-tuned", "etcd", "etcd-v2", "kubernetes"}]
+    columns += [
+        (b.name, b) for b in BACKENDS if b.name in {"c10d", "c10d-tuned", "etcd", "etcd-v2", "kubernetes", "etcd-v3"}
+    ]
     columns = [(name, backend) for name, backend in columns if wanted(name)]
     beyond: dict[str, Sample] = {}
     for _, backend in columns:

@@ -1,4 +1,4 @@
-"""The rendezvous backends side by side: torch's own, at its defaults and tuned, and `kubernetes`."""
+"""The rendezvous backends side by side: torch's own, at its defaults and tuned, and this project's."""
 
 from __future__ import annotations
 
@@ -35,6 +35,10 @@ class Backend:
     def on_kubernetes(self) -> bool:
         return self.registered == "kubernetes"
 
+    @property
+    def ours(self) -> bool:
+        return self.registered in {"kubernetes", "etcd-v3"}
+
 
 # Fewer heartbeats, fewer collisions while the world forms; more of them, and a dead node is noticed sooner. One second is
 # the least that torch takes for all of these.
@@ -53,6 +57,7 @@ BACKENDS = [
     Backend("etcd-v2", "etcd-v2"),
     Backend("etcd-v2-tuned", "etcd-v2", _DYNAMIC, _OWN_STORE),
     KUBERNETES,
+    Backend("etcd-v3", "etcd-v3"),
 ]
 
 
@@ -73,7 +78,7 @@ def plan(backend: Backend, scenario: str, meeting: Meeting, slot: int, member: s
     config: dict[str, Any] = dict(backend.config.get(scenario, {}))
     if backend.registered == "c10d":
         config["is_host"] = "true" if slot == 0 else "false"
-    if backend.on_kubernetes:
+    if backend.ours:
         config |= {"slot": str(slot), "member": member}
     params = RendezvousParameters(
         backend.registered, meeting.endpoint, meeting.run_id, meeting.least, meeting.most, ADDRESS, **config

@@ -53,7 +53,8 @@ class Lab:
     def meeting(self, registered: str, name: str, least: int, most: int) -> Meeting:
         """A place for the agents of a world; on Kubernetes a Rendezvous, which no operator looks at."""
         if registered != "kubernetes":
-            endpoint = f"127.0.0.1:{free_port()}" if registered == "c10d" else self.servers.etcd
+            endpoints = {"c10d": f"127.0.0.1:{free_port()}", "etcd-v3": self.servers.current_etcd}
+            endpoint = endpoints.get(registered, self.servers.etcd)
             return Meeting(endpoint, name, name, least, most, self.kubeconfig)
         spec = {"backend": "kubernetes", "nodes": {"min": least, "max": most}}
         metadata = {"name": name, "namespace": self.namespace}

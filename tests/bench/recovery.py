@@ -104,15 +104,15 @@ def _formed(latest: dict[int, Report], agents: set[int]) -> float | None:
 
 
 def recover(lab: Lab, results: Results, runs: int, wanted: Callable[[str], bool]) -> None:
-    """torch's backends many at once, for they mostly wait (one run each); `kubernetes` one after the other."""
+    """torch's backends many at once, for they mostly wait (one run each); this project's one after the other."""
     cases = [(harm, replaced) for harm in HARMS for replaced in (False, True)]
     torchs = [b for b in BACKENDS if b.name in _TORCHS and wanted(b.name)]
     waiting = [Run(backend, harm, replaced) for harm, replaced in cases for backend in torchs]
     for run, sample in zip(waiting, lab.side_by_side([_sampler(run, lab) for run in waiting]), strict=True):
         _add(results, run, [sample])
     for backend in BACKENDS:
-        if backend.on_kubernetes and wanted(backend.name):
-            for harm, replaced in [*cases, (DRAIN, False)]:
+        if backend.ours and wanted(backend.name):
+            for harm, replaced in [*cases, *([(DRAIN, False)] if backend.on_kubernetes else [])]:
                 run = Run(backend, harm, replaced)
                 _add(results, run, [_sampler(run, lab)() for _ in range(runs)])
 

@@ -1,4 +1,4 @@
-"""The servers that are measured: Kubernetes' light control plane with the CRDs, and an etcd that still has the v2 API."""
+"""The servers that are measured: Kubernetes' light control plane with the CRDs, and two etcds. None waits for the disk."""
 
 from __future__ import annotations
 
@@ -9,18 +9,17 @@ import signal
 import socket
 import subprocess
 import sys
-import time
-import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from support.etcd_servers import EtcdServer
+
 ROOT = Path(__file__).resolve().parents[2]
 LOCAL = ROOT / "deploy/local/main.py"
 CRDS = ROOT / "charts/rendezvous-operator/files/crds"
 NAME = "bench"
-ETCD_V2 = "/usr/bin/etcd"
 
 
 _SIZES = ("apiserver_request_body_size_bytes_sum", "apiserver_response_sizes_sum", "apiserver_watch_events_sizes_sum")
@@ -31,6 +30,8 @@ class Servers:
     cluster: Path
     """Directory of the control plane."""
     etcd: str
+    """host:port of one that has the v2 API, which torch's backends need: later ones than 3.5 have not."""
+    current_etcd: str
     """host:port"""
 
     @property
@@ -78,8 +79,8 @@ def running(directory: Path) -> Iterator[Servers]:
     cluster = directory / "c"
     try:
         _local("up", "--dir", cluster, "--name", NAME, "--light")
-        with _etcd_v2(directory) as endpoint:
-            found = Servers(cluster, endpoint)
+        with EtcdServer(directory, "3.4", "--enable-v2") as etcd, EtcdServer(directory) as current:
+            found = Servers(cluster, etcd.endpoint, current.endpoint)
             found.kubectl("apply", "-f", str(CRDS))
             found.kubectl("wait", "--for=condition=Established", "crd", "--all", "--timeout=60s")
             yield found
@@ -96,29 +97,3 @@ def _run(command: list[str]) -> str:
     if done.returncode != 0:
         raise RuntimeError(f"{' '.join(command)}:\n{done.stdout}")
     return done.stdout
-
-
-@contextlib.contextmanager
-def _etcd_v2(directory: Path) -> Iterator[str]:
-    """Debian's etcd 3.4: later ones have no v2 API, which torch's backends need. No waiting for the disk, as the other one."""
-    client, peer = (f"http://127.0.0.1:{free_port()}" for _ in range(2))
-    command = [ETCD_V2, "--enable-v2", "--unsafe-no-fsync", "--data-dir", str(directory / "etcd-v2")]
-    command += ["--listen-client-urls", client, "--advertise-client-urls", client, "--listen-peer-urls", peer]
-    command += ["--initial-advertise-peer-urls", peer, "--initial-cluster", f"default={peer}"]
-    log = (directory / "etcd-v2.log").open("wb")
-    # A signal to the group of a terminal, Ctrl-C, is for the benchmark, which then ends it.
-    process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
-    try:
-        deadline = time.monotonic() + 30
-        while True:
-            with contextlib.suppress(OSError):
-                urllib.request.urlopen(f"{client}/v2/keys", timeout=1).close()
-                break
-            if process.poll() is not None or time.monotonic() > deadline:
-                raise RuntimeError(f"etcd did not start, see {directory / 'etcd-v2.log'}")
-            time.sleep(0.1)
-        yield client.removeprefix("http://")
-    finally:
-        os.kill(process.pid, signal.SIGKILL)
-        process.wait()
-        log.close()

@@ -19,8 +19,7 @@ import pytest
 import yaml
 from support.fault_proxy import FaultProxy
 
-from rdzv.kube import client as client_module
-from rdzv.kube import kubeconfig
+from rdzv.kube import http_client, kubeconfig
 from rdzv.kube.api import (
     AlreadyExists,
     ApiError,
@@ -310,7 +309,7 @@ def test_401_for_a_while_is_sat_out_and_401_for_ever_is_not(
     proxy.inject("reply", status=401, reason="Unauthorized", times=3)
     client.list(MAPS, light_namespace, retry=Retry.within(30))
     proxy.inject("reply", status=401, reason="Unauthorized", times=-1)
-    monkeypatch.setattr(client_module, "UNAUTHORIZED_SECONDS", 0.5)
+    monkeypatch.setattr(http_client, "UNAUTHORIZED_SECONDS", 0.5)
     with pytest.raises(Unauthorized):
         client.list(MAPS, light_namespace, retry=Retry.within(600))
 

@@ -19,6 +19,7 @@ from support.cluster_fixtures import LocalCluster, local
 from support.fault_proxy import FaultProxy
 
 from rdzv.kube import watch as watch_module
+from rdzv.kube import watch_loop
 from rdzv.kube.api import Forbidden, NotFound, Resource, ServerError, Unreachable
 from rdzv.kube.client import Client
 from rdzv.kube.config import from_kubeconfig
@@ -382,7 +383,7 @@ def test_a_stream_that_went_deaf_is_noticed_within_30_s_by_who_waits(
 
 
 def test_who_does_not_wait_asks_nothing_of_a_quiet_stream(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(watch_module, "QUIET_SECONDS", 0.2)
+    monkeypatch.setattr(watch_loop, "QUIET_SECONDS", 0.2)
     lab.put("a", "1")
     waiting = threading.Event()
     follower = lab.follow(name="a", waiting=waiting.is_set)
@@ -400,7 +401,7 @@ def test_who_does_not_wait_asks_nothing_of_a_quiet_stream(lab: Lab, monkeypatch:
 
 @pytest.mark.parametrize("status", [429, 500, 403])
 def test_a_quiet_stream_that_cannot_be_verified_is_kept(lab: Lab, monkeypatch: pytest.MonkeyPatch, status: int) -> None:
-    monkeypatch.setattr(watch_module, "QUIET_SECONDS", 0.2)
+    monkeypatch.setattr(watch_loop, "QUIET_SECONDS", 0.2)
     lab.put("a", "1")
     waiting = threading.Event()
     follower = lab.follow(name="a", waiting=waiting.is_set)

@@ -43,6 +43,12 @@ ACCEPTED: dict[str, Object] = {
     "static-max": {"backend": "static", "nodes": {"min": 4, "max": 4}, "config": {"timeout": "60"}},
     "kubernetes": {"backend": "kubernetes", "nodes": {"min": 2, "max": 4}, "config": {"store": "kubernetes"}},
     "kubernetes-largest": {"backend": "kubernetes", "nodes": {"min": 4096, "max": 4096}},
+    "etcd-v3": {
+        "backend": "etcd-v3",
+        "nodes": {"min": 2, "max": 4},
+        "endpoint": "etcd-0.etcd:2379,10.0.0.7:2379,[fd00::1]:2379",
+        "config": {"credentials": "/etc/etcd-client", "store": "etcd"},
+    },
     "no-restarts": {"backend": "c10d", "nodes": {"min": 2}, "maxRestarts": 0},
     "nproc-word": {"backend": "c10d", "nodes": {"min": 2}, "nprocPerNode": "gpu"},
     "nproc-text": {"backend": "c10d", "nodes": {"min": 2}, "nprocPerNode": "8"},

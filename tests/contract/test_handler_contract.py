@@ -1,4 +1,4 @@
-"""torch's RendezvousHandler contract: the same tests on c10d (the control: torch's own behaviour) and on `kubernetes`."""
+"""torch's RendezvousHandler contract: the same tests on c10d (the control: torch's own behaviour) and on the backends of this project."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 from support.cluster_fixtures import LocalCluster
+from support.etcd_servers import EtcdServer
 from support.torchrun_fleet import install_crds
 from torch.distributed import TCPStore
 from torch.distributed.elastic.rendezvous import RendezvousClosedError, RendezvousParameters, RendezvousTimeoutError
@@ -46,6 +47,7 @@ class Lab:
 
     def __init__(self, backend: str, endpoint: str) -> None:
         self.backend, self.endpoint = backend, endpoint
+        self.ours = backend != "c10d"
         self.run_id = f"run-{secrets.token_hex(4)}"
         self.handlers: list[Any] = []
 
@@ -105,7 +107,7 @@ def eventually(condition: Callable[[], bool], seconds: float = 30.0) -> None:
         time.sleep(0.05)
 
 
-@pytest.fixture(params=["c10d", "kubernetes"])
+@pytest.fixture(params=["c10d", "kubernetes", "etcd", "oldest_etcd"])
 def lab(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Lab]:
     with contextlib.ExitStack() as stack:
         if request.param == "c10d":
@@ -113,6 +115,9 @@ def lab(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iter
             monkeypatch.setenv("TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "1")
             server = TCPStore("127.0.0.1", 0, None, True, wait_for_workers=False)
             found = Lab("c10d", f"127.0.0.1:{server.port}")
+        elif request.param.endswith("etcd"):
+            cluster: EtcdServer = request.getfixturevalue(request.param)
+            found = Lab("etcd-v3", cluster.endpoint)
         else:
             plane: LocalCluster = request.getfixturevalue("control_plane")
             namespace: str = request.getfixturevalue("light_namespace")
@@ -167,7 +172,7 @@ def test_a_spare_waits_without_disturbing_until_it_is_needed(lab: Lab) -> None:
     time.sleep(5)  # Longer than its join timeout: as long as the world is complete, a spare has no deadline.
     assert spare.running()
     assert [handler.num_nodes_waiting() for handler in world] == [0, 0]
-    if lab.backend == "kubernetes":  # c10d notices by heartbeats, and only when somebody re-joins.
+    if lab.ours:  # c10d notices by heartbeats, and only when somebody re-joins.
         try:
             raise RuntimeError("its workers failed")
         except RuntimeError:
@@ -189,7 +194,7 @@ def test_one_that_joins_again_brings_the_others_along(lab: Lab) -> None:
     handlers = lab.several(3, 3, 3)
     check(worlds(join(*handlers)), 3)
     (again,) = join(handlers[1])
-    if lab.backend == "kubernetes":  # c10d leaves it to collectives to fail: nobody else is told (pytorch#111646).
+    if lab.ours:  # c10d leaves it to collectives to fail: nobody else is told (pytorch#111646).
         eventually(lambda: handlers[0].num_nodes_waiting() > 0 and handlers[2].num_nodes_waiting() > 0)
     check(worlds([again, *join(handlers[0], handlers[2])]), 3)
 
@@ -199,7 +204,7 @@ def test_closed_is_closed_for_all(lab: Lab) -> None:
     check(worlds(join(*handlers)), 2)
     handlers[0].set_closed()
     assert handlers[0].is_closed()
-    eventually(handlers[1].is_closed if lab.backend == "kubernetes" else lambda: True)
+    eventually(handlers[1].is_closed if lab.ours else lambda: True)
     (call,) = join(handlers[1])
     with pytest.raises(RendezvousClosedError):
         call.wait()

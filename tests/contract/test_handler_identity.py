@@ -25,7 +25,7 @@ from torch.distributed.elastic.rendezvous import (
 from torch.distributed.elastic.rendezvous.registry import get_rendezvous_handler
 
 from rdzv.agent import handler as handler_module
-from rdzv.kube import client as client_module
+from rdzv.kube import http_client
 
 Make = Callable[..., Any]
 
@@ -150,7 +150,7 @@ def test_a_pod_without_the_variables_is_known_by_its_token(
 def test_a_token_that_nobody_accepts_ends_the_join(
     plane: LocalCluster, make: Make, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(client_module, "UNAUTHORIZED_SECONDS", 2.0)
+    monkeypatch.setattr(http_client, "UNAUTHORIZED_SECONDS", 2.0)
     secret = secrets.token_hex(16)
     monkeypatch.setenv("KUBECONFIG", str(kubeconfig(plane, tmp_path / "kubeconfig", {"token": secret})))
     with pytest.raises(RendezvousConnectionError, match="401 Unauthorized") as caught:

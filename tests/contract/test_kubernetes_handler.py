@@ -1,19 +1,38 @@
-"""Real torchrun agents on the `kubernetes` backend: no operator, a real API server, real deaths."""
+"""Real torchrun agents on the backends of this project: no operator, a real API server or etcd, real deaths."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import secrets
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 from support.cluster_fixtures import LocalCluster
-from support.fault_proxy import FaultProxy
+from support.etcd_servers import EtcdServer
+from support.fault_proxy import EtcdProxy, FaultProxy
 from support.torchrun_fleet import Fleet, install_crds
+
+from rdzv.etcd.config import parse
+
+
+@dataclass
+class Site:
+    """Where the agents of `fleet` meet.
+
+    `get`: a record, by its kind and name. `route`: who starts from now on goes through this proxy, or directly.
+    """
+
+    fleet: Fleet
+    get: Callable[[str, str], dict[str, Any]]
+    proxy: Callable[[], FaultProxy]
+    route: Callable[[FaultProxy | None], None]
 
 
 @pytest.fixture
@@ -22,20 +41,56 @@ def plane(control_plane: LocalCluster) -> LocalCluster:
     return control_plane
 
 
-@pytest.fixture
-def fleet(plane: LocalCluster, light_namespace: str, tmp_path: Path) -> Iterator[Fleet]:
-    found = Fleet(tmp_path, plane.kubeconfig, f"{light_namespace}/job", "run-1", "2:3")
+def on_kubernetes(request: pytest.FixtureRequest, directory: Path) -> Site:
+    plane: LocalCluster = request.getfixturevalue("plane")
+    namespace: str = request.getfixturevalue("light_namespace")
+    fleet = Fleet(directory, plane.kubeconfig, f"{namespace}/job", "run-1", "2:3")
+
+    def get(kind: str, name: str) -> dict[str, Any]:
+        found: dict[str, Any] = json.loads(plane.kubectl("get", kind, name, "-n", namespace, "-o", "json"))
+        return found
+
+    def route(proxy: FaultProxy | None) -> None:
+        fleet.kubeconfig = proxy.kubeconfig if proxy else plane.kubeconfig
+
+    return Site(fleet, get, lambda: FaultProxy(plane.kubeconfig, directory), route)
+
+
+def on_etcd(request: pytest.FixtureRequest, directory: Path) -> Site:
+    etcd: EtcdServer = request.getfixturevalue("etcd")
+    run = f"run-{secrets.token_hex(4)}"
+    fleet = Fleet(directory, Path("none"), etcd.endpoint, run, "2:3", backend="etcd-v3")
+
+    def get(kind: str, name: str) -> dict[str, Any]:
+        return etcd.values()[f"/rdzv/{run}/{kind}s/{run if name == 'job' else name}"]
+
+    def route(proxy: FaultProxy | None) -> None:
+        fleet.endpoint = proxy.server.removeprefix("https://") if proxy else etcd.endpoint
+        fleet.config = {"cacert": str(proxy.ca_file)} if proxy else {}
+
+    return Site(fleet, get, lambda: EtcdProxy(parse(etcd.endpoint, {}).servers[0], directory), route)
+
+
+@pytest.fixture(params=[on_kubernetes, on_etcd])
+def site(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Site]:
+    found: Site = request.param(request, tmp_path)
     yield found
-    found.stop()
+    found.fleet.stop()
 
 
-def get(plane: LocalCluster, fleet: Fleet, kind: str, name: str) -> dict[str, Any]:
-    namespace = fleet.endpoint.partition("/")[0]
-    found: dict[str, Any] = json.loads(plane.kubectl("get", kind, name, "-n", namespace, "-o", "json"))
-    return found
+@pytest.fixture
+def fleet(site: Site) -> Fleet:
+    return site.fleet
 
 
-def test_a_job_forms_trains_and_ends(plane: LocalCluster, fleet: Fleet) -> None:
+def asked(site: Site, name: str) -> bool:
+    """Whether this agent has asked to be counted."""
+    with contextlib.suppress(KeyError, RuntimeError):
+        return bool(site.get("rendezvousmember", name))
+    return False
+
+
+def test_a_job_forms_trains_and_ends(site: Site, fleet: Fleet) -> None:
     nodes = [fleet.start() for _ in range(3)]
     fleet.await_world(nodes, 3)
     assert [node.steps()[-1]["rank"] for node in nodes] == [0, 1, 2], "ranks follow slots"
@@ -43,7 +98,7 @@ def test_a_job_forms_trains_and_ends(plane: LocalCluster, fleet: Fleet) -> None:
     fleet.wait("all agents end", lambda: not any(node.alive() for node in nodes))
     assert [node.process.returncode for node in nodes] == [0, 0, 0], [node.output() for node in nodes]
     assert {node.steps()[-1]["restarts"] for node in nodes} == {0}
-    record = get(plane, fleet, "rendezvousround", "job")["spec"]
+    record = site.get("rendezvousround", "job")["spec"]
     assert (record["phase"], record["closed"]["reason"], record["round"]) == ("Closed", "Succeeded", 1)
     key = record["coordinator"]["key"]
     assert len(key) == 64
@@ -76,14 +131,14 @@ def test_a_replacement_is_let_in(fleet: Fleet) -> None:
     assert nodes[2].alive()
 
 
-def test_sigterm_is_announced_before_the_workers_have_stopped(plane: LocalCluster, fleet: Fleet) -> None:
+def test_sigterm_is_announced_before_the_workers_have_stopped(site: Site, fleet: Fleet) -> None:
     nodes = [fleet.start(), fleet.start(), fleet.start(SLOW_EXIT="15")]
     fleet.await_world(nodes, 3)
     worker = nodes[2].steps()[-1]["pid"]
     nodes[2].process.send_signal(signal.SIGTERM)
 
     def leaving() -> bool:
-        return bool(get(plane, fleet, "rendezvousmember", "node-2")["spec"]["state"] == "leaving")
+        return bool(site.get("rendezvousmember", "node-2")["spec"]["state"] == "leaving")
 
     fleet.wait("node-2 says that it leaves", leaving, 10)
     assert nodes[2].alive()
@@ -93,11 +148,9 @@ def test_sigterm_is_announced_before_the_workers_have_stopped(plane: LocalCluste
     assert [node.alive() for node in nodes[:2]] == [True, True]
 
 
-def test_the_api_server_is_away_while_training(
-    plane: LocalCluster, fleet: Fleet, tmp_path: Path, light_namespace: str
-) -> None:
-    with FaultProxy(plane.kubeconfig, tmp_path) as proxy:
-        fleet.kubeconfig = proxy.kubeconfig
+def test_the_server_is_away_while_training(site: Site, fleet: Fleet) -> None:
+    with site.proxy() as proxy:
+        site.route(proxy)
         nodes = [fleet.start() for _ in range(2)]
         fleet.await_world(nodes, 2)
         proxy.down()
@@ -112,11 +165,11 @@ def test_the_api_server_is_away_while_training(
         assert [{step["pid"] for step in steps} for steps in before] == [{steps[0]["pid"]} for steps in before]
 
 
-def test_the_api_server_is_away_while_forming(plane: LocalCluster, fleet: Fleet, tmp_path: Path) -> None:
-    with FaultProxy(plane.kubeconfig, tmp_path) as proxy:
-        fleet.kubeconfig = proxy.kubeconfig
+def test_the_server_is_away_while_forming(site: Site, fleet: Fleet) -> None:
+    with site.proxy() as proxy:
+        site.route(proxy)
         first = fleet.start()
-        fleet.wait("the first waits", lambda: any("rendezvousmembers" in seen.target for seen in proxy.requests))
+        fleet.wait("the first waits", lambda: asked(site, "node-0"))
         proxy.down()
         second = fleet.start()
         time.sleep(20)
@@ -128,26 +181,26 @@ def test_the_api_server_is_away_while_forming(plane: LocalCluster, fleet: Fleet,
 
 @pytest.mark.parametrize("nnodes", ["3:3", "2:3"], ids=["waits", "trains"])
 @pytest.mark.parametrize("deaf", [0, 1], ids=["the coordinator", "a member"])
-def test_an_agent_whose_api_connections_went_deaf_is_in_the_next_world(
-    plane: LocalCluster, fleet: Fleet, tmp_path: Path, deaf: int, nnodes: str
+def test_an_agent_whose_connections_to_the_server_went_deaf_is_in_the_next_world(
+    site: Site, fleet: Fleet, deaf: int, nnodes: str
 ) -> None:
-    """Something between it and the API server keeps its connections open, and lets nothing through any more."""
+    """Something between it and the server keeps its connections open, and lets nothing through any more."""
     fleet.nnodes = nnodes
-    with FaultProxy(plane.kubeconfig, tmp_path) as proxy:
+    with site.proxy() as proxy:
         nodes = []
         for index in range(2):
-            fleet.kubeconfig = proxy.kubeconfig if index == deaf else plane.kubeconfig
+            site.route(proxy if index == deaf else None)
             nodes.append(fleet.start())
-        fleet.kubeconfig = plane.kubeconfig
+        site.route(None)
         if nnodes == "2:3":
             fleet.await_world(nodes, 2)
         else:
-            fleet.wait("both have asked", lambda: all(asked(plane, fleet, node.name) for node in nodes))
+            fleet.wait("both have asked", lambda: all(asked(site, node.name) for node in nodes))
             time.sleep(2)
         proxy.freeze()
         at = time.time()
         nodes.append(fleet.start())
-        fleet.wait("the third has asked", lambda: asked(plane, fleet, "node-2"))
+        fleet.wait("the third has asked", lambda: asked(site, "node-2"))
         wanted = time.monotonic()
         fleet.await_world(nodes, 3, since=at)
         # 30 s until it has noticed, and what the workers take to start.
@@ -155,18 +208,13 @@ def test_an_agent_whose_api_connections_went_deaf_is_in_the_next_world(
         assert all(node.alive() for node in nodes)
 
 
-def asked(plane: LocalCluster, fleet: Fleet, name: str) -> bool:
-    """Whether this agent has asked to be counted."""
-    namespace = fleet.endpoint.partition("/")[0]
-    return name in plane.kubectl("get", "rendezvousmembers", "-n", namespace, "-o", "name")
-
-
-def test_min_and_max_are_read_live(plane: LocalCluster, fleet: Fleet) -> None:
+@pytest.mark.parametrize("site", [on_kubernetes], indirect=True)
+def test_min_and_max_are_read_live(plane: LocalCluster, site: Site, fleet: Fleet) -> None:
     namespace = fleet.endpoint.partition("/")[0]
     spec = {"backend": "kubernetes", "nodes": {"min": 1, "max": 2}}
     obj = {"apiVersion": "rdzv.dev/v1alpha1", "kind": "Rendezvous", "metadata": {"name": "job"}, "spec": spec}
     plane.kubectl("apply", "-n", namespace, "-f", "-", input=json.dumps(obj))
-    fleet.run_id = get(plane, fleet, "rendezvous", "job")["metadata"]["uid"]
+    fleet.run_id = site.get("rendezvous", "job")["metadata"]["uid"]
     nodes = [fleet.start() for _ in range(3)]
     fleet.wait("a world of 2", lambda: sum(bool(node.steps()) for node in nodes) == 2)
 

@@ -1,4 +1,4 @@
-"""The contract of torch's Store: the same tests for TCPStore (the control) and KubernetesStore, plain and prefixed."""
+"""The contract of torch's Store: the same tests for TCPStore (the control) and KubernetesStore, in the Kubernetes API and in etcd."""
 
 from __future__ import annotations
 
@@ -20,15 +20,20 @@ import torch
 from torch import distributed as dist
 from torch.distributed.elastic.utils import store as elastic
 
+from rdzv.etcd import client as etcd_client
+from rdzv.etcd import config as etcd_config
 from rdzv.kube.client import Client
 from rdzv.kube.config import from_kubeconfig
 from rdzv.store.store import KubernetesStore
 
 if TYPE_CHECKING:
     from support.cluster_fixtures import LocalCluster
+    from support.etcd_servers import EtcdServer
+
+    from rdzv.backing import Backing
 
 CRD = Path(__file__).resolve().parents[2] / "charts/rendezvous-operator/files/crds/rendezvousstore.yaml"
-KINDS = ["tcp", "prefix-tcp", "kubernetes", "prefix-kubernetes"]
+KINDS = ["tcp", "prefix-tcp", "kubernetes", "prefix-kubernetes", "etcd", "prefix-etcd"]
 SHORT = timedelta(milliseconds=400)
 PATIENT = timedelta(seconds=60)
 TIMEOUT = "[t -i]imeout"  # torch's own tests look for this.
@@ -42,8 +47,8 @@ pytestmark = pytest.mark.filterwarnings("ignore:This process .* is multi-threade
 class World:
     """One store and any number of handles on it, each with connections of its own, as if in a process of its own."""
 
-    def __init__(self, kind: str, kubeconfig: Path | None) -> None:
-        self.kind, self.kubeconfig = kind, kubeconfig
+    def __init__(self, kind: str, connect: Callable[[], Backing] | None) -> None:
+        self.kind, self.connect = kind, connect
         self.name = f"store-{secrets.token_hex(4)}"
         self.made: list[Store] = []
         self.port = 0
@@ -52,11 +57,10 @@ class World:
             self.port = self.made[0].port
 
     def open(self, timeout: timedelta = PATIENT) -> Store:
-        if self.kind.endswith("tcp"):
+        if self.connect is None:
             store: Store = dist.TCPStore("127.0.0.1", self.port, is_master=False)
         else:
-            client = Client(from_kubeconfig(str(self.kubeconfig)))
-            store = KubernetesStore(self.name, "default", client=client)
+            store = KubernetesStore(self.name, "default", client=self.connect())
         self.made.append(store)
         if self.kind.startswith("prefix"):
             store = dist.PrefixStore("of/this", store)
@@ -77,10 +81,19 @@ def store_kubeconfig(control_plane: LocalCluster) -> Path:
     return control_plane.kubeconfig
 
 
+def connector(request: pytest.FixtureRequest, kind: str) -> Callable[[], Backing] | None:
+    if kind.endswith("tcp"):
+        return None
+    if kind.endswith("etcd"):
+        etcd: EtcdServer = request.getfixturevalue("etcd")
+        return lambda: etcd_client.Client(etcd_config.parse(etcd.endpoint, {}), "default")
+    kubeconfig: Path = request.getfixturevalue("store_kubeconfig")
+    return lambda: Client(from_kubeconfig(str(kubeconfig)))
+
+
 @pytest.fixture(params=KINDS)
 def world(request: pytest.FixtureRequest) -> Iterator[World]:
-    kubernetes = request.param.endswith("kubernetes")
-    world = World(request.param, request.getfixturevalue("store_kubeconfig") if kubernetes else None)
+    world = World(request.param, connector(request, request.param))
     threads = set(threading.enumerate())
     yield world
     world.close()
@@ -497,7 +510,7 @@ def test_a_clone_is_the_same_store_and_waits_by_itself(world: World) -> None:
 
 
 def test_queues(world: World) -> None:
-    if world.kind == "prefix-kubernetes":
+    if world.kind.startswith("prefix") and world.connect is not None:
         pytest.skip("torch's C++ does not call queue_push, queue_pop and queue_len of Python stores")
     store, other = world.open(), world.open()
     assert store.queue_len("q") == 0

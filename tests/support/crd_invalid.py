@@ -30,7 +30,7 @@ def rendezvous(spec: Object, name: str = DEFAULT_NAME) -> Object:
 
 
 def _config(id_: str, says: str, backend: str, **config: Any) -> Refused:
-    more = {"etcd": {"endpoint": "etcd:2379"}, "etcd-v2": {"endpoint": "etcd:2379"}, "static": {}}.get(backend, {})
+    more = {"endpoint": "etcd:2379"} if backend.startswith("etcd") else {}
     return Refused(f"{backend}-{id_}", says, {"backend": backend, **more, "config": config})
 
 
@@ -40,7 +40,9 @@ def _endpoint(id_: str, says: str, endpoint: str) -> Refused:
     )
 
 
-_NAME_A_BACKEND = "write the name of a backend: c10d, static, kubernetes, etcd, etcd-v2 or another registered one"
+_NAME_A_BACKEND = (
+    "write the name of a backend: c10d, static, kubernetes, etcd, etcd-v2, etcd-v3 or another registered one"
+)
 _NOT_A_BACKEND = "is a field of spec, not a backend: write c10d, static, kubernetes"
 _NPROC = "write auto, cpu, gpu, or a number from 1 to 10000"
 _NEEDS_ENDPOINT = "needs spec.endpoint: HOST:PORT of an etcd server (3.5 or older, started with --enable-v2)"
@@ -101,10 +103,11 @@ REFUSED = [
     ),
     *(
         Refused(
-            f"kubernetes-{bound}-too-large",
-            "spec.nodes: Invalid value: backend kubernetes has worlds of at most 4096 nodes: lower min and max",
-            {"backend": "kubernetes", "nodes": nodes},
+            f"{backend}-{bound}-too-large",
+            f"spec.nodes: Invalid value: backend {backend} has worlds of at most 4096 nodes: lower min and max",
+            {"backend": backend, "nodes": nodes, **more},
         )
+        for backend, more in (("kubernetes", {}), ("etcd-v3", {"endpoint": "etcd:2379"}))
         for bound, nodes in (
             ("min", {"min": 4097}),
             ("max", {"min": 1, "max": 4097}),
@@ -132,6 +135,11 @@ REFUSED = [
     Refused("etcd-without-endpoint", f"backend etcd {_NEEDS_ENDPOINT}", {"backend": "etcd"}),
     Refused("etcd-v2-without-endpoint", f"backend etcd-v2 {_NEEDS_ENDPOINT}", {"backend": "etcd-v2"}),
     Refused(
+        "etcd-v3-without-endpoint",
+        "backend etcd-v3 needs spec.endpoint: HOST:PORT of an etcd server, 3.4 or later",
+        {"backend": "etcd-v3"},
+    ),
+    Refused(
         "kubernetes-with-endpoint",
         "spec.endpoint: Invalid value: backend kubernetes meets in the Kubernetes API, which the pods find by themselves: remove",
         {"backend": "kubernetes", "endpoint": "api:6443"},
@@ -141,7 +149,17 @@ REFUSED = [
     _endpoint("tls-scheme", '"https://etcd:2379": write HOST:PORT without a scheme', "https://etcd:2379"),
     _endpoint("credentials", '"root@etcd:2379": write HOST:PORT without a user or password', "root@etcd:2379"),
     _endpoint("path", '"etcd:2379/v2": write HOST:PORT without a path', "etcd:2379/v2"),
-    _endpoint("several", '"a:2379,b:2379": write one HOST:PORT', "a:2379,b:2379"),
+    _endpoint("several", "write one HOST:PORT", "a:2379,b:2379"),
+    *(
+        Refused(
+            f"endpoint-list-{number}",
+            f'spec.endpoint: Invalid value: "{endpoint}": ',
+            {"backend": "etcd-v3", "endpoint": endpoint},
+        )
+        for number, endpoint in enumerate(
+            ["a:2379,", ",a:2379", "a:2379,b", "a:2379,b:0", "a:2379, b:2379", "a:1,[::1"]
+        )
+    ),
     _endpoint(
         "no-port", '"etcd.infra.svc": write the port too: HOST:PORT, such as etcd.infra.svc:2379', "etcd.infra.svc"
     ),
@@ -234,6 +252,9 @@ REFUSED = [
         "protocol-capitals", "has a protocol that etcd does not speak: write http or https", "etcd-v2", protocol="HTTPS"
     ),
     _config("store", "has a store that does not exist: write tcp or kubernetes", "kubernetes", store="etcd"),
+    _config("store", "has a store that does not exist: write tcp or etcd", "etcd-v3", store="kubernetes"),
+    _config("password", "has a key that backend etcd-v3 does not know", "etcd-v3", password="s3cret"),
+    _config("protocol", "has a protocol that etcd does not speak: write http or https", "etcd-v3", protocol="grpc"),
     # settings of a backend
     Refused("c10d-port-zero", "spec.c10d.port in body should be greater than or equal to 1", {"c10d": {"port": 0}}),
     Refused(

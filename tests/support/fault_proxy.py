@@ -5,6 +5,7 @@
         ...                                              # the next such request is carried out, its reply never comes
         assert fault.hit.wait(5)
 
+`EtcdProxy` is the same in front of an etcd.
 Works for every client that speaks HTTP/1.1: `rdzv.kube`, kopf, `kubernetes`, kubectl. Requests without an Authorization
 header are forwarded with the client certificate of the kubeconfig, so both kinds of users can be tested.
 
@@ -88,9 +89,15 @@ class FaultProxy:
     """See the module's text. Thread-safe; a context manager that leaves no thread and no socket behind."""
 
     def __init__(self, kubeconfig: str | Path, directory: Path) -> None:
-        self.upstream = kube_config.from_kubeconfig(str(kubeconfig))
+        upstream = kube_config.from_kubeconfig(str(kubeconfig))
         # With a client certificate the API server would not look at a token, so requests with one go without it.
-        self.anonymous = dataclasses.replace(self.upstream, credentials=Credentials())
+        self._serve(upstream, dataclasses.replace(upstream, credentials=Credentials()), directory)
+        self.kubeconfig = directory / "proxy.kubeconfig"
+        self.kubeconfig.write_text(json.dumps(self.kubeconfig_for(self.upstream.authorization())))
+
+    def _serve(self, upstream: kube_config.Config, anonymous: kube_config.Config, directory: Path) -> None:
+        """`anonymous` takes the requests that have an Authorization header."""
+        self.upstream, self.anonymous = upstream, anonymous
         self.requests: list[Seen] = []
         self.lost = 0
         """Requests that were carried out, and whose reply was not passed on."""
@@ -107,8 +114,6 @@ class FaultProxy:
         self.up()
         self.server = f"https://127.0.0.1:{self._address[1]}"
         self.ca_file = certificate
-        self.kubeconfig = directory / "proxy.kubeconfig"
-        self.kubeconfig.write_text(json.dumps(self.kubeconfig_for(self.upstream.authorization())))
 
     def kubeconfig_for(self, authorization: str | None = None) -> dict[str, Any]:
         """A kubeconfig through the proxy for a bearer token, or for the cluster's own user."""
@@ -185,6 +190,15 @@ class FaultProxy:
         self.down()
 
 
+class EtcdProxy(FaultProxy):
+    """In front of an etcd, its JSON gateway: `endpoint` and `settings` are what its clients have to be told."""
+
+    def __init__(self, upstream: kube_config.Config, directory: Path) -> None:
+        self._serve(upstream, upstream, directory)
+        self.endpoint = self.server.removeprefix("https://")
+        self.settings = {"cacert": str(self.ca_file)}
+
+
 class _Server(http.server.ThreadingHTTPServer):
     daemon_threads = False
     request_queue_size = 512
@@ -209,7 +223,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
     def setup(self) -> None:
         super().setup()
-        self.up: dict[bool, http.client.HTTPSConnection] = {}
+        self.up: dict[bool, http.client.HTTPConnection] = {}
         self.server.proxy.register(self, alive=True)
 
     def finish(self) -> None:
@@ -231,7 +245,9 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         proxy, length = self.server.proxy, int(self.headers.get("Content-Length") or 0)
         body = self.rfile.read(length)
-        watch = self.command == "GET" and re.search(r"[?&]watch=(1|true|True)\b", self.path)
+        watch = self.path == "/v3/watch" or (
+            self.command == "GET" and re.search(r"[?&]watch=(1|true|True)\b", self.path)
+        )
         method = "WATCH" if watch else self.command
         proxy.requests.append(Seen(method, self.path, time.monotonic(), self.headers.get("Authorization")))
         fault = proxy.fault_for(method, self.path)
@@ -277,8 +293,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     def forward(self, body: bytes, fault: Fault | None) -> None:
         own = "Authorization" in self.headers
         if own not in self.up:
-            target = self.server.proxy.anonymous if own else self.server.proxy.upstream
-            self.up[own] = http.client.HTTPSConnection(target.host, target.port, context=target.ssl_context())
+            self.up[own] = _connect(self.server.proxy.anonymous if own else self.server.proxy.upstream)
         headers = {key: value for key, value in self.headers.items() if key.lower() not in {*HOP_HEADERS, "host"}}
         self.up[own].request(self.command, self.path, body or None, headers)
         response = self.up[own].getresponse()
@@ -314,6 +329,12 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
     def chunk(self, data: bytes) -> None:
         self.wfile.write(b"%x\r\n%b\r\n" % (len(data), data))
+
+
+def _connect(target: kube_config.Config) -> http.client.HTTPConnection:
+    if target.tls:
+        return http.client.HTTPSConnection(target.host, target.port, context=target.ssl_context())
+    return http.client.HTTPConnection(target.host, target.port)
 
 
 def _make_certificate(certificate: Path, key: Path) -> None:

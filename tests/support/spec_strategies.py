@@ -26,6 +26,10 @@ CONFIG_KEYS = {
     "etcd": {"timeout", "last_call_timeout", "etcd_prefix", "protocol", "cacert", "cert", "key"},
     "static": {"timeout"},
     "kubernetes": {"timeout", "join_timeout", "last_call_timeout", "store"},
+    "etcd-v3": {
+        *("timeout", "join_timeout", "last_call_timeout", "store", "prefix"),
+        *("protocol", "cacert", "cert", "key", "user", "password_file", "credentials"),
+    },
 }
 
 #: What torch reads and the CRD refuses, because the operator sets it.
@@ -61,9 +65,9 @@ _text = (
 )
 _values = {
     "protocol": st.sampled_from(["http", "https"]),
-    "store": st.sampled_from(["tcp", "kubernetes"]),
     "cas_backoff_max_seconds": st.sampled_from(["0", "0.5", "12"]),
     **dict.fromkeys(["ssl_cert", "ssl_cert_key", "ca_cert", "cacert", "cert", "key", "etcd_prefix"], _text),
+    **dict.fromkeys(["user", "password_file", "credentials", "prefix"], _text),
 }
 _seconds = st.integers(1, 999_999_999).map(str)
 _other_backends = st.from_regex(r"[a-z0-9]([-a-z0-9_.]{0,12}[a-z0-9])?", fullmatch=True).filter(
@@ -81,20 +85,23 @@ def _config(draw: st.DrawFn, backend: str) -> Object:
     if backend not in CONFIG_KEYS:
         return draw(_other_configs)
     keys = draw(st.sets(st.sampled_from(sorted(CONFIG_KEYS[backend]))))
-    return {key: draw(_values.get(key, _seconds)) for key in sorted(keys)}
+    values = {**_values, "store": st.sampled_from(["tcp", "etcd" if backend == "etcd-v3" else backend])}
+    return {key: draw(values.get(key, _seconds)) for key in sorted(keys)}
 
 
 @st.composite
 def specs(draw: st.DrawFn) -> Object:
     """A spec that the API server admits, as the user wrote it (without defaults)."""
     backend = draw(st.one_of(st.sampled_from(sorted(CONFIG_KEYS)), _other_backends))
-    most = 4096 if backend == "kubernetes" else 10_000
+    most = 4096 if backend in {"kubernetes", "etcd-v3"} else 10_000
     low = draw(st.integers(1, most))
     nodes: Object = {"min": low}
     if draw(st.booleans()):
         nodes["max"] = low if backend == "static" else draw(st.integers(low, most))
     spec: Object = {"backend": backend, "nodes": nodes}
-    if backend in {"etcd", "etcd-v2"} or (backend != "kubernetes" and draw(st.booleans())):
+    if backend == "etcd-v3":
+        spec["endpoint"] = ",".join(draw(st.lists(endpoints, min_size=1, max_size=5)))
+    elif backend in {"etcd", "etcd-v2"} or (backend != "kubernetes" and draw(st.booleans())):
         spec["endpoint"] = draw(endpoints)
     elif backend in {"c10d", "static"} and draw(st.booleans()):
         spec[backend] = {"port": draw(_ports)} if draw(st.booleans()) else {}

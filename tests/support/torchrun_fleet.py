@@ -105,6 +105,7 @@ class Fleet:
     nnodes: str
     nodes: list[Node] = field(default_factory=list)
     config: dict[str, str] = field(default_factory=dict)
+    backend: str = "kubernetes"
 
     def start(self, *, address: str = "127.0.0.1", group: int | None = None, **environment: str) -> Node:
         """At this address, and in this group, of loopback; with further variables."""
@@ -115,7 +116,7 @@ class Fleet:
         config = {"slot": str(index), "member": name, "last_call_timeout": "2", "join_timeout": "150", **self.config}
         command = [
             *(sys.executable, "-W", "ignore", "-m", "torch.distributed.run"),
-            *("--rdzv-backend=kubernetes", f"--rdzv-endpoint={self.endpoint}", f"--rdzv-id={self.run_id}"),
+            *(f"--rdzv-backend={self.backend}", f"--rdzv-endpoint={self.endpoint}", f"--rdzv-id={self.run_id}"),
             *(f"--nnodes={self.nnodes}", "--nproc-per-node=1", "--max-restarts=20", "--monitor-interval=0.1"),
             *(f"--local-addr={address}", "--rdzv-conf=" + ",".join(f"{key}={value}" for key, value in config.items())),
             str(script),

@@ -99,6 +99,7 @@ def test_giving_an_endpoint_later_removes_the_service_and_the_mark() -> None:
         (rendezvous("my-own"), "UnknownBackend", "registered: c10d, etcd, etcd-v2"),
         (rendezvous("my-own"), "UnknownBackend", "set spec.endpoint"),
         (rendezvous("etcd"), "EndpointRequired", "--enable-v2"),
+        (rendezvous("etcd-v3"), "EndpointRequired", "3.4 or later"),
         (rendezvous("static", nodes={"min": 1, "max": 2}), "FixedWorldRequired", "the same number"),
     ],
 )

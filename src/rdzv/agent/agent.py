@@ -62,7 +62,7 @@ from rdzv.protocol.member_state import MemberState, Stage, Standing
 from rdzv.protocol.records import CLOSED, Coordinator, Endpoint, LeftOut, Round
 
 if TYPE_CHECKING:
-    from rdzv.kube.client import Client
+    from rdzv.backing import Backing
 
 __all__ = ["Agent", "AgentError", "AgentSettings"]
 
@@ -108,7 +108,7 @@ class Agent:
 
     def __init__(
         self,
-        client: Client,
+        client: Backing,
         settings: AgentSettings,
         open_liveness: Callable[[Loop, str, str, Callbacks, str], Liveness] = Liveness,
     ) -> None:

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 from rdzv.kube.api import ApiError, Conflict, NotFound
 
 if TYPE_CHECKING:
+    from rdzv.backing import Backing
     from rdzv.kube.api import Resource
-    from rdzv.kube.client import Client
     from rdzv.objects import Object
 
 __all__ = ["OutcomeUnknownError", "put"]
@@ -22,7 +22,7 @@ class OutcomeUnknownError(Exception):
         self.cause = cause
 
 
-def put(client: Client, resource: Resource, namespace: str, obj: Object) -> Object:
+def put(client: Backing, resource: Resource, namespace: str, obj: Object) -> Object:
     """Create the object or, with `metadata.resourceVersion`, replace that very version. One request, not repeated.
 
     Returns:

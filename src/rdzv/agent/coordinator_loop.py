@@ -14,7 +14,7 @@ from rdzv.agent.threads import Threads
 from rdzv.kube.api import ApiError, Forbidden, Invalid, NotFound, Stopped, Unauthorized, UnknownResource
 from rdzv.kube.config import ConfigError
 from rdzv.kube.retry import Backoff, Retry
-from rdzv.kube.watch import DELETED, SYNCED, Watch
+from rdzv.kube.watch import DELETED, SYNCED
 from rdzv.objects import Object
 from rdzv.protocol import coordinator
 from rdzv.protocol.completion import missing
@@ -27,7 +27,8 @@ from rdzv.spec import API_VERSION, LABEL
 if TYPE_CHECKING:
     from rdzv.agent.liveness import Liveness
     from rdzv.agent.round_record import RoundRecord
-    from rdzv.kube.client import Client
+    from rdzv.backing import Backing
+    from rdzv.kube.watch_loop import WatchLoop
 
 __all__ = ["CoordinatorLoop", "Shared"]
 
@@ -59,7 +60,7 @@ class Shared:
         failed: takes an error of a request.
     """
 
-    client: Client
+    client: Backing
     namespace: str
     round: RoundRecord
     highest_seen: Callable[[], int]
@@ -87,7 +88,7 @@ class CoordinatorLoop:
         self._roster: Roster | None = None
         self._synced = {MEMBERS: False, RENDEZVOUS: False}
         self._stop = threading.Event()
-        self._watches: list[Watch] = []
+        self._watches: list[WatchLoop] = []
         self._threads = Threads(self._stop)
         self._expected_at = 0.0
         self._powerless_since = 0.0
@@ -101,8 +102,8 @@ class CoordinatorLoop:
             return
         client, namespace = self.shared.client, self.shared.namespace
         selector = f"{LABEL}={self._name}"
-        members = Watch(client, MEMBERS, namespace, label_selector=selector, fresh=False, waiting=self._misses_a_member)
-        rendezvous = Watch(client, RENDEZVOUS, namespace, name=self._name)
+        members = client.watch(MEMBERS, namespace, label_selector=selector, fresh=False, waiting=self._misses_a_member)
+        rendezvous = client.watch(RENDEZVOUS, namespace, name=self._name)
         self._watches = [members, rendezvous]
         self._threads.spawn(f"rdzv-members-{self._name}", lambda: self._watch(members, self._take_member))
         self._threads.spawn(f"rdzv-rendezvous-{self._name}", lambda: self._watch(rendezvous, self._take_rendezvous))
@@ -136,7 +137,7 @@ class CoordinatorLoop:
 
     # Caches.
 
-    def _watch(self, watch: Watch, take: Callable[[str, Object], None]) -> None:
+    def _watch(self, watch: WatchLoop, take: Callable[[str, Object], None]) -> None:
         backoff = Backoff()
         while not self._stop.is_set():
             try:
@@ -149,7 +150,7 @@ class CoordinatorLoop:
             except (ApiError, ConfigError) as error:
                 self._stop.wait(self._unreadable(watch, error, backoff))
 
-    def _unreadable(self, watch: Watch, error: ApiError | ConfigError, backoff: Backoff) -> float:
+    def _unreadable(self, watch: WatchLoop, error: ApiError | ConfigError, backoff: Backoff) -> float:
         """Seconds until it is watched again."""
         if watch.call.resource == RENDEZVOUS and isinstance(error, (Forbidden, UnknownResource)):
             # Standalone use may have no Rendezvous: torch's own timeouts apply then.

@@ -1,4 +1,4 @@
-"""torch's RendezvousHandler on the Kubernetes API. Imports torch: only the backend's creator imports this module.
+"""torch's RendezvousHandler on records in the Kubernetes API or in etcd. Imports torch: only backends' creators import this.
 
 The contract is torch's (`torch/distributed/elastic/rendezvous/api.py`) as its agent uses it; what is decided, and why, is
 in docs/adr/0010-kubernetes-protocol.md.
@@ -28,7 +28,8 @@ from torch.distributed.elastic.rendezvous import (
 )
 
 from rdzv.agent.agent import Agent, AgentError, AgentSettings
-from rdzv.agent.identity import identify
+from rdzv.agent.identity import identify, pod_of_token
+from rdzv.agent.place import Place
 from rdzv.agent.store_port import StorePort
 from rdzv.env import LAUNCH_TIMEOUT
 from rdzv.kube import config as kube_config
@@ -44,12 +45,11 @@ if TYPE_CHECKING:
 
     from rdzv.protocol.events import Accept
 
-__all__ = ["KubernetesRendezvousHandler", "create_handler"]
+__all__ = ["AgentRendezvousHandler", "create_handler"]
 
 log = logging.getLogger("rdzv.agent")
 
-BACKEND = "kubernetes"
-STORES = ("tcp", "kubernetes")
+KUBERNETES = "kubernetes"
 JOIN_TIMEOUT = 600.0
 LAST_CALL_TIMEOUT = 30.0
 """Seconds; torch's own defaults (`dynamic_rendezvous.py`)."""
@@ -63,41 +63,39 @@ _REASON_LENGTH = 300
 _NAME = re.compile(r"[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?")
 
 
-class KubernetesRendezvousHandler(RendezvousHandler):  # type: ignore[misc]  # torch is not analysed, its classes are Any
-    """A rendezvous whose state is a few objects of group `rdzv.dev` in one namespace.
+class AgentRendezvousHandler(RendezvousHandler):  # type: ignore[misc]  # torch is not analysed, its classes are Any
+    """A rendezvous whose state is a few objects in one place, written and read by one agent per node.
 
     Args:
         params: as torchrun makes them. Configuration keys: `join_timeout`, `last_call_timeout`, `timeout` (seconds),
-            `store` (tcp or kubernetes), `slot` (this node's index) and `member` (its name).
+            `store` (tcp, or `place.store`), `slot` (this node's index) and `member` (its name).
+        place: where the objects are.
 
     Raises:
         ValueError: a parameter is not usable; the text says what it should be.
-        ConfigError: no API server is configured (not in a pod, no kubeconfig).
     """
 
-    def __init__(self, params: RendezvousParameters) -> None:
-        namespace, name = _endpoint(params.endpoint)
-        self._store_kind = str(params.get("store") or "tcp")
-        if self._store_kind not in STORES:
-            raise ValueError(f"store={self._store_kind}: write one of {', '.join(STORES)}")
+    def __init__(self, params: RendezvousParameters, place: Place) -> None:
+        stores = ("tcp", place.store)
+        self._place, self._store_kind = place, str(params.get("store") or "tcp")
+        if self._store_kind not in stores:
+            raise ValueError(f"store={self._store_kind}: write one of {', '.join(stores)}")
         timing = Timing(join_timeout=_join_timeout(params))
         policy = Policy(
             params.min_nodes, params.max_nodes, last_call=_seconds(params, "last_call_timeout", LAST_CALL_TIMEOUT)
         )
-        api = kube_config.load()
-        identity = identify(params, name, api, os.environ)
+        identity = identify(params, place, os.environ)
         self._port = StorePort(identity.address)
         self._store: Store | None = None
         self._shut_down = False
-        self._client = Client(api)
-        self._namespace, self._name = namespace, name
+        settings = AgentSettings(place.namespace, identity, timing, policy, self._port.rebind)
         # The agent's threads know nothing of this handler: one that is dropped without `shutdown` ends them.
-        self._agent = Agent(self._client, AgentSettings(namespace, identity, timing, policy, self._port.rebind))
+        self._agent = Agent(place.client, settings)
         weakref.finalize(self, _dropped, self._agent, self._port).atexit = False
 
     def get_backend(self) -> str:
-        """`kubernetes`."""
-        return BACKEND
+        """The name of the backend."""
+        return self._place.backend
 
     @property
     def use_agent_store(self) -> bool:
@@ -127,7 +125,7 @@ class KubernetesRendezvousHandler(RendezvousHandler):  # type: ignore[misc]  # t
             self._port.close()
             raise _torch_error(error, unreached) from error
         self._replace_store(store)
-        log.info("round %d of Rendezvous %s: rank %d of %d", accept.round, self._name, accept.rank, accept.size)
+        log.info("round %d of Rendezvous %s: rank %d of %d", accept.round, self._place.name, accept.rank, accept.size)
         leader = RendezvousStoreInfo(accept.leader.address, accept.leader.port)
         return RendezvousInfo(PrefixStore(f"/rdzv/{accept.round}", store), accept.rank, accept.size, leader)
 
@@ -177,15 +175,15 @@ class KubernetesRendezvousHandler(RendezvousHandler):  # type: ignore[misc]  # t
     def _replace_store(self, store: Store | None) -> None:
         """Others may have been using the one before until now."""
         before, self._store = self._store, store
-        if self._store_kind == "kubernetes" and before is not None:
+        if self._store_kind != "tcp" and before is not None:
             before.close()
 
     def _make_store(self, accept: Accept) -> Store:
         """The store of this round. Raises _StoreUnreachableError."""
         leader = accept.leader
-        if self._store_kind == "kubernetes":
+        if self._store_kind != "tcp":
             self._port.close()  # It is for the workers' own store, as torch does without a shared one.
-            return self._kubernetes_store(accept)
+            return self._kept_store(accept)
         fd = self._port.take() if accept.rank == 0 else None
         if fd is None:
             self._port.close()
@@ -230,13 +228,14 @@ class KubernetesRendezvousHandler(RendezvousHandler):  # type: ignore[misc]  # t
         log.warning("%s", text)
         return _StoreUnreachableError(text, Endpoint(leader.address, leader.port))
 
-    def _kubernetes_store(self, accept: Accept) -> Store:
+    def _kept_store(self, accept: Accept) -> Store:
         from rdzv.store.store import KubernetesStore
 
-        prefix = re.sub("[^a-z0-9-]", "-", f"{self._name[:36]}-{accept.uid[:8]}-")
-        owner = {"apiVersion": API_VERSION, "kind": ROUND_KIND, "metadata": {"name": self._name, "uid": accept.uid}}
+        place = self._place
+        prefix = re.sub("[^a-z0-9-]", "-", f"{place.name[:36]}-{accept.uid[:8]}-").lstrip("-")
+        owner = {"apiVersion": API_VERSION, "kind": ROUND_KIND, "metadata": {"name": place.name, "uid": accept.uid}}
         store = KubernetesStore(
-            f"{prefix}{accept.round}", self._namespace, client=self._client, owner=owner, timeout=STORE_TIMEOUT
+            f"{prefix}{accept.round}", place.namespace, client=place.client, owner=owner, timeout=STORE_TIMEOUT
         )
         if accept.rank == 0:
             # Of earlier rounds only: this agent may be the last to learn of its own, and others be in a later one.
@@ -261,8 +260,24 @@ def _dropped(agent: Agent, port: StorePort) -> None:
 
 
 def create_handler(params: RendezvousParameters) -> RendezvousHandler:
-    """torch's creator for backend `kubernetes`. Raises as the handler's constructor."""
-    return KubernetesRendezvousHandler(params)
+    """torch's creator for backend `kubernetes`.
+
+    Raises:
+        ValueError: a parameter is not usable; the text says what it should be.
+        ConfigError: no API server is configured (not in a pod, no kubeconfig).
+    """
+    namespace, name = _endpoint(params.endpoint)
+    api = kube_config.load()
+    place = Place(
+        backend=KUBERNETES,
+        client=Client(api),
+        namespace=namespace,
+        name=name,
+        server=(api.host, api.port),
+        pod=pod_of_token(api, os.environ),
+        store=KUBERNETES,
+    )
+    return AgentRendezvousHandler(params, place)
 
 
 def _tcp_store(address: str, port: int, **options: Any) -> Store:
@@ -287,7 +302,9 @@ def _torch_error(error: AgentError, unreached: str) -> BaseException:
 def _endpoint(text: str) -> tuple[str, str]:
     parts = (text or "").split("/")
     if len(parts) != 2 or not all(_NAME.fullmatch(part) for part in parts):
-        raise ValueError(f"endpoint {text!r} of backend {BACKEND}: write NAMESPACE/NAME, where NAME is the Rendezvous")
+        raise ValueError(
+            f"endpoint {text!r} of backend {KUBERNETES}: write NAMESPACE/NAME, where NAME is the Rendezvous"
+        )
     return parts[0], parts[1]
 
 

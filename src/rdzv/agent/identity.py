@@ -20,30 +20,32 @@ from rdzv.protocol.records import incarnation
 if TYPE_CHECKING:
     from torch.distributed.elastic.rendezvous import RendezvousParameters
 
-__all__ = ["identify"]
+    from rdzv.agent.place import Place
+
+__all__ = ["identify", "pod_of_environment", "pod_of_token"]
 
 _MAX_LABEL = 63
 """Characters of a label's value, which the name of a Rendezvous is."""
 
 
-def identify(params: RendezvousParameters, rendezvous: str, api: Config, environ: Mapping[str, str]) -> Identity:
-    """The identity of an agent of this Rendezvous, with a fresh incarnation. `port` is to be filled in.
+def identify(params: RendezvousParameters, place: Place, environ: Mapping[str, str]) -> Identity:
+    """The identity of an agent of the Rendezvous at this place, with a fresh incarnation. `port` is to be filled in.
 
     Raises:
         ValueError: the slot or the local address is not one; the text says what it should be.
     """
     given = params.get("member")
     slot = _slot(params, environ)
-    pod, uid = _pod(api, environ)
+    pod, uid = place.pod
     owned = bool(uid and pod and not given)
-    name = str(given) if given else pod or _local_name(rendezvous, slot)
+    name = str(given) if given else pod or _local_name(place.name, slot)
     return Identity(
-        rendezvous=rendezvous,
+        rendezvous=place.name,
         run_id=str(params.run_id),
         name=name,
         # Another start of an agent in the same pod is somebody else.
         incarnation=incarnation(name, uid if owned else "", secrets.token_hex(4)),
-        address=_address(str(params.local_addr or environ.get("RDZV_POD_IP") or _local_address(api))),
+        address=_address(str(params.local_addr or environ.get("RDZV_POD_IP") or _local_address(*place.server))),
         port=0,
         node=environ.get("RDZV_NODE_NAME", ""),
         slot=slot,
@@ -62,12 +64,17 @@ def _address(text: str) -> str:
         raise ValueError(f"the local address {text!r} is no IP address, and no name of one: {error}") from error
 
 
-def _pod(api: Config, environ: Mapping[str, str]) -> tuple[str, str]:
+def pod_of_environment(environ: Mapping[str, str]) -> tuple[str, str]:
+    """Name and UID of this pod, as injection has set them; empty where it has not."""
+    return environ.get("RDZV_POD_NAME", ""), environ.get("RDZV_POD_UID", "")
+
+
+def pod_of_token(api: Config, environ: Mapping[str, str]) -> tuple[str, str]:
     """Name and UID of this pod: as the environment says or, where it does not, the token. Empty what neither tells.
 
     A hostname would be the node's own with `hostNetwork`, and the same for all pods there.
     """
-    name, uid = environ.get("RDZV_POD_NAME", ""), environ.get("RDZV_POD_UID", "")
+    name, uid = pod_of_environment(environ)
     if (name and uid) or not isinstance(api.credentials, TokenFile):
         return name, uid
     try:
@@ -98,10 +105,10 @@ def _local_name(rendezvous: str, slot: int | None) -> str:
     return f"{rendezvous[:_MAX_LABEL]}.{host}-{os.getpid() if slot is None else slot}"
 
 
-def _local_address(api: Config) -> str:
-    """This machine's address on the way to the API server. Nothing is sent, no name of this machine is looked up."""
+def _local_address(host: str, port: int) -> str:
+    """This machine's address on the way to that server. Nothing is sent, no name of this machine is looked up."""
     with contextlib.suppress(OSError):
-        family, kind, proto, _, address = socket.getaddrinfo(api.host, api.port, type=socket.SOCK_DGRAM)[0]
+        family, kind, proto, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_DGRAM)[0]
         with socket.socket(family, kind, proto) as probe:
             probe.connect(address)
             return str(probe.getsockname()[0])

@@ -7,8 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from rdzv.agent.conditional import OutcomeUnknownError, put
+from rdzv.backing import Backing
 from rdzv.kube.api import ApiError, Invalid, NotFound, Stopped
-from rdzv.kube.client import Client
 from rdzv.kube.config import ConfigError
 from rdzv.protocol.events import OwnRead, ReadFailed, Write, WriteFailed, WriteUnknown, Written
 from rdzv.protocol.records import Member, resource_version
@@ -27,7 +27,7 @@ class NameTakenError(Exception):
 class OwnMember:
     """Blocking requests, each made once. `failed` is told what went wrong."""
 
-    client: Client
+    client: Backing
     namespace: str
     name: str
     rendezvous: str

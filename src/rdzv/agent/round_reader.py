@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from rdzv.kube.api import ApiError, Forbidden, NotFound, Stopped, UnknownResource
 from rdzv.kube.config import ConfigError
 from rdzv.kube.retry import Retry
-from rdzv.kube.watch import SYNCED, Watch
+from rdzv.kube.watch import SYNCED
 from rdzv.resources import RENDEZVOUS, ROUNDS
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ class RoundReader:
         waiting: Callable[[], bool],
     ) -> None:
         self._record, self._stop, self._failed, self._pause = record, stop, failed, pause
-        self._watch = Watch(record.client, ROUNDS, record.namespace, name=record.name, waiting=waiting)
+        self._watch = record.client.watch(ROUNDS, record.namespace, name=record.name, waiting=waiting)
 
     def follow(self, synced: Callable[[], None]) -> None:
         """Until `close`; `synced` is called when everything that there was has been shown.

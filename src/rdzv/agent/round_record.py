@@ -8,8 +8,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from rdzv.agent.conditional import OutcomeUnknownError, put
+from rdzv.backing import Backing
 from rdzv.kube.api import NotFound
-from rdzv.kube.client import Client
 from rdzv.kube.retry import Backoff, Retry
 from rdzv.kube.watch import DELETED
 from rdzv.objects import Object
@@ -38,7 +38,7 @@ class Latest:
 class RoundRecord:
     """`changed` is called, under `lock`, with each newer Round (None: there is none) and its resourceVersion."""
 
-    client: Client
+    client: Backing
     namespace: str
     name: str
     lock: threading.RLock

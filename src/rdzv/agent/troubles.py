@@ -11,7 +11,7 @@ from rdzv.kube.api import ApiError, Forbidden, Invalid, NotFound, TooLarge, Unau
 from rdzv.kube.config import ConfigError
 
 if TYPE_CHECKING:
-    from rdzv.kube.client import Client
+    from rdzv.backing import Backing
 
 __all__ = ["Troubles"]
 
@@ -37,7 +37,7 @@ _APART_SECONDS = 30.0
 class Troubles:
     """The errors of one agent's requests, in the order in which they came."""
 
-    def __init__(self, client: Client) -> None:
+    def __init__(self, client: Backing) -> None:
         self._client = client
         self._since: dict[type[Exception], tuple[float, float]] = {}
         self._said = ""

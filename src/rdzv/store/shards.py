@@ -20,7 +20,7 @@ from torch.distributed import DistStoreError
 
 from rdzv.kube.api import AlreadyExists, ApiError, Conflict, NotFound, ServerError, Unreachable
 from rdzv.kube.retry import Backoff, Retry
-from rdzv.kube.watch import DELETED, SYNCED, Watch
+from rdzv.kube.watch import DELETED, SYNCED
 from rdzv.objects import Object, ReadOnlyObject
 from rdzv.resources import STORES
 from rdzv.store import records
@@ -28,7 +28,8 @@ from rdzv.store.records import Malformed, Op
 from rdzv.store.replay import Prepared, State, replay
 
 if TYPE_CHECKING:
-    from rdzv.kube.client import Client
+    from rdzv.backing import Backing
+    from rdzv.kube.watch_loop import WatchLoop
 
 __all__ = ["NOT_DONE", "UNKNOWN", "Shard", "Shards", "Ticket"]
 
@@ -95,7 +96,7 @@ class Shard:
 class Shards:
     """The objects of one store, as this process sees them; shared by clones. Raises DistStoreError for whatever goes wrong."""
 
-    def __init__(self, client: Client, namespace: str, name: str, owners: Sequence[Object], own_client: bool) -> None:
+    def __init__(self, client: Backing, namespace: str, name: str, owners: Sequence[Object], own_client: bool) -> None:
         self.client, self.namespace, self.name, self.owners = client, namespace, name, owners
         self._own_client = own_client
         self._closed = False
@@ -113,7 +114,7 @@ class Shards:
         self.numbers = itertools.count(1)
         """Of this client's decisions."""
         self._commits: set[str] = set()
-        self._watch: Watch | None = None
+        self._watch: WatchLoop | None = None
         self._thread: threading.Thread | None = None
         self._watch_error: ApiError | None = None
 
@@ -353,11 +354,11 @@ class Shards:
         if self._thread is None and not self._closed:
             self._watch_error = None
             selector = f"{records.LABEL}={self.name}"
-            self._watch = Watch(self.client, STORES, self.namespace, label_selector=selector, fresh=False)
+            self._watch = self.client.watch(STORES, self.namespace, label_selector=selector, fresh=False)
             self._thread = threading.Thread(target=self._follow, args=(self._watch,), name="rdzv-store", daemon=True)
             self._thread.start()
 
-    def _follow(self, watch: Watch) -> None:
+    def _follow(self, watch: WatchLoop) -> None:
         error: ApiError | None = None
         try:
             for event in watch.events():

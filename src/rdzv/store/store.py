@@ -28,6 +28,7 @@ from rdzv.store.shards import Shards
 from rdzv.store.together import set_together
 
 if TYPE_CHECKING:
+    from rdzv.backing import Backing
     from rdzv.objects import Object
 
 __all__ = ["KubernetesStore"]
@@ -76,17 +77,15 @@ class KubernetesStore(dist.Store):  # type: ignore[misc]  # torch is not analyse
         name: str,
         namespace: str | None = None,
         *,
-        client: Client | None = None,
+        client: Backing | None = None,
         owner: Object | None = None,
         timeout: timedelta = timedelta(seconds=300),
     ) -> None:
         super().__init__()
         if not _NAME.fullmatch(name):
             raise ValueError(f"not a name for a store (lowercase letters, digits and -, at most 60): {name!r}")
-        made = Client(load()) if client is None else None
-        api = client or made
-        assert api is not None  # noqa: S101 - for mypy: one of them was given or made
-        self._bind(Shards(api, namespace or api.config.namespace, name, _owners(owner), made is not None), timeout)
+        api = Client(load()) if client is None else client
+        self._bind(Shards(api, namespace or api.namespace, name, _owners(owner), client is None), timeout)
 
     def _bind(self, core: Shards, timeout: timedelta) -> None:
         self._core, self._appends = core, Appends(core)

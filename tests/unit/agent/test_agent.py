@@ -16,7 +16,7 @@ from rdzv.agent import troubles
 from rdzv.agent.agent import Agent, AgentError, AgentSettings
 from rdzv.agent.liveness import Callbacks, Liveness
 from rdzv.agent.loop import Loop
-from rdzv.kube import client as client_module
+from rdzv.kube import http_client
 from rdzv.kube.config import ConfigError
 from rdzv.protocol.coordinator_state import Policy
 from rdzv.protocol.events import CLOSED_ERROR, CONNECTION, TIMEOUT, Accept, Identity, Timing
@@ -151,7 +151,7 @@ def test_no_single_failure_of_a_request_keeps_a_world_from_forming(
 
 
 def test_a_token_that_stays_bad_ends_the_join(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(client_module, "UNAUTHORIZED_SECONDS", 0.5)
+    monkeypatch.setattr(http_client, "UNAUTHORIZED_SECONDS", 0.5)
     lab.api.inject(Answer(code=401, message="Unauthorized"), "", "", times=-1)
     error = lab.refused(lab.agent(join_timeout=600))
     assert error.kind == CONNECTION
@@ -161,7 +161,7 @@ def test_a_token_that_stays_bad_ends_the_join(lab: Lab, monkeypatch: pytest.Monk
 def test_a_token_that_goes_bad_while_others_are_waited_for_ends_the_join(
     lab: Lab, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(client_module, "UNAUTHORIZED_SECONDS", 0.5)
+    monkeypatch.setattr(http_client, "UNAUTHORIZED_SECONDS", 0.5)
     call = lab.join(lab.agent(0, 2, 2, join_timeout=600))
     eventually(lambda: lab.member(0))
     lab.api.inject(Answer(code=401, message="Unauthorized"), "", "", times=-1)
@@ -276,11 +276,13 @@ def test_an_agent_that_is_stopped_while_it_starts_leaves_no_thread(lab: Lab, mon
         starting.set()
         go_on.wait(10)
 
-    monkeypatch.setattr(client_module.Client, "connect", connect)
+    monkeypatch.setattr(http_client.HttpClient, "connect", connect)
     agent = lab.agent()
     assert starting.wait(10)
     stopping = lab.pool.submit(agent.stop)
-    eventually(lambda: agent._client._closed)
+    client = agent._client
+    assert isinstance(client, http_client.HttpClient)
+    eventually(lambda: client._closed)
     go_on.set()
     stopping.result(30)
     eventually(lambda: not agent_threads(), "the end of its threads")

@@ -10,7 +10,9 @@ from typing import Any
 
 import pytest
 
-from rdzv.agent.identity import identify
+from rdzv.agent.identity import identify, pod_of_token
+from rdzv.agent.place import Place
+from rdzv.kube.client import Client
 from rdzv.kube.config import Config
 from rdzv.kube.credentials import StaticCredentials, TokenFile, bound_pod
 from rdzv.protocol.events import Identity
@@ -42,7 +44,9 @@ LAPTOP = Config(server="https://10.0.0.1:6443", credentials=StaticCredentials("o
 
 
 def identified(rendezvous: str, api: Config, environ: dict[str, str], **config: Any) -> Identity:
-    return identify(Parameters(**config), rendezvous, api, environ)
+    pod = pod_of_token(api, environ)
+    place = Place("kubernetes", Client(api), "team", rendezvous, (api.host, api.port), pod, "kubernetes")
+    return identify(Parameters(**config), place, environ)
 
 
 def test_a_pod_is_named_by_its_environment(api: Config) -> None:

@@ -10,7 +10,7 @@ from support.scripted_api import ScriptedApi
 
 from rdzv.agent import troubles
 from rdzv.agent.troubles import Troubles
-from rdzv.kube import api, client
+from rdzv.kube import api, http_client
 from rdzv.kube.config import ConfigError
 from rdzv.resources import ROUNDS
 
@@ -28,7 +28,7 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
-    for module in (troubles, client):
+    for module in (troubles, http_client):
         monkeypatch.setattr(module, "time", clock)
     return clock
 
