@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import random
 import threading
+import time
 from collections.abc import Callable, Iterable, Sequence
 
 from rdzv.control.cache import Cache, Id, Key, Kind, Version, id_of, version_of
@@ -20,8 +21,9 @@ _log = logging.getLogger(__name__)
 #: Seconds. A watch ends by itself after so long and goes on where it was. One that has gone silent (a load balancer, a network that
 #: swallows packets) is known by its not ending.
 WATCH = 20
-#: Seconds between two comparisons of everything. A change that no watch told of is seen after this, and `SETTLE`, at the latest.
-COMPARE = 40.0
+#: Seconds from one comparison of everything to the next, of which the lists are spread over so many: with `managedFields` the metadata of
+#: a pod has 4 kB. A change that no watch told of is seen after both and `SETTLE` at the latest.
+COMPARE, SPREAD = 30.0, 20.0
 #: Seconds that a watch has to deliver what a list shows already.
 SETTLE = 3.0
 #: Seconds between attempts when the API server is away or refuses.
@@ -120,27 +122,32 @@ class Comparison(threading.Thread):
 
     def run(self) -> None:
         """The thread's life."""
-        while not self._ended.wait(random.uniform(0.9, 1.0) * COMPARE):  # noqa: S311 - jitter
+        wait, pages = COMPARE, len(self._scopes)
+        while not self._ended.wait(random.uniform(0.9, 1.0) * wait):  # noqa: S311 - jitter
+            began, pause, pages = time.monotonic(), SPREAD / max(pages, 1), 0
             for kind, namespace in self._scopes:
                 try:
-                    self.compare(kind, namespace)
+                    pages += self.compare(kind, namespace, pause)
                 except RequestFailed as error:
                     _log.info("%s could not be compared: %s", kind.kind, error)
                 except Exception:  # noqa: BLE001 - the next one may go well
                     _log.exception("%s could not be compared", kind.kind)
                 if self._ended.is_set():
                     return
+            wait = max(1.0, COMPARE - (time.monotonic() - began))
 
-    def compare(self, kind: Kind, namespace: str | None) -> None:
-        """One kind, in one namespace or all."""
+    def compare(self, kind: Kind, namespace: str | None, pause: float = 0.0) -> int:
+        """One kind, in one namespace or all, with so many seconds between the parts of the list; returns how many there were."""
         listed: dict[Id, Version] = {}
-        at = 0
+        at = pages = 0
         for page in self._api.pages(kind, namespace, metadata_only=True):
             listed |= {id_of(obj): version_of(obj) for obj in page["items"]}
             at = version_of(page).number
+            pages += 1
+            self._ended.wait(pause)
         differing = self._cache.differing(kind, namespace, listed, at)
         if not differing:
-            return
+            return pages
         self._ended.wait(SETTLE)
         known = self._cache.versions(kind, namespace)
         missed = [id_ for id_, version in differing.items() if known.get(id_) == version]
@@ -150,6 +157,7 @@ class Comparison(threading.Thread):
             )
         for id_ in missed:
             self._read(kind, id_, differing[id_])
+        return pages
 
     def _read(self, kind: Kind, id_: Id, known: Version | None) -> None:
         found = self._api.find(kind, *id_)
