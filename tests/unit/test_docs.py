@@ -1,0 +1,77 @@
+"""Pages that describe the code name what is there: each module once in the map, each wait with its value."""
+
+from __future__ import annotations
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+SOURCES = sorted((ROOT / "src/rdzv").rglob("*.py"))
+MAP = (ROOT / "docs/ARCHITECTURE.md").read_text()
+WAITS = (ROOT / "docs/timeouts.md").read_text()
+
+#: How a constant that is a wait is called.
+WAIT = re.compile(
+    r"_?[A-Z_]*(SECONDS|TIMEOUT|SPREAD|HEARTBEAT|BACKOFF|BACKOFF_FIRST|COMPARE|SETTLE|ANSWER|GRACE|WATCH|RESYNC|EXIT)(_MAX)?$"
+)
+#: Called so, and no wait of the product: a bound on the doctor's own probe, and the name of an outcome.
+OTHERS = {"cli/probe:SECONDS", "protocol/events:TIMEOUT"}
+
+
+def rooms() -> dict[str, set[str]]:
+    """Names of modules by package; the package itself is the empty name."""
+    found: dict[str, set[str]] = {}
+    for path in SOURCES:
+        package = path.parent.relative_to(ROOT / "src/rdzv").as_posix()
+        if path.stem not in {"__init__", "__main__"}:
+            found.setdefault(package, set()).add(path.stem)
+    return found
+
+
+@pytest.mark.parametrize("package", sorted(set(rooms()) - {".", "backends"}))
+def test_the_map_names_each_module_once(package: str) -> None:
+    row = next(line for line in MAP.splitlines() if line.startswith(f"| `src/rdzv/{package}/`"))
+    for module in rooms()[package]:
+        assert len(re.findall(rf"`{module}`", row)) == 1, f"{package}/{module} in the row {row[:40]}"
+
+
+def test_the_map_names_the_modules_beside_the_packages() -> None:
+    rows = [line for line in MAP.splitlines() if line.startswith("| `src/rdzv/") and ".py`" in line.split("|")[1]]
+    named = re.findall(r"`(?:src/rdzv/)?(\w+)\.py`", " ".join(row.split("|")[1] for row in rows))
+    assert sorted(named) == sorted(rooms()["."])
+
+
+def constants() -> list[tuple[str, str, object]]:
+    """(module, name, value) of every wait that is a constant of a module."""
+    found = []
+    for path in [*SOURCES, *sorted((ROOT / "operator").glob("*.py"))]:
+        top = ROOT / "src/rdzv" if path.is_relative_to(ROOT / "src") else ROOT
+        module = path.relative_to(top).with_suffix("").as_posix()
+        for node in ast.parse(path.read_text()).body:
+            if not isinstance(node, ast.Assign):
+                continue
+            try:
+                value = ast.literal_eval(node.value)
+            except ValueError:
+                continue
+            targets = node.targets[0].elts if isinstance(node.targets[0], ast.Tuple) else node.targets
+            values = value if isinstance(node.targets[0], ast.Tuple) else [value]
+            for target, one in zip(targets, values, strict=True):
+                if isinstance(target, ast.Name) and WAIT.match(target.id) and f"{module}:{target.id}" not in OTHERS:
+                    found.append((module, target.id, one))
+    return found
+
+
+@pytest.mark.parametrize(("module", "name", "value"), constants(), ids=str)
+def test_each_wait_is_on_the_page_with_its_value(module: str, name: str, value: object) -> None:
+    rows = [line for line in WAITS.splitlines() if f"`{name}`" in line and f"`{module}`" in line]
+    assert rows, f"docs/timeouts.md has no row for {name} of {module}"
+    numbers = value if isinstance(value, tuple) else (value,)
+    cell = rows[0].split("|")[2]
+    for number in numbers:
+        assert re.search(rf"(?<![\d.]){float(str(number)):g}(?![\d.])", cell), (
+            f"{name} is {value}, the page says {cell}"
+        )
