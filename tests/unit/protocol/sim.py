@@ -520,6 +520,8 @@ class Sim:
             return
         if process.me.incarnation in self.taken_for_dead:
             return
+        if process.state.own.first_rv < self.first_write[process.me.incarnation]:
+            return  # What became of its first write it does not know, so it says that it is older than it is.
         pods = {pod.uid: pod for pod in self.pods}
         latest = max((key for key in self.committed if key[0] == process.me.run_id), key=lambda key: key[1])
         for who in self.counted[latest]:
