@@ -29,6 +29,7 @@ log = logging.getLogger("rdzv.store")
 
 _BATCH = 200_000  # Characters that the operations of several threads may have in one entry.
 _CROWDED_SECONDS = 1.0
+_CROWD_CAP = 0.3  # Longest pause after a conflict, seconds: those who wait long lose to all who come later.
 _PATIENCE = (0.5, 10.0)  # Times what posting a letter took, until one's own attempt to append those of all.
 
 
@@ -154,7 +155,8 @@ class Appends:
 
     def _alone(self, shard: Shard, entry: Object, retry: Retry, sent: _Sent, *, whole: bool) -> list[str] | None:
         """Append an entry; None when others are quicker all the time, unless it sets all as a `whole`."""
-        backoff, look, looked = Backoff(), shard.object is None, False
+        backoff, crowd = Backoff(), Backoff(cap=_CROWD_CAP)
+        look, looked = shard.object is None, False
         while whole or time.monotonic() > shard.crowded_until:
             try:
                 if look:
@@ -173,7 +175,7 @@ class Appends:
                 # What is known of the shard was old; or this very append had happened, and its reply was lost.
                 log.debug("conflict: %s", error)
                 if looked and whole:
-                    retry.sleep(backoff.next(error.retry_after), error)
+                    retry.sleep(crowd.next(error.retry_after), error)
                 elif looked and not isinstance(error, _Moved):
                     break
                 look = True
