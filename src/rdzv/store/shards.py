@@ -403,7 +403,7 @@ class Shards:
     def error(self, what: str, error: ApiError, outcome: str = "") -> DistStoreError:
         """The error to raise for one of the client's: what was tried, whether it took effect, and why not."""
         ended = isinstance(error, (Unreachable, ServerError)) or error.code in (401, 409, 429)
-        timeout = "timeout: the API server did not do it in time" if ended else ""
+        timeout = "timeout: the server did not do it in time" if ended else ""
         why = "; ".join(part for part in (timeout, outcome) if part)
         caused = DistStoreError(
             ": ".join(p for p in (f"store {self.namespace}/{self.name}: {what}", why, str(error)) if p)
