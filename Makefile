@@ -8,7 +8,7 @@ BACKEND ?= kubernetes
 export BACKEND
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-unit test-contract test-cluster faults bench lint format cluster cluster-down tools venv render clean
+.PHONY: help demo test test-unit test-contract test-cluster faults bench lint format lock cluster cluster-down tools venv render practices clean
 
 help: ## what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -49,18 +49,26 @@ cluster: tools ## a Kubernetes cluster with two nodes on this machine; kubeconfi
 cluster-down: ## take it down, without a trace
 	$(LOCAL) down
 
-render: venv ## deploy/install.yaml from the chart
+lock: venv ## deploy/images/*-requirements.txt from pyproject.toml (LOCK=--upgrade for newer versions)
+	$(BIN)/python deploy/lock.py $(LOCK)
+
+render: venv ## deploy/install.yaml and the values in the chart's README, from the chart
 	$(BIN)/python deploy/render.py
+
+practices: venv ## which of the 22 practices of well-kept charts ours keeps
+	$(BIN)/python deploy/practices.py
 
 tools: ## build or install what the local cluster needs
 	@$(LOCAL) tools
 
 venv: .venv/ready
 
-.venv/ready: pyproject.toml
+.venv/ready: pyproject.toml deploy/images/operator-requirements.txt
 	@$(LOCAL) tools
 	$(PYTHON) -m venv --clear .venv
 	$(BIN)/pip install --quiet --disable-pip-version-check setuptools==84.2.1
+	@# what the image has, where the interpreter is one that the operator runs on
+	if $(BIN)/python -c 'import sys; sys.exit(sys.version_info < (3, 11))'; then $(BIN)/pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r deploy/images/operator-requirements.txt; fi
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-build-isolation -e '.[operator,dev]'
 	@# torch is large, and training pods mount the same copy
 	$(LOCAL) torch

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
-"""Writes deploy/install.yaml: the chart with its default values, for those who install without Helm.
+"""Writes deploy/install.yaml, the chart with its default values for those who install without Helm, and the values in the chart's README.
 
-`--check` writes nothing and fails when the file is not what the chart gives.
+`--check` writes nothing and fails when a file is not what the chart gives.
 """
 
 from __future__ import annotations
@@ -14,8 +14,13 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from deploy import values_table  # noqa: E402 - this file is run as a script, too
+
 CHART = ROOT / "charts" / "rendezvous-operator"
 INSTALL = ROOT / "deploy" / "install.yaml"
+README = CHART / "README.md"
 NAMESPACE = "rdzv-system"
 
 # Rendering looks at no cluster, so what `auto` values become is said here: Kubernetes with MutatingAdmissionPolicy and image volumes.
@@ -39,7 +44,6 @@ def helm() -> str:
     found = os.environ.get("HELM") or shutil.which("helm")
     if found:
         return found
-    sys.path.insert(0, str(ROOT))
     from deploy.local.cluster import tools  # noqa: PLC0415 - only where Helm has to be built
 
     return str(tools.build(next(part for part in tools.PARTS if part.name == "helm")) / "helm")
@@ -64,21 +68,26 @@ def template(*arguments: str, capabilities: tuple[str, ...] = CAPABILITIES) -> s
     return subprocess.run(command, check=True, capture_output=True, text=True).stdout
 
 
+def readme() -> str:
+    """The chart's README with the table of its values."""
+    values, schema = (CHART / "values.yaml").read_text(), (CHART / "values.schema.json").read_text()
+    return values_table.filled(README.read_text(), values, schema)
+
+
 def main() -> int:
     """Renders, or checks."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--check", action="store_true", help="only say whether the file is up to date")
     options = parser.parse_args()
-    rendered = HEADER + template()
-    if options.check:
-        if INSTALL.read_text() == rendered:
-            return 0
-        print(
-            "deploy/install.yaml is not what the chart gives: run `make render` and commit the result", file=sys.stderr
-        )
-        return 1
-    INSTALL.write_text(rendered)
-    return 0
+    files = {INSTALL: HEADER + template("--skip-tests"), README: readme()}
+    if not options.check:
+        for path, text in files.items():
+            path.write_text(text)
+        return 0
+    stale = [str(path.relative_to(ROOT)) for path, text in files.items() if path.read_text() != text]
+    if stale:
+        print(f"{', '.join(stale)}: not what the chart gives. Run `make render` and commit the result", file=sys.stderr)
+    return 1 if stale else 0
 
 
 if __name__ == "__main__":

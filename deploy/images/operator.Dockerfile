@@ -1,20 +1,22 @@
 # The operator, the admission webhook, and the library for pods that get it by an init container. From the repository's root:
 #   docker build -f deploy/images/operator.Dockerfile -t rendezvous-operator:0.1.0 .
-# BASE: any image with Python >= 3.10 and pip, such as the default.
+# BASE: any image with Python >= 3.11 and pip, such as the default.
 ARG BASE=python:3.13-slim
 
 FROM ${BASE} AS build
-# Dependencies first, from an empty package of the same metadata: a change of our code does not fetch them again. No pip in what
-# runs; its modules are compiled here, since the root will be read-only. The client's asyncio twin is 68 MB that nothing imports.
-COPY pyproject.toml LICENSE /deps/
-RUN mkdir -p /deps/src/rdzv && touch /deps/README.md /deps/src/rdzv/__init__.py \
- && python3 -m venv --without-pip /opt/venv \
- && python3 -m pip --python /opt/venv/bin/python install --no-cache-dir "/deps[operator]" \
+# Dependencies first: a change of our code does not fetch them again. Nothing is installed whose hash the locks lack (`make lock`), and
+# no package runs code to build itself. No pip in what runs; its modules are compiled here, since the root will be read-only. The
+# client's asyncio twin is 68 MB that nothing imports.
+COPY deploy/images/operator-requirements.txt deploy/images/build-requirements.txt deploy/images/sbom.py /deps/
+RUN python3 -m venv --without-pip /opt/venv \
+ && python3 -m pip --python /opt/venv/bin/python install --no-cache-dir --only-binary :all: --no-deps --require-hashes -r /deps/operator-requirements.txt \
+ && python3 -m pip install --no-cache-dir --only-binary :all: --no-deps --require-hashes -r /deps/build-requirements.txt \
  && rm -r /opt/venv/lib/python3.*/site-packages/kubernetes/aio
 COPY pyproject.toml README.md LICENSE /src/
 COPY src /src/src
-RUN python3 -m pip wheel --no-cache-dir --no-deps --wheel-dir /wheels /src \
- && python3 -m pip --python /opt/venv/bin/python install --no-deps --force-reinstall /wheels/*.whl
+RUN python3 -m pip wheel --no-cache-dir --no-deps --no-build-isolation --wheel-dir /wheels /src \
+ && python3 -m pip --python /opt/venv/bin/python install --no-deps /wheels/*.whl \
+ && /opt/venv/bin/python -I /deps/sbom.py > /deps/sbom.cdx.json
 # As Python finds it on PYTHONPATH in any image: no program, nothing compiled, readable for everyone.
 RUN python3 -m pip install --no-deps --no-compile --target /opt/rdzv /wheels/*.whl \
  && rm -rf /opt/rdzv/bin \
@@ -26,6 +28,7 @@ ENV PATH=/opt/venv/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1
 ENV LOGNAME=rendezvous-operator
 COPY --from=build /opt/venv /opt/venv
 COPY --from=build /opt/rdzv /opt/rdzv
+COPY --from=build /deps/sbom.cdx.json /app/sbom.cdx.json
 COPY operator /app/operator
 USER 65532:65532
 WORKDIR /app

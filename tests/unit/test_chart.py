@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import json
 import shutil
@@ -21,24 +22,7 @@ POLICY_API = ("--kube-version", "1.36.0", "--api-versions", "admissionregistrati
 OLDER = ("--kube-version", "1.30.0")
 
 # Every form in which the chart can come; what is true of all of them is asked of all of them.
-FORMS = {
-    "policy": ("--set", "injection.mode=policy"),
-    "webhook": ("--set", "injection.mode=webhook"),
-    "webhook-certmanager": ("--set", "injection.mode=webhook,webhook.certificates.mode=certManager"),
-    "webhook-secret": (
-        "--set",
-        "injection.mode=webhook,webhook.certificates.mode=secret,webhook.certificates.secretName=mine",
-    ),
-    "everything-set": (
-        "--set",
-        "image.tag=v1,imagePullSecrets[0].name=pull,priorityClassName=high,nodeSelector.disk=ssd,fullnameOverride=rdzv",
-        "--set-json",
-        'tolerations=[{"operator":"Exists"}]',
-        "--set-json",
-        'affinity={"nodeAffinity":{}}',
-    ),
-    "without-crds": ("--set", "crds.enabled=false"),
-}
+FORMS = {path.name: ("--values", str(path)) for path in sorted((CHART / "ci").glob("*-values.yaml"))}
 
 Object = dict[str, Any]
 
@@ -55,9 +39,14 @@ def _render_module() -> ModuleType:
 RENDER = _render_module()
 
 
+@functools.cache
+def _text(*arguments: str, capabilities: tuple[str, ...]) -> str:
+    return str(RENDER.template(*arguments, capabilities=capabilities))
+
+
 def rendered(*arguments: str, capabilities: tuple[str, ...] = POLICY_API) -> list[Object]:
     """The objects that the chart gives."""
-    text = RENDER.template(*arguments, capabilities=capabilities)
+    text = _text(*arguments, capabilities=capabilities)
     return [obj for obj in yaml.safe_load_all(text) if obj]
 
 
@@ -136,8 +125,8 @@ def test_the_operator_writes_nothing_else() -> None:
 def test_pods_are_restricted(objects: list[Object]) -> None:
     workloads = of_kind(objects, "Deployment", "Job", "DaemonSet", "StatefulSet")
     assert workloads
-    for workload in workloads:
-        pod = workload["spec"]["template"]["spec"]
+    pods = [workload["spec"]["template"]["spec"] for workload in workloads]
+    for pod in pods + [test["spec"] for test in of_kind(objects, "Pod")]:
         assert pod["securityContext"]["runAsNonRoot"] is True
         assert pod["securityContext"]["runAsUser"] == 65532
         assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
@@ -224,6 +213,8 @@ def test_pods_are_injected_in_one_way(mode: str, capabilities: tuple[str, ...], 
         ("webhook.failurePolicy=ignore", "failurePolicy"),
         ("webhook.certificates.mode=none", "mode"),
         ("webhook.certificates.mode=secret", "secretName"),
+        ("injection.reinvocationPolicy=Always", "reinvocationPolicy"),
+        ("networkPolicy.enabled=yes", "enabled"),
         ("crds.enabled=maybe", "enabled"),
         ("crds.keep=true", "keep"),
         ("logLevel=chatty", "logLevel"),
@@ -272,7 +263,9 @@ def test_images_can_be_named_by_digest() -> None:
     assert deployment["spec"]["template"]["spec"]["containers"][0]["image"] == f"rendezvous-operator@{digest}"
 
 
-@pytest.mark.parametrize("form", ["policy", "webhook-certmanager", "webhook-secret"])
+@pytest.mark.parametrize(
+    "form", ["policy-values.yaml", "webhook-certmanager-values.yaml", "webhook-secret-values.yaml"]
+)
 def test_rendering_twice_gives_the_same_bytes(form: str) -> None:
     assert RENDER.template(*FORMS[form]) == RENDER.template(*FORMS[form])
 
