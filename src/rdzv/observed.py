@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from rdzv.objects import ReadOnlyObject
 from rdzv.protocol.records import Member, Round
-from rdzv.spec import HOST_LABEL, INDEX_LABELS, MANAGER, Nodes, index_of
+from rdzv.spec import INDEX_LABELS, Nodes, index_of
 
 #: Why a container waits, when it won't stop waiting by itself soon.
 _HOPELESS_WAITS = frozenset(
@@ -21,8 +21,7 @@ class Pod:
 
     `slot`: its index (None: it has none). `unusable_index`: what its index label says instead of one. `started`: a container of it
     runs or ran. `hopeless`: it won't start without help. `reason`: why it is not there yet ("" when it is). `created`: RFC 3339, so
-    that text order is time order. `mark`: the value of its host label; `host`: the operator set it, `marked_at` this time ("": not
-    known). A mark that somebody else has set elects nobody.
+    that text order is time order. `ip`: its first address ("": it has none yet).
     """
 
     name: str
@@ -36,9 +35,7 @@ class Pod:
     hopeless: bool = False
     reason: str = ""
     injected: bool = True
-    mark: str | None = None
-    host: bool = False
-    marked_at: str = ""
+    ip: str = ""
     service_account: str = "default"
 
     @property
@@ -60,8 +57,6 @@ class Pod:
         reason, hopeless = _waiting(status, statuses)
         index = next((labels[label] for label in INDEX_LABELS if label in labels), None)
         slot = None if index is None else index_of(index)
-        mark = labels.get(HOST_LABEL)
-        ours, marked_at = _marked_by_us(meta) if mark == "true" else (False, "")
         return cls(
             name=meta["name"],
             uid=meta["uid"],
@@ -74,9 +69,7 @@ class Pod:
             hopeless=hopeless,
             reason=reason,
             injected=injected,
-            mark=mark,
-            host=ours,
-            marked_at=marked_at,
+            ip=status.get("podIP") or "",
             service_account=obj["spec"].get("serviceAccountName") or "default",
         )
 
@@ -120,17 +113,6 @@ def shown(names: Sequence[str]) -> str:
     """Names of pods for a sentence, three at most."""
     more = f" and {len(names) - 3} more" if len(names) > 3 else ""
     return f"pods {', '.join(sorted(names)[:3])}{more}"
-
-
-def _marked_by_us(meta: ReadOnlyObject) -> tuple[bool, str]:
-    """Whether the operator wrote the host label, and when; without a record of who did (a restored backup), it counts as ours."""
-    writers = [
-        entry
-        for entry in meta.get("managedFields") or []
-        if f"f:{HOST_LABEL}" in (((entry.get("fieldsV1") or {}).get("f:metadata") or {}).get("f:labels") or {})
-    ]
-    ours = [entry.get("time") or "" for entry in writers if entry.get("manager") == MANAGER]
-    return bool(ours) or not writers, min(ours, default="")
 
 
 def _waiting(status: ReadOnlyObject, statuses: Sequence[ReadOnlyObject]) -> tuple[str, bool]:

@@ -25,9 +25,6 @@ MAX_NODES = 10_000
 #: The operator's name in `managedFields`, Events and labels.
 MANAGER = "rendezvous-operator"
 
-#: Set by the operator on the one pod that hosts the store of a backend that needs a host.
-HOST_LABEL = f"{GROUP}/host"
-
 #: Labels that hold a pod's index, first found first taken: the user's own, then what controllers set.
 INDEX_LABELS = (
     f"{GROUP}/slot",

@@ -110,7 +110,9 @@ class Job:
         steps = read_steps(self.shared)
         latest = max(step["world"] for step in steps)
         leader = next(str(step["pod"]) for step in steps if step["world"] == latest and step["rank"] == 0)
-        host = next((name for name, pod in pods.items() if "rdzv.dev/host" in pod["metadata"]["labels"]), leader)
+        slices = self.place.get("endpointslices")["items"]
+        hosts = [endpoint["targetRef"]["name"] for found in slices for endpoint in found["endpoints"] or []]
+        host = next((name for name in hosts if name in pods), leader)
         return host if scenario == RANK0 else next(name for name in reversed(NAMES) if name not in {host, leader})
 
     def _rendezvous(self, pod: str, since: float, until: float) -> float:

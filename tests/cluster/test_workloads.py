@@ -56,11 +56,8 @@ def test_an_elastic_world_starts_with_fewer_than_max(place: Place, images: Image
 def test_the_pod_that_hosts_the_store_can_die(place: Place, images: Images) -> None:
     place.apply(rendezvous("c10d", 2), workload("StatefulSet", images, 2))
     place.await_world(2)
-    (host,) = (
-        pod["metadata"]
-        for pod in place.get("pods")["items"]
-        if pod["metadata"]["labels"].get("rdzv.dev/host") == "true"
-    )
+    (endpoint,) = place.get("endpointslices/rdzv-world")["endpoints"]
+    host = endpoint["targetRef"]
     place.kubectl("delete", "pod", host["name"], "--wait=false")
 
     def another_incarnation() -> bool:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from support.cluster_fixtures import LocalCluster
 from support.fault_proxy import FaultProxy
-from support.operated import is_provisioned, pod, rendezvous, set_up
+from support.operated import hosts, is_provisioned, pod, rendezvous, set_up
 from support.operator_process import ROOT, Kube, OperatorProcess, eventually, running_operator
 
 Object = dict[str, Any]
@@ -33,7 +33,7 @@ def proxy(control_plane: LocalCluster, tmp_path: Path) -> Iterator[FaultProxy]:
 def outcome(kube: Kube, namespace: str) -> Object:
     """What must be the same however one got there: no times, versions, uids or addresses."""
     settled: Object = {}
-    for kind in ("ConfigMap", "Service", "Pod", "Rendezvous"):
+    for kind in ("ConfigMap", "Service", "EndpointSlice", "Pod", "Rendezvous"):
         for obj in kube.list(kind, namespace):
             meta = obj["metadata"]
             settled[f"{kind} {meta['name']}"] = {
@@ -41,6 +41,9 @@ def outcome(kube: Kube, namespace: str) -> Object:
                 "annotations": meta.get("annotations"),
                 "data": {key: value for key, value in (obj.get("data") or {}).items() if key != "PET_RDZV_ID"},
                 "selector": obj.get("spec", {}).get("selector"),
+                "leads to": [
+                    ((e.get("targetRef") or {}).get("name"), e["addresses"]) for e in obj.get("endpoints") or []
+                ],
                 "conditions": [
                     (c["type"], c["status"], c["reason"]) for c in obj.get("status", {}).get("conditions") or []
                 ],
@@ -69,16 +72,15 @@ def provisioned(operator: OperatorProcess, kube: Kube, light_namespace: str) -> 
 def test_either_order_ends_in_the_same_state(kube: Kube, light_namespace: str, order: str) -> None:
     set_up(kube, light_namespace, order)
     eventually(lambda: is_provisioned(kube, light_namespace))
-    eventually(lambda: "rdzv.dev/host" in outcome(kube, light_namespace)["Pod a"]["labels"])
+    eventually(lambda: hosts(kube, light_namespace) == ["a"])
     state = outcome(kube, light_namespace)
-    assert state["Pod a"]["labels"]["rdzv.dev/host"] == "true"
-    assert "rdzv.dev/host" not in state["Pod b"]["labels"]
-    assert state["Service rdzv-mnist"]["selector"] == {"rdzv.dev/rendezvous": "mnist", "rdzv.dev/host": "true"}
+    assert state["EndpointSlice rdzv-mnist"]["leads to"] == [("a", ["10.1.2.1"])]
+    assert state["Service rdzv-mnist"]["selector"] is None
     assert state["Rendezvous mnist"]["nodes"]["summary"] == "0/2"
 
 
-#: Each write of provisioning: the Service, the mark on the host pod, the ConfigMap, the status.
-STEPS = [("POST", "/services"), ("PATCH", "/pods/"), ("POST", "/configmaps"), ("PATCH", "/status")]
+#: Each write of provisioning: where the Service leads, the Service, the ConfigMap, the status.
+STEPS = [("POST", "/endpointslices"), ("POST", "/services"), ("POST", "/configmaps"), ("PATCH", "/status")]
 
 
 @pytest.mark.parametrize(("method", "step"), STEPS)
@@ -101,13 +103,12 @@ def test_killed_in_the_middle_of_each_step_it_ends_in_the_same_state(
         operator.start()
         eventually(lambda: is_provisioned(kube, light_namespace))
         state = outcome(kube, light_namespace)
-        assert [name for name in state if name.startswith("Pod") and "rdzv.dev/host" in state[name]["labels"]] == [
-            "Pod a"
-        ]
-        assert set(state) == {"ConfigMap rdzv-mnist", "Service rdzv-mnist", "Pod a", "Pod b", "Rendezvous mnist"}
+        children = {f"{kind} rdzv-mnist" for kind in ("ConfigMap", "Service", "EndpointSlice")}
+        assert set(state) == {*children, "Pod a", "Pod b", "Rendezvous mnist"}
+        assert state["EndpointSlice rdzv-mnist"]["leads to"] == [("a", ["10.1.2.1"])]
 
 
-@pytest.mark.parametrize("kind", ["ConfigMap", "Service"])
+@pytest.mark.parametrize("kind", ["ConfigMap", "Service", "EndpointSlice"])
 def test_a_child_deleted_by_hand_comes_back(kube: Kube, light_namespace: str, provisioned: Object, kind: str) -> None:
     child = kube.get(kind, light_namespace, "rdzv-mnist")
     assert child is not None
@@ -121,14 +122,50 @@ def test_a_child_deleted_by_hand_comes_back(kube: Kube, light_namespace: str, pr
     assert outcome(kube, light_namespace) == provisioned
 
 
-def test_marks_set_or_taken_by_hand_are_put_right(kube: Kube, light_namespace: str, provisioned: Object) -> None:
-    for kind, name, change in (
-        ("Pod", "a", {"metadata": {"labels": {"rdzv.dev/host": None}}}),
-        ("Pod", "b", {"metadata": {"labels": {"rdzv.dev/host": "true"}}}),
-        ("ConfigMap", "rdzv-mnist", {"data": {"PET_NNODES": "99"}}),
+def test_children_changed_by_hand_are_put_right(kube: Kube, light_namespace: str, provisioned: Object) -> None:
+    for kind, change in (
+        ("EndpointSlice", {"endpoints": [{"addresses": ["192.0.2.7"]}]}),
+        ("EndpointSlice", {"endpoints": None}),
+        ("ConfigMap", {"data": {"PET_NNODES": "99"}}),
     ):
-        kube.patch(kind, light_namespace, name, change)
+        kube.patch(kind, light_namespace, "rdzv-mnist", change)
         eventually(lambda: outcome(kube, light_namespace) == provisioned)
+
+
+@pytest.mark.usefixtures("provisioned")
+def test_the_service_follows_the_address_of_the_host_and_leads_nowhere_without_one(
+    kube: Kube, light_namespace: str
+) -> None:
+    def leads_to() -> list[str]:
+        found = kube.get("EndpointSlice", light_namespace, "rdzv-mnist") or {}
+        return [address for endpoint in found.get("endpoints") or [] for address in endpoint["addresses"]]
+
+    eventually(lambda: leads_to() == ["10.1.2.1"])
+    for ip in ("fd00::7", "10.1.2.9"):
+        kube.patch("Pod", light_namespace, "a", {"status": {"podIP": ip, "podIPs": [{"ip": ip}]}}, status=True)
+        eventually(partial(lambda ip: leads_to() == [ip], ip))
+    for name in ("a", "b"):
+        kube.delete("Pod", light_namespace, name)
+    eventually(lambda: kube.get("EndpointSlice", light_namespace, "rdzv-mnist") is None)
+
+
+def test_a_service_of_an_older_operator_goes_with_what_kubernetes_made_for_its_selector(
+    kube: Kube, control_plane: LocalCluster, light_namespace: str, tmp_path: Path
+) -> None:
+    with running_operator(control_plane.kubeconfig, tmp_path / "log", light_namespace):
+        set_up(kube, light_namespace, "rendezvous first")
+        eventually(lambda: is_provisioned(kube, light_namespace))
+    selector = {"rdzv.dev/rendezvous": "mnist", "rdzv.dev/host": "true"}
+    kube.patch("Service", light_namespace, "rdzv-mnist", {"spec": {"selector": selector}})
+    before = (kube.get("Service", light_namespace, "rdzv-mnist") or {})["metadata"]["uid"]
+    with running_operator(control_plane.kubeconfig, tmp_path / "log", light_namespace):
+
+        def after() -> Object | None:
+            found = kube.get("Service", light_namespace, "rdzv-mnist")
+            return found if found is not None and found["metadata"]["uid"] != before else None
+
+        assert "selector" not in eventually(after)["spec"]
+        assert hosts(kube, light_namespace) == ["a"]
 
 
 def test_a_pass_over_what_has_not_changed_costs_no_request(
@@ -209,7 +246,7 @@ def test_re_created_under_the_same_name_it_is_a_new_rendezvous(kube: Kube, light
         return found is not None and found["data"]["PET_RDZV_ID"] == created["metadata"]["uid"]
 
     eventually(is_of_the_new_one)
-    for kind in ("ConfigMap", "Service"):
+    for kind in ("ConfigMap", "Service", "EndpointSlice"):
         child = kube.get(kind, light_namespace, "rdzv-mnist")
         assert child is not None
         assert [owner["uid"] for owner in child["metadata"]["ownerReferences"]] == [created["metadata"]["uid"]]
@@ -270,10 +307,6 @@ def the(kube: Kube, namespace: str, type_: str) -> Object:
     """One condition of Rendezvous `mnist`."""
     status = (kube.get("Rendezvous", namespace, "mnist") or {}).get("status") or {}
     return next((c for c in status.get("conditions", []) if c["type"] == type_), {})
-
-
-def hosts(kube: Kube, namespace: str) -> list[str]:
-    return [p["metadata"]["name"] for p in kube.list("Pod", namespace) if "rdzv.dev/host" in p["metadata"]["labels"]]
 
 
 def test_a_child_that_fails_does_not_keep_the_host_from_moving(
@@ -374,17 +407,15 @@ def test_what_an_admission_policy_makes_of_a_child_is_not_fought(
             set_up(kube, light_namespace, "rendezvous first")
             eventually(lambda: is_provisioned(kube, light_namespace))
             for touched in range(5):
-                enough = len(proxy.requests) + 8
+                enough = len(proxy.requests) + 9
                 kube.patch("Pod", light_namespace, "b", {"metadata": {"annotations": {"touched": str(touched)}}})
                 eventually(partial(lambda enough: len(proxy.requests) >= enough, enough))
             writes = [r for r in proxy.requests if r.method in {"POST", "PUT", "DELETE"} and "/services" in r.target]
             assert len(writes) == 1
             service = kube.get("Service", light_namespace, "rdzv-mnist") or {}
             assert service["spec"]["sessionAffinity"] == "ClientIP"
-            kube.patch("Service", light_namespace, "rdzv-mnist", {"spec": {"selector": {"app": "theirs"}}})
-            eventually(
-                lambda: "app" not in (kube.get("Service", light_namespace, "rdzv-mnist") or {})["spec"]["selector"]
-            )
+            kube.patch("Service", light_namespace, "rdzv-mnist", {"spec": {"externalIPs": ["192.0.2.7"]}})
+            eventually(lambda: "externalIPs" not in (kube.get("Service", light_namespace, "rdzv-mnist") or {})["spec"])
     finally:
         control_plane.kubectl("delete", "mutatingadmissionpolicy,mutatingadmissionpolicybinding", name)
 

@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 from support.cluster_fixtures import LocalCluster
 from support.fault_proxy import FaultProxy
-from support.operated import is_provisioned, pod, rendezvous, set_up
+from support.operated import hosts, is_provisioned, pod, rendezvous, set_up
 from support.operator_process import ROOT, Kube, OperatorProcess, eventually, running_operator
 
 from rdzv.protocol.records import Member
-from rdzv.spec import HOST_LABEL, LABEL
+from rdzv.spec import LABEL
 
 Object = dict[str, Any]
 
@@ -73,11 +73,6 @@ def is_back(kube: Kube, namespace: str, kind: str, name: str) -> Callable[[], bo
         return found is not None and found["metadata"]["uid"] != before["metadata"]["uid"]
 
     return made_again
-
-
-def hosts(kube: Kube, namespace: str, name: str = "mnist") -> list[str]:
-    labels = {obj["metadata"]["name"]: obj["metadata"].get("labels") or {} for obj in kube.list("Pod", namespace)}
-    return [pod for pod, of in labels.items() if of.get(HOST_LABEL) == "true" and of.get(LABEL) == name]
 
 
 @pytest.mark.usefixtures("provisioned")

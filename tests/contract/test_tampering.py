@@ -26,7 +26,7 @@ Change = Callable[[Object], None]
 
 #: Rendezvous of the module by backend: together they have children of every kind.
 NAMES = {"c10d": "mnist", "kubernetes": "world"}
-HOLDER = {"ConfigMap": "mnist", "Service": "mnist", "Role": "world", "RoleBinding": "world"}
+HOLDER = {"ConfigMap": "mnist", "Service": "mnist", "EndpointSlice": "mnist", "Role": "world", "RoleBinding": "world"}
 FINALIZER = "example.com/mine"
 
 
@@ -92,7 +92,7 @@ def pod(namespace: str, name: str) -> Object:
     obj["metadata"]["namespace"] = namespace
     obj["spec"]["containers"][0]["image"] = "registry.invalid/train"
     obj["spec"]["containers"][0]["envFrom"] = [{"configMapRef": {"name": f"rdzv-{name}"}}]
-    return {"apiVersion": "v1", "kind": "Pod", **obj, "status": {"phase": "Pending"}}
+    return {"apiVersion": "v1", "kind": "Pod", **obj, "status": {"phase": "Pending", "podIP": "10.1.2.3"}}
 
 
 def as_the_operator(control_plane: LocalCluster, namespace: str, directory: Path) -> Path:
@@ -214,10 +214,7 @@ ON_CONTENT: dict[str, dict[str, Change]] = {
         "immutable-and-changed": all_of(at("immutable", to=True), at("data", "PET_NNODES", to="99")),
     },
     "Service": {
-        "selector-key-added": at("spec", "selector", "app", to="theirs"),
-        "selector-changed": at("spec", "selector", "rdzv.dev/host", to="no"),
-        "selector-narrower-key-removed": without("spec", "selector", "rdzv.dev/host"),
-        "selector-removed": without("spec", "selector"),
+        "selector-added": at("spec", "selector", to={"app": "theirs"}),
         "port-changed": at("spec", "ports", 0, "port", to=1),
         "target-port-changed": at("spec", "ports", 0, "targetPort", to=1),
         "target-port-named": at("spec", "ports", 0, "targetPort", to="theirs"),
@@ -252,10 +249,32 @@ ON_CONTENT: dict[str, dict[str, Change]] = {
         ),
         "internal-traffic-policy": at("spec", "internalTrafficPolicy", to="Local"),
         "traffic-distribution": at("spec", "trafficDistribution", to="PreferClose"),
-        "ready-addresses-only": without("spec", "publishNotReadyAddresses"),
+        "not-ready-addresses-too": at("spec", "publishNotReadyAddresses", to=True),
         "ip-family-policy": at("spec", "ipFamilyPolicy", to="PreferDualStack"),
         "proxied-by-another": at(META, "labels", "service.kubernetes.io/service-proxy-name", to="theirs"),
         "topology-mode": at(META, "annotations", "service.kubernetes.io/topology-mode", to="Auto"),
+    },
+    "EndpointSlice": {
+        "all-removed": at("endpoints", to=[]),
+        "address-changed": at("endpoints", 0, "addresses", 0, to="192.0.2.7"),
+        "endpoint-added": adding("endpoints", item={"addresses": ["192.0.2.7"]}),
+        "target-removed": without("endpoints", 0, "targetRef"),
+        "target-is-another": at("endpoints", 0, "targetRef", "uid", to=SOMEBODY["uid"]),
+        "node-added": at("endpoints", 0, "nodeName", to="theirs"),
+        "zone-hint-added": at("endpoints", 0, "hints", to={"forZones": [{"name": "theirs"}]}),
+        "not-ready": at("endpoints", 0, "conditions", "ready", to=False),
+        "terminating": at("endpoints", 0, "conditions", "terminating", to=True),
+        "port-changed": at("ports", 0, "port", to=1),
+        "port-renamed": at("ports", 0, "name", to="theirs"),
+        "port-added": adding("ports", item={"name": "ssh", "port": 22, "protocol": "TCP"}),
+        "ports-removed": without("ports"),
+        "app-protocol-added": at("ports", 0, "appProtocol", to="http"),
+        "of-another-service": at(META, "labels", "kubernetes.io/service-name", to="theirs"),
+        "of-another-controller": at(
+            META, "labels", "endpointslice.kubernetes.io/managed-by", to="endpointslice-controller.k8s.io"
+        ),
+        "headless": at(META, "labels", "service.kubernetes.io/headless", to=""),
+        "proxied-by-another": at(META, "labels", "service.kubernetes.io/service-proxy-name", to="theirs"),
     },
     "Role": {
         "all-removed": without("rules"),
@@ -298,6 +317,14 @@ RECREATED: dict[str, dict[str, Change | None]] = {
     "Service": {
         "deleted": None,
         "made-again-headless": at("spec", "clusterIP", to="None"),
+        "made-again-without-owner": without(META, "ownerReferences"),
+        "made-again-for-a-namesake": at(META, "ownerReferences", 0, "uid", to=SOMEBODY["uid"]),
+    },
+    "EndpointSlice": {
+        "deleted": None,
+        "made-again-for-another-family": all_of(
+            at("addressType", to="IPv6"), at("endpoints", 0, "addresses", to=["fd00::7"])
+        ),
         "made-again-without-owner": without(META, "ownerReferences"),
         "made-again-for-a-namesake": at(META, "ownerReferences", 0, "uid", to=SOMEBODY["uid"]),
     },
@@ -407,6 +434,11 @@ def test_foreign_labels_and_annotations_stay(place: Place, kind: str) -> None:
 FOREIGN: dict[str, Object] = {
     "ConfigMap": {"apiVersion": "v1", "data": {"a": "b"}},
     "Service": {"apiVersion": "v1", "spec": {"selector": {"app": "theirs"}, "ports": [{"port": 80}]}},
+    "EndpointSlice": {
+        "apiVersion": "discovery.k8s.io/v1",
+        "addressType": "IPv4",
+        "endpoints": [{"addresses": ["192.0.2.7"]}],
+    },
     "Role": {
         "apiVersion": "rbac.authorization.k8s.io/v1",
         "rules": [{"apiGroups": [""], "resources": ["pods"], "verbs": ["get"]}],
@@ -440,7 +472,7 @@ def test_what_somebody_else_made_is_refused_by_name_and_left_alone_until_it_goes
         metadata["labels"][LABEL] = name
     metadata |= {"name": f"rdzv-{name}", "namespace": namespace}
     made = kube.create({"kind": kind, "metadata": metadata, **FOREIGN[kind]})
-    kube.create(rendezvous(namespace, name, "c10d" if kind == "Service" else "kubernetes"))
+    kube.create(rendezvous(namespace, name, "c10d" if kind in {"Service", "EndpointSlice"} else "kubernetes"))
     kube.create(pod(namespace, name))
 
     found = eventually(lambda: condition(kube, namespace, name))

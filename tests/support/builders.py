@@ -12,7 +12,7 @@ from rdzv.control.plan import Failure, Plan, plan
 from rdzv.control.status import compute_status
 from rdzv.observed import Observed, Pod
 from rdzv.registry import backend_registry
-from rdzv.spec import HOST_LABEL, LABEL, Rendezvous
+from rdzv.spec import LABEL, Rendezvous
 
 Object = dict[str, Any]
 
@@ -47,14 +47,20 @@ def rendezvous(backend: str = "c10d", *, uid: str = "uid-1", **spec: Any) -> Ren
     )
 
 
-def pod_object(name: str, *, index: int | None = None, phase: str = "Pending", **meta: Any) -> Object:
+def pod_object(
+    name: str, *, index: int | None = None, phase: str = "Pending", ip: str | None = "10.1.2.3", **meta: Any
+) -> Object:
     """An injected pod; containers wait while it is Pending and run while it is Running."""
     labels = {LABEL: "mnist", **({INDEX_LABEL: str(index)} if index is not None else {}), **meta.pop("labels", {})}
     state: Object = {"waiting": {"reason": "ContainerCreating"}} if phase == "Pending" else {"running": {}}
     return {
         "metadata": {"name": name, "namespace": "team", "uid": f"uid-of-{name}", "labels": labels, **meta},
         "spec": {"containers": [{"name": "train", "envFrom": [{"configMapRef": {"name": "rdzv-mnist"}}]}]},
-        "status": {"phase": phase, "containerStatuses": [{"name": "train", "state": state, "restartCount": 0}]},
+        "status": {
+            "phase": phase,
+            **({"podIP": ip} if ip else {}),
+            "containerStatuses": [{"name": "train", "state": state, "restartCount": 0}],
+        },
     }
 
 
@@ -69,27 +75,17 @@ class FakeNamespace:
         """Writes a plan step by step; returns how many steps there were. `stop_after` ends it early, as a crash would."""
         writes = [*plan.apply, *([plan.release] if plan.release else [])]
         steps: list[tuple[str, Any]] = [
-            *(("patch", patch) for patch in plan.patches),
             *(("delete", obj) for obj in plan.delete),
             *(("write", write.wanted) for write in writes),
         ]
         for verb, what in steps[:stop_after]:
-            if verb == "patch":
-                meta = self.pods[what.name]["metadata"]
-                _merge(meta.setdefault("labels", {}), what.labels)
-            elif verb == "delete":
+            if verb == "delete":
                 self.children.pop(key(what), None)
             else:
                 self.children[key(what)] = copy.deepcopy(what)
         return len(steps)
 
     def hosts(self) -> list[str]:
-        return [name for name, pod in self.pods.items() if pod["metadata"].get("labels", {}).get(HOST_LABEL) == "true"]
-
-
-def _merge(target: Object, patch: Mapping[str, str | None]) -> None:
-    for label, value in patch.items():
-        if value is None:
-            target.pop(label, None)
-        else:
-            target[label] = value
+        """Names of the pods that the Service leads to."""
+        found = self.children.get(("EndpointSlice", "rdzv-mnist"), {})
+        return [endpoint["targetRef"]["name"] for endpoint in found.get("endpoints", [])]

@@ -24,7 +24,7 @@ def pod(namespace: str, name: str, index: int, **meta: Any) -> Object:
     del obj["metadata"]["uid"]
     obj["metadata"]["namespace"] = namespace
     obj["spec"]["containers"][0]["image"] = "registry.invalid/train"
-    return {"apiVersion": "v1", "kind": "Pod", **obj, "status": {"phase": "Pending"}}
+    return {"apiVersion": "v1", "kind": "Pod", **obj, "status": {"phase": "Pending", "podIP": f"10.1.2.{index + 1}"}}
 
 
 def is_provisioned(kube: Kube, namespace: str) -> bool:
@@ -41,3 +41,9 @@ def set_up(kube: Kube, namespace: str, order: str) -> None:
     objects = [rendezvous(namespace), pod(namespace, "a", 0), pod(namespace, "b", 1)]
     for obj in objects if order == "rendezvous first" else [*objects[1:], objects[0]]:
         kube.create(obj)
+
+
+def hosts(kube: Kube, namespace: str, name: str = "mnist") -> list[str]:
+    """Names of the pods that the Service leads to."""
+    found = kube.get("EndpointSlice", namespace, f"rdzv-{name}") or {}
+    return [(endpoint.get("targetRef") or {}).get("name", "") for endpoint in found.get("endpoints") or []]

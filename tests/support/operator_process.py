@@ -21,7 +21,10 @@ T = TypeVar("T")
 Object = dict[str, Any]
 
 
-_GROUPS = dict.fromkeys(("Role", "RoleBinding"), "rbac.authorization.k8s.io/v1")
+_GROUPS = {
+    **dict.fromkeys(("Role", "RoleBinding"), "rbac.authorization.k8s.io/v1"),
+    "EndpointSlice": "discovery.k8s.io/v1",
+}
 
 
 class Kube:

@@ -15,7 +15,7 @@ from rdzv.control import feed
 from rdzv.control.cache import CHILDREN, MEMBERS, PODS, RENDEZVOUS, Cache, Key, Kind, View, id_of
 from rdzv.control.feed import Comparison, fill
 from rdzv.protocol.records import Member
-from rdzv.spec import HOST_LABEL, LABEL
+from rdzv.spec import LABEL
 
 Object = dict[str, Any]
 
@@ -160,7 +160,7 @@ def test_what_no_decision_rests_on_leads_to_no_pass() -> None:
     cache = Cache()
     put(cache, pod_object("a"), 1)
     assert put(cache, pod_object("a", annotations={"seen": "2"}), 2) == set()
-    assert put(cache, pod_object("a", labels={HOST_LABEL: "true"}), 3) == {("team", "mnist")}
+    assert put(cache, pod_object("a", ip="10.1.2.4"), 3) == {("team", "mnist")}
 
 
 def test_of_labels_that_name_nobody_nothing_is_left_when_their_pods_are_gone() -> None:

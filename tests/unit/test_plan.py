@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from support import builders
 from support.builders import FakeNamespace, pod_object, rendezvous
 
-from rdzv.backends import BackendError
+from rdzv.backends import BackendError, endpoint_slice
 from rdzv.control.children import child, key
 from rdzv.control.compare import Verdict, compare
 from rdzv.control.plan import Plan, name_taken, plan
@@ -36,12 +36,58 @@ def test_c10d_leads_all_to_the_store_of_one_pod() -> None:
     assert env["PET_RDZV_ID"] == "uid-1"
     assert env["PET_NNODES"] == "2"
     assert "is_host=true" in env["PET_RDZV_CONF"]
-    selector = namespace.children["Service", "rdzv-mnist"]["spec"]["selector"]
+    service = namespace.children["Service", "rdzv-mnist"]
+    assert "selector" not in service["spec"]
+    assert ("EndpointSlice", "rdzv-mnist") not in namespace.children, "it leads nowhere"
 
     namespace.pods = {name: pod_object(name, index=index) for index, name in enumerate(["b", "a"])}
     settle(rendezvous(), namespace)
     assert namespace.hosts() == ["b"], "the lowest index"
-    assert selector.items() <= namespace.pods["b"]["metadata"]["labels"].items()
+    endpoint = namespace.children["EndpointSlice", "rdzv-mnist"]
+    assert endpoint["metadata"]["labels"]["kubernetes.io/service-name"] == "rdzv-mnist"
+    assert endpoint["metadata"]["labels"]["endpointslice.kubernetes.io/managed-by"] == "rendezvous-operator"
+    assert [endpoint["addressType"], endpoint["endpoints"][0]["addresses"]] == ["IPv4", ["10.1.2.3"]]
+    assert endpoint["endpoints"][0]["targetRef"]["uid"] == "uid-of-b"
+    assert endpoint["ports"] == [{"name": "rendezvous", "port": 29400, "protocol": "TCP"}]
+    assert endpoint["ports"][0].items() <= service["spec"]["ports"][0].items()
+
+
+def test_a_host_without_an_address_is_led_to_when_it_has_one_and_followed_to_another() -> None:
+    namespace = FakeNamespace([pod_object("a", index=0, ip=None), pod_object("b", index=1, ip=None)])
+    settle(rendezvous(), namespace)
+    assert namespace.hosts() == []
+    for ip, family in (("fd00::7", "IPv6"), ("10.1.2.8", "IPv4")):
+        namespace.pods["a"]["status"]["podIP"] = ip
+        settle(rendezvous(), namespace)
+        found = namespace.children["EndpointSlice", "rdzv-mnist"]
+        assert (found["endpoints"][0]["addresses"], found["addressType"]) == ([ip], family)
+
+
+def test_when_the_host_is_gone_and_no_other_has_an_address_the_service_leads_nowhere() -> None:
+    namespace = FakeNamespace([pod_object("a", index=0), pod_object("b", index=1, ip=None)])
+    settle(rendezvous(), namespace)
+    assert namespace.hosts() == ["a"]
+    del namespace.pods["a"]
+    settle(rendezvous(), namespace)
+    assert namespace.hosts() == []
+
+
+def test_a_label_that_a_tenant_can_set_chooses_no_host() -> None:
+    namespace = FakeNamespace([pod_object("a", index=0), pod_object("b", index=1, labels={"rdzv.dev/host": "true"})])
+    settle(rendezvous(), namespace)
+    assert namespace.hosts() == ["a"]
+
+
+def test_somebody_elses_slice_chooses_no_host() -> None:
+    namespace = FakeNamespace([pod_object("a", index=0), pod_object("b", index=1)])
+    theirs = foreign("discovery.k8s.io/v1", "EndpointSlice")
+    theirs |= {"addressType": "IPv4", "endpoints": [{"addresses": ["10.9.9.9"], "targetRef": {"uid": "uid-of-b"}}]}
+    namespace.children["EndpointSlice", "rdzv-mnist"] = theirs
+    result = planned(rendezvous(), namespace)
+    assert result.host is not None
+    assert result.host.name == "a"
+    write = next(write for write in result.apply if write.wanted["kind"] == "EndpointSlice")
+    assert compare(write.actual, write.wanted) is Verdict.TAKEN
 
 
 def test_a_living_host_stays_and_a_dying_one_is_replaced() -> None:
@@ -85,7 +131,7 @@ def test_a_server_of_the_users_own_needs_no_service(backend: str) -> None:
     assert "timeout=5" in env["PET_RDZV_CONF"].split(",")
 
 
-def test_giving_an_endpoint_later_removes_the_service_and_the_mark() -> None:
+def test_giving_an_endpoint_later_removes_the_service_and_where_it_leads() -> None:
     namespace = FakeNamespace([pod_object("a", index=0)])
     settle(rendezvous(), namespace)
     settle(rendezvous(endpoint="store.team.svc:1234"), namespace)
@@ -156,8 +202,9 @@ def test_a_host_is_chosen_though_a_child_has_a_name_that_is_taken() -> None:
     namespace = FakeNamespace([pod_object("a", index=0)])
     namespace.children["ConfigMap", "rdzv-mnist"] = foreign("v1", "ConfigMap")
     result = planned(rendezvous(), namespace)
-    assert [patch.name for patch in result.patches] == ["a"]
-    assert [write.wanted["kind"] for write in result.apply] == ["Service"]
+    assert [write.wanted["kind"] for write in result.apply] == ["EndpointSlice", "Service"]
+    assert result.host is not None
+    assert result.host.name == "a"
 
 
 def test_a_backend_that_nobody_knows_any_longer_keeps_no_config_map_and_stops_nobody_who_runs() -> None:
@@ -200,11 +247,10 @@ def test_a_world_that_is_too_large_for_the_backend_is_refused() -> None:
 def pods_strategy() -> st.SearchStrategy[list[dict[str, Any]]]:
     def build(rows: list[tuple[str, bool, bool, int | None]]) -> list[dict[str, Any]]:
         pods = []
-        for number, (phase, terminating, marked, index) in enumerate(rows):
-            meta: dict[str, Any] = {"labels": {"rdzv.dev/host": "true"}} if marked else {}
-            if terminating:
-                meta["deletionTimestamp"] = "2026-01-01T00:00:00Z"
-            pods.append(pod_object(f"p{number}", index=index, phase=phase, **meta))
+        for number, (phase, terminating, addressed, index) in enumerate(rows):
+            meta: dict[str, Any] = {"deletionTimestamp": "2026-01-01T00:00:00Z"} if terminating else {}
+            ip = f"10.1.0.{number + 1}" if addressed else None
+            pods.append(pod_object(f"p{number}", index=index, phase=phase, ip=ip, **meta))
         return pods
 
     phases = st.sampled_from(["Pending", "Running", "Succeeded", "Failed"])
@@ -250,15 +296,18 @@ def spoil(namespace: FakeNamespace, backend: str, how: str) -> None:
     pods=pods_strategy(),
     backend=st.sampled_from(sorted(BACKENDS)),
     before=st.sampled_from(["nothing", "of a namesake", "owners stripped", "of another spec"]),
+    leads_to=st.integers(0, 8),
     crash=st.integers(0, 8),
 )
 def test_any_start_and_a_crash_anywhere_end_in_the_same_state(
-    pods: list[dict[str, Any]], backend: str, before: str, crash: int
+    pods: list[dict[str, Any]], backend: str, before: str, leads_to: int, crash: int
 ) -> None:
     subject = rendezvous(backend, **BACKENDS[backend])
-    clean = FakeNamespace(copy.deepcopy(pods))
+    clean, namespace = FakeNamespace(copy.deepcopy(pods)), FakeNamespace(pods)
+    if leads_to < len(pods) and (first := builders.pod(pods[leads_to])).ip:
+        for each in (clean, namespace):
+            each.children["EndpointSlice", "rdzv-mnist"] = child(endpoint_slice(subject, 1, first), subject)
     settle(subject, clean)
-    namespace = FakeNamespace(pods)
     spoil(namespace, backend, before)
     namespace.execute(planned(subject, namespace), stop_after=crash)
     for _ in range(2):
@@ -267,38 +316,6 @@ def test_any_start_and_a_crash_anywhere_end_in_the_same_state(
     assert namespace.children == clean.children
     live = [pod for pod in map(builders.pod, namespace.pods.values()) if pod.live]
     eligible = {"c10d": live, "static": [pod for pod in live if pod.slot == 0]}.get(backend, [])
-    assert len(namespace.hosts()) == (1 if eligible else 0)
-
-
-def marked(name: str, index: int, by: str, at: str = "2026-01-01T00:00:00Z", value: str = "true") -> dict[str, Any]:
-    """A running pod whose host label `by` has written."""
-    fields: dict[str, Any] = {"f:metadata": {"f:labels": {"f:rdzv.dev/host": {}}}}
-    entries = [
-        {"manager": "kubelet", "time": "2025-01-01T00:00:00Z", "fieldsV1": {"f:metadata": {}}},
-        {"manager": by, "time": at, "fieldsV1": fields},
-    ]
-    return pod_object(name, index=index, phase="Running", labels={"rdzv.dev/host": value}, managedFields=entries)
-
-
-def test_a_mark_that_somebody_else_sets_does_not_move_the_host() -> None:
-    pods = [marked("a", 0, "kubectl-label"), marked("b", 1, "rendezvous-operator")]
-    namespace = FakeNamespace(pods)
-    settle(rendezvous(), namespace)
-    assert namespace.hosts() == ["b"]
-
-
-def test_of_two_hosts_the_one_that_was_marked_first_stays() -> None:
-    # A host pod of another Rendezvous that was relabelled.
-    newer = marked("a", 0, "rendezvous-operator", "2026-01-02T00:00:00Z")
-    namespace = FakeNamespace([newer, marked("b", 1, "rendezvous-operator", "2026-01-01T00:00:00Z")])
-    settle(rendezvous(), namespace)
-    assert namespace.hosts() == ["b"]
-
-
-@pytest.mark.parametrize("value", ["no", ""])
-def test_a_mark_that_says_something_else_is_taken_off(value: str) -> None:
-    pods = [pod_object("a", index=0, phase="Running"), marked("b", 1, "kubectl-label", value=value)]
-    namespace = FakeNamespace(pods)
-    settle(rendezvous(), namespace)
-    assert namespace.hosts() == ["a"]
-    assert "rdzv.dev/host" not in namespace.pods["b"]["metadata"]["labels"]
+    host = planned(subject, namespace).host
+    assert (host is not None) == bool(eligible)
+    assert namespace.hosts() == ([host.name] if host is not None and host.ip else [])

@@ -134,14 +134,18 @@ def test_events_name_the_object_the_cause_and_the_fix_and_do_not_repeat() -> Non
 
 
 def test_the_host_is_told_from_what_is_so_that_a_new_process_tells_it_too() -> None:
-    unmarked = Observed([builders.pod(pod_object("a", index=0))])
-    decided = plan(rendezvous(), unmarked, backend_registry())
-    assert events_for(rendezvous(), decided, [], unmarked.pods, {}) == [], "it is not marked yet"
+    namespace = builders.FakeNamespace([pod_object("a", index=0)])
 
-    marked = Observed([builders.pod(pod_object("a", index=0, labels={"rdzv.dev/host": "true"}))])
-    decided = plan(rendezvous(), marked, backend_registry())
-    assert not decided.patches
-    (event,) = events_for(rendezvous(), decided, [], marked.pods, {})
+    def seen() -> Observed:
+        return Observed([builders.pod(pod_object("a", index=0))], list(namespace.children.values()))
+
+    decided = plan(rendezvous(), seen(), backend_registry())
+    assert events_for(rendezvous(), decided, [], seen().pods, {}) == [], "the Service does not lead there yet"
+
+    namespace.execute(decided)
+    decided = plan(rendezvous(), seen(), backend_registry())
+    assert not decided.apply
+    (event,) = events_for(rendezvous(), decided, [], seen().pods, {})
     assert (event.reason, "pod a hosts the store" in event.message) == ("HostChosen", True)
 
 

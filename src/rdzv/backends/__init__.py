@@ -10,13 +10,16 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from rdzv.spec import HOST_LABEL, LABEL, MAX_NODES
+from rdzv.spec import MANAGER, MAX_NODES
 
 if TYPE_CHECKING:
     from torch.distributed.elastic.rendezvous import RendezvousHandler, RendezvousParameters
 
-    from rdzv.observed import Observed
+    from rdzv.observed import Observed, Pod
     from rdzv.spec import Rendezvous
+
+#: Label of an EndpointSlice: the Service that it belongs to.
+SERVICE_LABEL = "kubernetes.io/service-name"
 
 
 class BackendError(ValueError):
@@ -29,8 +32,9 @@ class BackendError(ValueError):
 
 @dataclass(frozen=True)
 class Host:
-    """Asks the operator to choose the pod that the backend's Service leads to: any, or only the one with index `slot`."""
+    """Asks the operator to choose the pod whose `port` the backend's Service leads to: any pod, or only the one with index `slot`."""
 
+    port: int
     slot: int | None = None
 
 
@@ -113,18 +117,44 @@ def delegate_to_torch(params: RendezvousParameters) -> RendezvousHandler:
 
 
 def endpoint_service(rendezvous: Rendezvous, port: int) -> dict[str, Any]:
-    """A Service that leads to the one pod that the operator chose as host (label `rdzv.dev/host`).
+    """A Service that leads to the one pod that the operator chose as host: to what `endpoint_slice` says.
 
-    The selector makes Kubernetes' own EndpointSlice controller follow the pod's IP, with the operator away too. Not-ready addresses
-    are published: the store listens long before a training container is Ready, and everybody waits for it.
+    It has no selector: labels are the tenant's to set, and the operator would need the right to change pods.
     """
     return {
         "apiVersion": "v1",
         "kind": "Service",
         "metadata": {"name": rendezvous.child_name},
-        "spec": {
-            "selector": {LABEL: rendezvous.name, HOST_LABEL: "true"},
-            "publishNotReadyAddresses": True,
-            "ports": [{"name": "rendezvous", "port": port, "targetPort": port, "protocol": "TCP"}],
-        },
+        "spec": {"ports": [{**_port(port), "targetPort": port}]},
     }
+
+
+def endpoint_slice(rendezvous: Rendezvous, port: int, pod: Pod) -> dict[str, Any]:
+    """Leads the Service of `endpoint_service` to one pod, which has an address.
+
+    It says ready whatever the pod says: the store listens long before a training container is Ready, and everybody waits for it.
+    kube-proxy sends nothing to an endpoint that is not ready, unless there is no other and it serves.
+    """
+    return {
+        "apiVersion": "discovery.k8s.io/v1",
+        "kind": "EndpointSlice",
+        "metadata": {
+            "name": rendezvous.child_name,
+            # Without the second one Kubernetes' own controllers would take the slice for theirs.
+            "labels": {SERVICE_LABEL: rendezvous.child_name, "endpointslice.kubernetes.io/managed-by": MANAGER},
+        },
+        "addressType": "IPv6" if ":" in pod.ip else "IPv4",
+        "ports": [_port(port)],
+        "endpoints": [
+            {
+                "addresses": [pod.ip],
+                "conditions": {"ready": True, "serving": True, "terminating": False},
+                "targetRef": {"kind": "Pod", "namespace": rendezvous.namespace, "name": pod.name, "uid": pod.uid},
+            }
+        ],
+    }
+
+
+def _port(port: int) -> dict[str, Any]:
+    """kube-proxy joins a Service's port and a slice's by name."""
+    return {"name": "rendezvous", "port": port, "protocol": "TCP"}

@@ -37,7 +37,7 @@ def provision(rendezvous: Rendezvous) -> Provision:
         objects=[endpoint_service(rendezvous, port)],
         env=env,
         config={**config, "is_host": "true"},
-        host=Host(),
+        host=Host(port),
     )
 
 

@@ -11,7 +11,7 @@ from typing import Any
 from rdzv.control.children import APPLIED_ANNOTATION, title
 from rdzv.control.compare import Verdict, compare, kept_finalizers, replacement
 from rdzv.control.events import EventToPost
-from rdzv.control.plan import HELD_BACK, REQUEST_FAILED, Failure, Plan, PodPatch, Write, name_taken
+from rdzv.control.plan import HELD_BACK, REQUEST_FAILED, Failure, Plan, Write, name_taken
 from rdzv.control.transport import JSON, RequestFailed, Transport, path
 from rdzv.objects import Object, ReadOnlyObject
 from rdzv.spec import API_VERSION, MANAGER, Rendezvous
@@ -25,7 +25,6 @@ ATTEMPTS = 3
 GIVES_WAY = 600.0
 
 APPLY = "application/apply-patch+yaml"
-MERGE = "application/merge-patch+json"
 
 
 @dataclass(frozen=True)
@@ -49,15 +48,12 @@ class KubernetesAPI(Transport):
     def execute(self, plan: Plan, rendezvous: Rendezvous) -> Outcome:
         """Writes a plan. Repeating it, or stopping anywhere in it, does no harm.
 
-        One child's failure does not stop what does not depend on it: pods are marked as hosts whatever becomes of the children, and only
-        the ConfigMap, which releases the pods, waits for all the others.
+        One child's failure does not stop what does not depend on it: the endpoint moves whatever becomes of the others, and only the
+        ConfigMap, which releases the pods, waits for all of them.
         """
         if plan.newer and self._gives_way(rendezvous):
             return Outcome(gave_way=True)
         failures: list[Failure] = []
-        for patch in plan.patches:
-            if not self._attempt(failures, self._patch_pod, rendezvous.namespace, patch):
-                break  # A mark that could not be taken off: with a second one the Service would lead to two pods.
         for obj in plan.delete:
             self._attempt(failures, self._delete, obj)
         succeeded = [self._attempt(failures, self._put_right, write) for write in plan.apply]
@@ -173,14 +169,6 @@ class KubernetesAPI(Transport):
         options = {"apiVersion": "v1", "kind": "DeleteOptions", "preconditions": {"uid": meta["uid"]}}
         self._ignoring((404, 409), "DELETE", _path_of(obj), options, JSON)
         _log.info("deleted %s %s/%s", *_place(obj))
-
-    def _patch_pod(self, namespace: str, patch: PodPatch) -> None:
-        # With the uid in it the patch fails with 409 for a pod re-created under the same name.
-        body = {"metadata": {"uid": patch.uid, "labels": dict(patch.labels)}}
-        self._ignoring(
-            (404, 409), "PATCH", path("v1", "Pod", namespace, patch.name), body, MERGE, {"fieldManager": MANAGER}
-        )
-        _log.info("patched Pod %s/%s: %s", namespace, patch.name, dict(patch.labels))
 
 
 #: Names who writes in managedFields; a field that the API server does not know is an error, not dropped.

@@ -122,7 +122,13 @@ MEMBERS = Kind(API_VERSION, "RendezvousMember", LABEL, lambda obj: (_names(obj),
 #: The kinds of children that a backend may ask for.
 CHILDREN = tuple(
     Kind(api_version, kind, f"{LABEL},{MANAGED_BY_LABEL}={MANAGER}", _read_child)
-    for api_version, kind in (("v1", "ConfigMap"), ("v1", "Service"), (RBAC, "Role"), (RBAC, "RoleBinding"))
+    for api_version, kind in (
+        ("v1", "ConfigMap"),
+        ("v1", "Service"),
+        ("discovery.k8s.io/v1", "EndpointSlice"),
+        (RBAC, "Role"),
+        (RBAC, "RoleBinding"),
+    )
 )
 KINDS = (RENDEZVOUS, PODS, ROUNDS, MEMBERS, *CHILDREN)
 _BY_NAME = {(kind.api_version, kind.kind): kind for kind in KINDS}

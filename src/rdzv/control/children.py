@@ -34,7 +34,7 @@ def child(obj: ReadOnlyObject, rendezvous: Rendezvous) -> Object:
     metadata = {
         **obj["metadata"],
         "namespace": rendezvous.namespace,
-        "labels": {MANAGED_BY_LABEL: MANAGER, LABEL: rendezvous.name},
+        "labels": {**obj["metadata"].get("labels", {}), MANAGED_BY_LABEL: MANAGER, LABEL: rendezvous.name},
         "annotations": {APPLIED_ANNOTATION: f"{__version__} {digest}"},
         "ownerReferences": [owner],
     }

@@ -28,12 +28,14 @@ class Verdict(enum.Enum):
     """Somebody else made it."""
 
 
-#: Labels and annotations of a Service under this prefix change where it leads (service-proxy-name, topology-mode).
+#: Labels and annotations under this prefix change where a Service leads (service-proxy-name, topology-mode, headless on a slice).
 _STEERING = "service.kubernetes.io/"
+_STEERED = ("Service", "EndpointSlice")
 
 #: Fields that the API server sets to one value when they are not given (core/v1 and rbac/v1 defaults of Kubernetes 1.30 to 1.36).
 _DEFAULTS: dict[str, Object] = {
     "ConfigMap": {"data": {}, "binaryData": {}, "immutable": False},
+    "EndpointSlice": {},
     "Role": {"rules": []},
     "RoleBinding": {"subjects": []},
     "Service": {},
@@ -97,8 +99,12 @@ def _differs_for_good(actual: ReadOnlyObject, wanted: ReadOnlyObject) -> bool:
         return bool(actual.get("immutable")) and not wanted.get("immutable")
     if actual["kind"] == "RoleBinding":
         return bool(actual.get("roleRef") != wanted.get("roleRef"))
+    if actual["kind"] == "EndpointSlice":
+        return bool(actual.get("addressType") != wanted["addressType"])
     if actual["kind"] == "Service":
-        return _is_headless(actual) != _is_headless(wanted)
+        # What Kubernetes made for a selector stays behind when that goes, and would lead elsewhere too. With the Service it goes.
+        stays_behind = bool(actual["spec"].get("selector")) and not wanted["spec"].get("selector")
+        return stays_behind or _is_headless(actual) != _is_headless(wanted)
     return False
 
 
@@ -121,7 +127,7 @@ def _metadata_differs(actual: ReadOnlyObject, wanted: ReadOnlyObject) -> bool:
 
 def _kept(kind: str, actual: ReadOnlyObject, field: str) -> Mapping[str, str]:
     present: Mapping[str, str] = actual["metadata"].get(field) or {}
-    if kind != "Service":
+    if kind not in _STEERED:
         return present
     return {key: value for key, value in present.items() if not key.startswith(_STEERING)}
 

@@ -99,7 +99,7 @@ def events_for(
         for failure in failures
         if failure.reason == NAME_TAKEN
     ]
-    if plan.host is not None and plan.host.host and plan.provision is not None:
+    if plan.host is not None and plan.leads_there and plan.provision is not None:
         text = f"pod {plan.host.name} hosts the store behind {plan.provision.endpoint}"
         events.append(_on_rendezvous(rendezvous, "Normal", "HostChosen", text))
     reason, of = "SettingsShadowed", f"win over those of Rendezvous {rendezvous.name}"

@@ -10,26 +10,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from rdzv.backends import BackendError, Host, Provision
+from rdzv.backends import BackendError, Host, Provision, endpoint_slice
 from rdzv.control.children import RBAC, child, is_marked, is_of_predecessor, is_owned, key, newer_version, title
 from rdzv.control.compare import Verdict, compare
 from rdzv.env import render
 from rdzv.objects import Object, ReadOnlyObject
 from rdzv.observed import Observed, Pod
 from rdzv.registry import BackendRegistry
-from rdzv.spec import HOST_LABEL, Rendezvous
+from rdzv.spec import Rendezvous
 
 #: Reasons of failures, as conditions give them.
 NAME_TAKEN, REQUEST_FAILED, HELD_BACK = "NameTaken", "APIError", "HeldBack"
-
-
-@dataclass(frozen=True)
-class PodPatch:
-    """Labels to set on one pod (None removes one), only if it still is the pod with this uid."""
-
-    name: str
-    uid: str
-    labels: dict[str, str | None]
 
 
 @dataclass(frozen=True)
@@ -53,23 +44,23 @@ class Plan:
     """What one pass writes. What fails stops only what depends on it.
 
     Attributes:
-        patches: pods to mark; in this order, and none after one that failed.
         delete: children that are no longer wanted.
         apply: children that the pods rely on.
         release: the ConfigMap that kubelet holds the pods' containers for, so after all of `apply` and only if that succeeded.
         provision: what the backend needs; None if it refused the spec.
         refused: why the spec can't be served.
-        host: the pod that the backend's Service leads to.
+        host: the pod that the backend's Service is to lead to.
+        leads_there: the Service leads to it already.
         newer: the version of a newer operator that wrote the children; empty if none did.
     """
 
-    patches: Sequence[PodPatch] = ()
     delete: Sequence[ReadOnlyObject] = ()
     apply: Sequence[Write] = ()
     release: Write | None = None
     provision: Provision | None = None
     refused: BackendError | None = None
     host: Pod | None = None
+    leads_there: bool = False
     newer: str = ""
 
 
@@ -82,19 +73,21 @@ def plan(rendezvous: Rendezvous, observed: Observed, registry: BackendRegistry) 
     except BackendError as error:
         return Plan(refused=error, delete=_no_longer_served(belonging, rendezvous, registry), newer=newer)
 
-    host = _elect(observed.pods, provision.host) if provision.host else None
+    led_to = _present_host(belonging, rendezvous)
+    host = _elect(observed.pods, provision.host, led_to) if provision.host else None
     access = _access(rendezvous, provision, observed.pods) if provision.rules else []
-    relied_on = [child(obj, rendezvous) for obj in (*access, *provision.objects)]
+    endpoint = _endpoint(rendezvous, provision.host, host)
+    relied_on = [child(obj, rendezvous) for obj in (*endpoint, *access, *provision.objects)]
     released_by = child(_config_map(rendezvous, provision), rendezvous)
     wanted = {key(obj) for obj in (*relied_on, released_by)}
     present = {key(obj): obj for obj in observed.children}
     return Plan(
-        patches=_host_patches(observed.pods, host),
         delete=[obj for obj in belonging if key(obj) not in wanted],
         apply=[write for obj in relied_on if (write := _write(obj, present)) is not None],
         release=_write(released_by, present),
         provision=provision,
         host=host,
+        leads_there=host is not None and host.uid == led_to,
         newer=newer,
     )
 
@@ -165,24 +158,25 @@ def _access(rendezvous: Rendezvous, provision: Provision, pods: Sequence[Pod]) -
     ]
 
 
-def _elect(pods: Sequence[Pod], host: Host) -> Pod | None:
-    """The pod that hosts the store: the present one while it lives, else one that can start, the lowest index first.
+def _present_host(belonging: Sequence[ReadOnlyObject], rendezvous: Rendezvous) -> str | None:
+    """UID of the pod that the Service leads to now."""
+    slices = (obj for obj in belonging if key(obj) == ("EndpointSlice", rendezvous.child_name))
+    endpoints = [endpoint for obj in slices for endpoint in obj.get("endpoints") or []]
+    return (endpoints[0].get("targetRef") or {}).get("uid") if endpoints else None
 
-    Of several the present one is that which has been marked for longest.
-    """
+
+def _elect(pods: Sequence[Pod], host: Host, present: str | None) -> Pod | None:
+    """The pod that hosts the store: the present one while it lives, else one that can start, the lowest index first."""
     candidates = [pod for pod in pods if pod.live and pod.injected and (host.slot is None or pod.slot == host.slot)]
 
-    def order(pod: Pod) -> tuple[bool, bool, str, bool, int, str, str]:
-        since = pod.marked_at if pod.host else ""
-        return (pod.hopeless, not pod.host, since, pod.slot is None, pod.slot or 0, pod.created, pod.uid)
+    def order(pod: Pod) -> tuple[bool, bool, bool, int, str, str]:
+        return (pod.hopeless, pod.uid != present, pod.slot is None, pod.slot or 0, pod.created, pod.uid)
 
     return min(candidates, key=order, default=None)
 
 
-def _host_patches(pods: Sequence[Pod], chosen: Pod | None) -> list[PodPatch]:
-    """Exactly one pod is marked; a mark on any other is taken off first, so that the Service never leads to two."""
-    changes = [pod for pod in pods if pod.mark != ("true" if pod == chosen else None)]
-    return [
-        PodPatch(pod.name, pod.uid, {HOST_LABEL: "true" if pod == chosen else None})
-        for pod in sorted(changes, key=lambda pod: pod == chosen)
-    ]
+def _endpoint(rendezvous: Rendezvous, wanted: Host | None, host: Pod | None) -> list[dict[str, Any]]:
+    """Where the Service leads: nowhere while the host has no address, rather than to one that is gone."""
+    if wanted is None or host is None or not host.ip:
+        return []
+    return [endpoint_slice(rendezvous, wanted.port, host)]

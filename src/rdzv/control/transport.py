@@ -35,6 +35,7 @@ _METADATA = "application/json;as=PartialObjectMetadataList;v=v1;g=meta.k8s.io"
 
 _PLURALS = {
     "ConfigMap": "configmaps",
+    "EndpointSlice": "endpointslices",
     "Event": "events",
     "Pod": "pods",
     "Rendezvous": PLURAL,
