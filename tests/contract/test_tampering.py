@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import yaml
 from kubernetes.client import ApiException
+from support.accounts import policies
 from support.builders import pod_object
 from support.cluster_fixtures import LocalCluster
 from support.operator_process import ROOT, Kube, OperatorProcess, eventually, running_operator
@@ -95,19 +96,19 @@ def pod(namespace: str, name: str) -> Object:
     return {"apiVersion": "v1", "kind": "Pod", **obj, "status": {"phase": "Pending", "podIP": "10.1.2.3"}}
 
 
-def as_the_operator(control_plane: LocalCluster, namespace: str, directory: Path) -> Path:
-    """A kubeconfig of a service account that may do what the chart lets the operator do, and nothing else."""
+def as_the_operator(control_plane: LocalCluster, namespace: str, directory: Path, account_name: str) -> Path:
+    """A kubeconfig of service account `account_name`, which may do what the chart lets the operator do, and nothing else."""
     documents = [each for each in yaml.safe_load_all((ROOT / "deploy/install.yaml").read_text()) if each]
     name = f"operator-{namespace}"
     (rights,) = [d for d in documents if d["kind"] == "ClusterRole" and d["metadata"]["name"] == "rendezvous-operator"]
     role = {**rights, "metadata": {"name": name}}
     control_plane.kubectl("apply", "-f", "-", input=json.dumps(role))
-    control_plane.kubectl("create", "serviceaccount", "operator", "-n", namespace)
+    control_plane.kubectl("create", "serviceaccount", account_name, "-n", namespace)
     control_plane.kubectl(
-        "create", "clusterrolebinding", name, f"--clusterrole={name}", f"--serviceaccount={namespace}:operator"
+        "create", "clusterrolebinding", name, f"--clusterrole={name}", f"--serviceaccount={namespace}:{account_name}"
     )
     kubeconfig = yaml.safe_load(control_plane.kubeconfig.read_text())
-    token = control_plane.kubectl("create", "token", "operator", "-n", namespace).strip()
+    token = control_plane.kubectl("create", "token", account_name, "-n", namespace).strip()
     kubeconfig["users"][0]["user"] = {"token": token}
     file = directory / "kubeconfig"
     file.write_text(json.dumps(kubeconfig))
@@ -121,8 +122,12 @@ def place(control_plane: LocalCluster, tmp_path_factory: pytest.TempPathFactory)
     kube, namespace = Kube(control_plane.kubeconfig), f"test-{secrets.token_hex(4)}"
     control_plane.kubectl("create", "namespace", namespace)
     scratch = tmp_path_factory.mktemp("operator")
-    account = as_the_operator(control_plane, namespace, scratch)
-    with running_operator(account, scratch / "log", namespace) as operator:
+    with (
+        policies(control_plane, [namespace], f"--namespace={namespace}") as name,
+        running_operator(
+            as_the_operator(control_plane, namespace, scratch, name), scratch / "log", namespace
+        ) as operator,
+    ):
         for backend, name in NAMES.items():
             kube.create(pod(namespace, name))
             kube.create(rendezvous(namespace, name, backend))

@@ -108,10 +108,12 @@ def _write(wanted: Object, present: dict[tuple[str, str], ReadOnlyObject]) -> Wr
 
 
 def _belongs(obj: ReadOnlyObject, rendezvous: Rendezvous) -> bool:
-    """Whether it is ours to delete: it, or an earlier Rendezvous of the name, owns it, or it has a child's name and marks."""
-    marked = obj["metadata"]["name"] == rendezvous.child_name and is_marked(obj, rendezvous.name)
+    """Whether it is ours to delete: it has a child's name, and it, or an earlier Rendezvous of the name, owns it, or it has the marks."""
+    name = obj["metadata"]["name"]
+    if not f"{name}-".startswith(f"{rendezvous.child_name}-"):
+        return False
     owned = is_owned(obj, rendezvous.uid) or is_of_predecessor(obj, rendezvous.name, rendezvous.uid)
-    return owned or marked
+    return owned or (name == rendezvous.child_name and is_marked(obj, rendezvous.name))
 
 
 def _no_longer_served(

@@ -1,0 +1,98 @@
+"""The chart's policies in force for namespaces of a test, and clients that act as one service account or one pod."""
+
+from __future__ import annotations
+
+import json
+import secrets
+import subprocess
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from support.cluster_fixtures import LocalCluster
+from support.operator_process import ROOT
+
+Object = dict[str, Any]
+
+CHART = ROOT / "charts/rendezvous-operator"
+RELEASE = "rendezvous-operator"
+POLICIES = ("ValidatingAdmissionPolicy", "ValidatingAdmissionPolicyBinding")
+
+
+def rendered(cluster: LocalCluster, *arguments: str) -> list[Object]:
+    """What the chart gives for a Kubernetes of the newest version, with these further arguments for Helm."""
+    helm = str(cluster.dir / "bin/helm")
+    command = [helm, "template", RELEASE, str(CHART), "--kube-version", "1.36.0", *arguments]
+    return [obj for obj in yaml.safe_load_all(subprocess.check_output(command, text=True)) if obj]
+
+
+@contextmanager
+def policies(cluster: LocalCluster, namespaces: Sequence[str], *arguments: str) -> Iterator[str]:
+    """Has the chart's validating policies in force in these namespaces only: other tests share the API server.
+
+    Returns the name that the operator's account has there.
+    """
+    name = f"test-{secrets.token_hex(4)}"
+    objects = [
+        obj for obj in rendered(cluster, f"--set=fullnameOverride={name}", *arguments) if obj["kind"] in POLICIES
+    ]
+    selector = {"key": "kubernetes.io/metadata.name", "operator": "In", "values": [*namespaces]}
+    for obj in objects:
+        if obj["kind"] == POLICIES[1]:
+            obj["spec"]["matchResources"] = {"namespaceSelector": {"matchExpressions": [selector]}}
+    documents = yaml.safe_dump_all(objects)
+    cluster.kubectl("apply", "-f", "-", input=documents)
+    try:
+        yield name
+    finally:
+        cluster.kubectl("delete", "-f", "-", input=documents)
+
+
+def install_crds(cluster: LocalCluster) -> None:
+    """Applies the CRDs and waits until they are served."""
+    cluster.kubectl("apply", "--server-side", "-f", str(CHART / "files/crds"))
+    cluster.kubectl("wait", "--for=condition=Established", "crd", "--all")
+
+
+@dataclass(frozen=True)
+class Account:
+    """Acts with one token. `pod_uid` is of the pod that the token is bound to, "" for none."""
+
+    cluster: LocalCluster
+    namespace: str
+    pod_uid: str = ""
+
+    def does(self, *words: str, obj: Object | None = None, namespace: str | None = None) -> str:
+        """What the API server said against it; empty: nothing."""
+        given = ("-f", "-") if obj is not None else ()
+        try:
+            self.cluster.kubectl(
+                "-n", namespace or self.namespace, *words, *given, input=json.dumps(obj) if obj is not None else None
+            )
+        except RuntimeError as error:
+            return str(error)
+        return ""
+
+
+def account(cluster: LocalCluster, directory: Path, namespace: str, name: str, *, pod: str = "") -> Account:
+    """Acts as service account `name`, which is made if need be, from a pod of this name, which is made, or from none."""
+    if name not in cluster.kubectl("-n", namespace, "get", "serviceaccounts", "-o", "name"):
+        cluster.kubectl("-n", namespace, "create", "serviceaccount", name)
+    uid, bound = "", ()
+    if pod:
+        spec = {"serviceAccountName": name, "containers": [{"name": "c", "image": "registry.invalid/x"}]}
+        made = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": pod}, "spec": spec}
+        uid = cluster.kubectl(
+            "-n", namespace, "create", "-o", "jsonpath={.metadata.uid}", "-f", "-", input=json.dumps(made)
+        )
+        bound = ("--bound-object-kind=Pod", f"--bound-object-name={pod}", f"--bound-object-uid={uid}")
+    token = cluster.kubectl("-n", namespace, "create", "token", name, *bound).strip()
+    kubeconfig = yaml.safe_load(cluster.kubeconfig.read_text())
+    kubeconfig["users"][0]["user"] = {"token": token}
+    file = directory / f"kubeconfig-{namespace}-{name}-{pod}"
+    file.write_text(json.dumps(kubeconfig))
+    return Account(LocalCluster(directory, file, cluster.kubectl_path), namespace, uid)
