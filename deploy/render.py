@@ -1,5 +1,6 @@
 #!/usr/bin/env python3
-"""Writes deploy/install.yaml, the chart with its default values for those who install without Helm, and the values in the chart's README.
+"""Writes what is rendered from the chart: deploy/install.yaml and deploy/standalone/policies.yaml for those who use no Helm, and the values in
+the chart's README.
 
 `--check` writes nothing and fails when a file is not what the chart gives.
 """
@@ -21,6 +22,7 @@ from deploy import values_table  # noqa: E402 - this file is run as a script, to
 CHART = ROOT / "charts" / "rendezvous-operator"
 INSTALL = ROOT / "deploy" / "install.yaml"
 README = CHART / "README.md"
+POLICIES = ROOT / "deploy" / "standalone" / "policies.yaml"
 NAMESPACE = "rdzv-system"
 
 # Rendering looks at no cluster, so what `auto` values become is said here: Kubernetes with MutatingAdmissionPolicy and image volumes.
@@ -36,6 +38,12 @@ metadata:
   name: {NAMESPACE}
   labels:
     pod-security.kubernetes.io/enforce: restricted
+"""
+
+POLICIES_HEADER = """\
+# Rendered from charts/rendezvous-operator by `make render`; do not edit. For Kubernetes 1.31 and newer without the operator.
+# Once per cluster: kubectl apply -f policies.yaml
+# Agents outside of pods then need the credentials of a user: a service account's token counts only in its pod.
 """
 
 
@@ -77,9 +85,14 @@ def readme() -> str:
 def main() -> int:
     """Renders, or checks."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--check", action="store_true", help="only say whether the file is up to date")
+    parser.add_argument("--check", action="store_true", help="only say whether the files are up to date")
     options = parser.parse_args()
-    files = {INSTALL: HEADER + template("--skip-tests"), README: readme()}
+    world = ("-s", "templates/world/members.yaml", "-s", "templates/world/records.yaml")
+    files = {
+        INSTALL: HEADER + template("--skip-tests"),
+        POLICIES: POLICIES_HEADER + template(*world),
+        README: readme(),
+    }
     if not options.check:
         for path, text in files.items():
             path.write_text(text)

@@ -183,8 +183,8 @@ def scene(control_plane: LocalCluster, tmp_path_factory: pytest.TempPathFactory)
         control_plane.kubectl("create", "-f", "-", input=json.dumps({**rights, "metadata": {"name": operator}}))
         subject = f"--serviceaccount={namespace}:{operator}"
         control_plane.kubectl("create", "clusterrolebinding", operator, f"--clusterrole={operator}", subject)
-        trainer = {"apiVersion": RBAC, "kind": "Role", "metadata": {"name": "trainer"}}
-        trainer["rules"] = role_rules("mnist", with_store=True)
+        rules = role_rules("mnist", with_store=True)
+        trainer = {"apiVersion": RBAC, "kind": "Role", "metadata": {"name": "trainer"}, "rules": rules}
         admin = ("-n", namespace)
         control_plane.kubectl(*admin, "create", "-f", "-", input=json.dumps(trainer))
         subject = f"--serviceaccount={namespace}:trainer"

@@ -123,9 +123,9 @@ def place(control_plane: LocalCluster, tmp_path_factory: pytest.TempPathFactory)
     control_plane.kubectl("create", "namespace", namespace)
     scratch = tmp_path_factory.mktemp("operator")
     with (
-        policies(control_plane, [namespace], f"--namespace={namespace}") as name,
+        policies(control_plane, [namespace], f"--namespace={namespace}") as account,
         running_operator(
-            as_the_operator(control_plane, namespace, scratch, name), scratch / "log", namespace
+            as_the_operator(control_plane, namespace, scratch, account), scratch / "log", namespace
         ) as operator,
     ):
         for backend, name in NAMES.items():

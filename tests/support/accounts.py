@@ -82,14 +82,14 @@ def account(cluster: LocalCluster, directory: Path, namespace: str, name: str, *
     """Acts as service account `name`, which is made if need be, from a pod of this name, which is made, or from none."""
     if name not in cluster.kubectl("-n", namespace, "get", "serviceaccounts", "-o", "name"):
         cluster.kubectl("-n", namespace, "create", "serviceaccount", name)
-    uid, bound = "", ()
+    uid, bound = "", list[str]()
     if pod:
         spec = {"serviceAccountName": name, "containers": [{"name": "c", "image": "registry.invalid/x"}]}
         made = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": pod}, "spec": spec}
         uid = cluster.kubectl(
             "-n", namespace, "create", "-o", "jsonpath={.metadata.uid}", "-f", "-", input=json.dumps(made)
         )
-        bound = ("--bound-object-kind=Pod", f"--bound-object-name={pod}", f"--bound-object-uid={uid}")
+        bound = ["--bound-object-kind=Pod", f"--bound-object-name={pod}", f"--bound-object-uid={uid}"]
     token = cluster.kubectl("-n", namespace, "create", "token", name, *bound).strip()
     kubeconfig = yaml.safe_load(cluster.kubeconfig.read_text())
     kubeconfig["users"][0]["user"] = {"token": token}

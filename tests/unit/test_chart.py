@@ -123,6 +123,45 @@ def test_the_operator_writes_nothing_else() -> None:
     assert writes.keys() <= most.keys()
 
 
+def test_what_the_operator_may_write_is_confined_by_a_policy() -> None:
+    """Each kind that RBAC lets it write, but for Events and the status: those it may write anywhere."""
+    objects = rendered()
+    (role,) = (r for r in of_kind(objects, "ClusterRole") if r["metadata"]["name"] == "rendezvous-operator")
+    (policy,) = (
+        p for p in of_kind(objects, "ValidatingAdmissionPolicy") if p["metadata"]["name"].endswith("-operator-operator")
+    )
+    writable = {
+        (group, resource)
+        for rule in role["rules"]
+        for group in rule["apiGroups"]
+        for resource in rule["resources"]
+        if set(rule["verbs"]) - {"get", "list", "watch"}
+    }
+    confined = {
+        (group, resource)
+        for rule in policy["spec"]["matchConstraints"]["resourceRules"]
+        for group in rule["apiGroups"]
+        for resource in rule["resources"]
+        if rule["operations"] == ["CREATE", "UPDATE", "DELETE"]
+    }
+    assert writable - confined == {("", "events"), ("rdzv.dev", "rendezvous/status")}
+    (account,) = (
+        condition["expression"]
+        for condition in policy["spec"]["matchConditions"]
+        if condition["name"] == "by-the-operator"
+    )
+    assert "'system:serviceaccount:rdzv-system:rendezvous-operator'" in account
+
+
+@pytest.mark.parametrize(("version", "library"), [("1.30.0", False), ("1.31.0", True)])
+def test_addresses_are_checked_by_what_the_cluster_has(version: str, library: bool) -> None:
+    policies = of_kind(rendered(capabilities=("--kube-version", version)), "ValidatingAdmissionPolicy")
+    expressions = [rule["expression"] for policy in policies for rule in policy["spec"]["validations"]]
+    assert any("isIP(" in expression for expression in expressions) == library
+    (address,) = (expression for expression in expressions if "variables.address" in expression)
+    assert (".matches(" in address) != library
+
+
 def test_pods_are_restricted(objects: list[Object]) -> None:
     workloads = of_kind(objects, "Deployment", "Job", "DaemonSet", "StatefulSet")
     assert workloads
