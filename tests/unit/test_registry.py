@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -166,6 +167,15 @@ def test_broken_plug_ins_are_listed_and_found_by_the_doctor() -> None:
     assert process["torch could not load backend 'bad'"] == doctor.PROBLEM
     process = {finding.text: finding.verdict for finding in doctor.check_process(probe, {})}
     assert process["torch could not load backend 'bad'"] == doctor.NOTE
+
+
+def test_the_guide_shows_the_plug_in_that_is_tested() -> None:
+    guide, plugin = (ROOT / "docs/backends-howto.md").read_text(), ROOT / "tests/plugin"
+    python, toml = (re.findall(rf"```{kind}\n(.*?)```", guide, re.DOTALL) for kind in ("python", "toml"))
+    assert len(python) == len(toml) == 1
+    assert python[0] in (plugin / "rdzv_shared_dir.py").read_text()
+    words = [line.partition("#")[0].strip() for line in toml[0].splitlines()]
+    assert {*words} <= {line.partition("#")[0].strip() for line in (plugin / "pyproject.toml").read_text().splitlines()}
 
 
 def test_the_library_imports_nothing_heavy() -> None:
