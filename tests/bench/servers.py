@@ -75,14 +75,20 @@ def free_port() -> int:
 @contextlib.contextmanager
 def running(directory: Path) -> Iterator[Servers]:
     """Both, fresh, in `directory`; taken down at the end."""
+    with control_plane(directory) as found, etcd_v2(directory) as endpoint:
+        yield Servers(found.cluster, endpoint)
+
+
+@contextlib.contextmanager
+def control_plane(directory: Path, name: str = NAME) -> Iterator[Servers]:
+    """Kubernetes' alone."""
     cluster = directory / "c"
     try:
-        _local("up", "--dir", cluster, "--name", NAME, "--light")
-        with _etcd_v2(directory) as endpoint:
-            found = Servers(cluster, endpoint)
-            found.kubectl("apply", "-f", str(CRDS))
-            found.kubectl("wait", "--for=condition=Established", "crd", "--all", "--timeout=60s")
-            yield found
+        _local("up", "--dir", cluster, "--name", name, "--light")
+        found = Servers(cluster, "")
+        found.kubectl("apply", "-f", str(CRDS))
+        found.kubectl("wait", "--for=condition=Established", "crd", "--all", "--timeout=60s")
+        yield found
     finally:
         _local("down", "--dir", cluster)
 
@@ -99,7 +105,7 @@ def _run(command: list[str]) -> str:
 
 
 @contextlib.contextmanager
-def _etcd_v2(directory: Path) -> Iterator[str]:
+def etcd_v2(directory: Path) -> Iterator[str]:
     """Debian's etcd 3.4: later ones have no v2 API, which torch's backends need. No waiting for the disk, as the other one."""
     client, peer = (f"http://127.0.0.1:{free_port()}" for _ in range(2))
     command = [ETCD_V2, "--enable-v2", "--unsafe-no-fsync", "--data-dir", str(directory / "etcd-v2")]

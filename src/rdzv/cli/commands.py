@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import rdzv
-from rdzv.cli import backends, probe
+from rdzv.cli import backends, conformance, probe
 from rdzv.cli.doctor import PROBLEM, describe_round, render
 from rdzv.cli.examination import examine, target
 from rdzv.cli.probe import BACKEND
@@ -79,6 +79,10 @@ def _parser() -> argparse.ArgumentParser:
     command = commands.add_parser("backends", help=text, description=text[0].upper() + text[1:] + ".")
     command.add_argument("-o", "--output", choices=["table", "json"], default="table", help="how to print them")
     command.set_defaults(run=_backends)
+    text = "test whether a backend keeps the contract that torchrun relies on; exit status 1 if not"
+    command = commands.add_parser("conformance", help=text, description=text[0].upper() + text[1:] + ".")
+    conformance.add_arguments(command)
+    command.set_defaults(run=conformance.run)
     return parser
 
 
