@@ -8,7 +8,7 @@ BACKEND ?= kubernetes
 export BACKEND
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-unit test-contract test-cluster faults bench lint format lock cluster cluster-down tools venv render practices clean
+.PHONY: help demo test test-unit test-contract test-cluster faults bench conformance lint format lock cluster cluster-down tools venv render practices clean
 
 help: ## what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -32,6 +32,10 @@ faults: venv ## the long form of tests/faults: hundreds of histories of the stor
 
 bench: venv ## every rendezvous backend side by side: a table, and .local/bench.json (BENCH_ONLY=form-fixed BENCH_N=2,8 for parts)
 	$(BIN)/python tests/bench/run.py
+
+CONFORMANCE ?= kubernetes c10d static etcd etcd-v2
+conformance: venv ## which rules of torchrun's contract each backend keeps: docs/conformance (CONFORMANCE="c10d static" for some)
+	$(BIN)/python tests/conformance.py $(CONFORMANCE)
 
 lint: venv ## ruff, mypy, import-linter
 	$(BIN)/ruff check .

@@ -1,6 +1,5 @@
 #!/usr/bin/env python3
-"""Writes what is rendered from the chart: deploy/install.yaml and deploy/standalone/policies.yaml for those who use no Helm, and the values in
-the chart's README.
+"""Writes what is rendered from the chart: the manifests for those who use no Helm, and the values in its README.
 
 `--check` writes nothing and fails when a file is not what the chart gives.
 """

@@ -45,7 +45,7 @@ async def start(settings: kopf.OperatorSettings, memo: kopf.Memo, **_: Any) -> N
     api = await asyncio.to_thread(KubernetesAPI.from_environment)
     registry = backend_registry()
     for name, reason in registry.failed.items():
-        _log.warning("plug-in %r could not be loaded: %s", name, reason)
+        _log.warning("backend %r: %s", name, reason)
 
     memo.cache = cache = Cache()
     reconciler = Reconciler(api, cache, registry)

@@ -27,9 +27,9 @@ def get_rendezvous_handler(params: RendezvousParameters | None = None) -> Rendez
     Raises:
         ValueError: the backend is not registered, or the environment describes no rendezvous (`RendezvousEnvironmentError`).
     """
-    from rdzv.registry import backend_registry
+    from rdzv import registry
 
-    return backend_registry().create_handler(params or _params_from_environment())
+    return registry.get_rendezvous_handler(params or _params_from_environment())
 
 
 def register(name: str, creator: HandlerCreator) -> None:

@@ -75,15 +75,25 @@ def free_port() -> int:
 
 @contextlib.contextmanager
 def running(directory: Path) -> Iterator[Servers]:
-    """Both, fresh, in `directory`; taken down at the end."""
+    """All, fresh, in `directory`; taken down at the end."""
+    with (
+        control_plane(directory) as found,
+        EtcdServer(directory, "3.4", "--enable-v2") as etcd,
+        EtcdServer(directory) as current,
+    ):
+        yield Servers(found.cluster, etcd.endpoint, current.endpoint)
+
+
+@contextlib.contextmanager
+def control_plane(directory: Path, name: str = NAME) -> Iterator[Servers]:
+    """Kubernetes' alone."""
     cluster = directory / "c"
     try:
-        _local("up", "--dir", cluster, "--name", NAME, "--light")
-        with EtcdServer(directory, "3.4", "--enable-v2") as etcd, EtcdServer(directory) as current:
-            found = Servers(cluster, etcd.endpoint, current.endpoint)
-            found.kubectl("apply", "-f", str(CRDS))
-            found.kubectl("wait", "--for=condition=Established", "crd", "--all", "--timeout=60s")
-            yield found
+        _local("up", "--dir", cluster, "--name", name, "--light")
+        found = Servers(cluster, "", "")
+        found.kubectl("apply", "-f", str(CRDS))
+        found.kubectl("wait", "--for=condition=Established", "crd", "--all", "--timeout=60s")
+        yield found
     finally:
         _local("down", "--dir", cluster)
 

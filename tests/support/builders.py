@@ -33,7 +33,7 @@ def status_of(
 ) -> Object:
     """The status that a pass over `subject` writes."""
     registry = backend_registry()
-    world = registry.observer(subject.backend)(subject, observed, previous, now)
+    world = registry.observe(subject, observed, previous, now)
     return compute_status(subject, observed, world, plan(subject, observed, registry), previous, now, failures)
 
 

@@ -94,14 +94,16 @@ def eventually(what: Callable[[], T | None], timeout: float = 30.0) -> T:
 
 
 class OperatorProcess:
-    """`kopf run operator/main.py`, as the image runs it; `namespace`: the only one it serves (None: all)."""
+    """`kopf run operator/main.py`, as the image runs it; `namespace`: the only one it serves (None: all); `path`: of plug-ins."""
 
-    def __init__(self, kubeconfig: Path, log: Path, namespace: str | None) -> None:
-        self._kubeconfig, self.log, self._namespace = kubeconfig, log, namespace
+    def __init__(self, kubeconfig: Path, log: Path, namespace: str | None, path: Path | None = None) -> None:
+        self._kubeconfig, self.log, self._namespace, self._path = kubeconfig, log, namespace, path
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
         env = {**os.environ, "KUBECONFIG": str(self._kubeconfig), "PYTHONPATH": str(ROOT / "src")}
+        if self._path is not None:
+            env["PYTHONPATH"] += f":{self._path}"
         command = [
             sys.executable,
             "-m",
@@ -143,9 +145,11 @@ class OperatorProcess:
 
 
 @contextmanager
-def running_operator(kubeconfig: Path, log: Path, namespace: str) -> Iterator[OperatorProcess]:
-    """Serves one namespace, so that tests side by side do not serve each other's objects."""
-    operator = OperatorProcess(kubeconfig, log, namespace)
+def running_operator(
+    kubeconfig: Path, log: Path, namespace: str, path: Path | None = None
+) -> Iterator[OperatorProcess]:
+    """Serves one namespace, so that tests side by side do not serve each other's objects. `path`: of plug-ins."""
+    operator = OperatorProcess(kubeconfig, log, namespace, path)
     operator.start()
     try:
         yield operator

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import rdzv
+from rdzv.cli import backends, conformance, probe
 from rdzv.cli.doctor import PROBLEM, describe_round, render
 from rdzv.cli.examination import examine, target
 from rdzv.cli.probe import BACKEND
@@ -19,6 +20,7 @@ from rdzv.kube import config as kube_config
 from rdzv.kube.api import ApiError, NotFound, Resource
 from rdzv.kube.client import Client
 from rdzv.kube.config import ConfigError
+from rdzv.registry import backend_registry
 from rdzv.resources import RENDEZVOUS
 
 CONFIG_MAPS = Resource("v1", "configmaps")
@@ -73,6 +75,14 @@ def _parser() -> argparse.ArgumentParser:
             help="its namespace (default: that of the pod or of the kubeconfig's context)",
         )
         command.set_defaults(run=run)
+    text = "the backends that this Python knows, and where they come from; exit status 1 if one is broken"
+    command = commands.add_parser("backends", help=text, description=text[0].upper() + text[1:] + ".")
+    command.add_argument("-o", "--output", choices=["table", "json"], default="table", help="how to print them")
+    command.set_defaults(run=_backends)
+    text = "test whether a backend keeps the contract that torchrun relies on; exit status 1 if not"
+    command = commands.add_parser("conformance", help=text, description=text[0].upper() + text[1:] + ".")
+    conformance.add_arguments(command)
+    command.set_defaults(run=conformance.run)
     return parser
 
 
@@ -127,6 +137,13 @@ def _env(options: argparse.Namespace, environ: Mapping[str, str]) -> int:
         client.close()
     print(exports(config_map.get("data") or {}))
     return 0
+
+
+def _backends(options: argparse.Namespace, environ: Mapping[str, str]) -> int:
+    lines = backends.collect(backend_registry(), probe.look(environ))
+    header, *rows = backends.rows(lines)
+    print(backends.as_json(lines) if options.output == "json" else table(header, rows))
+    return int(any(line.broken for line in lines))
 
 
 # What they print.

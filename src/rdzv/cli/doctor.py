@@ -70,7 +70,7 @@ def check_process(probe: Probe, environ: Mapping[str, str]) -> list[Finding]:
     trains = bool(probe.torch) or in_pod(environ)
     found.append(_package(probe, environ, trains))
     if probe.torch:
-        return [*found, Finding("torch", OK, probe.torch), _plugin(probe)]
+        return [*found, Finding("torch", OK, probe.torch), _plugin(probe), *_broken_handlers(probe, environ)]
     verdict = PROBLEM if in_pod(environ) else NOTE
     fix = "use an image that has torch" if in_pod(environ) else "none, unless training should run on this machine"
     return [*found, Finding("torch", verdict, f"not usable by {probe.command}", probe.torch_error, fix)]
@@ -127,6 +127,25 @@ def _plugin(probe: Probe) -> Finding:
     else:
         cause, fix = f"torch {probe.torch} does not read entry points {GROUP}", "use a newer torch"
     return Finding("plug-in", PROBLEM, f"backend {BACKEND} is not registered with torch", cause, fix)
+
+
+def _broken_handlers(probe: Probe, environ: Mapping[str, str]) -> list[Finding]:
+    """Plug-ins of torch, other than ours, that it could not load: harmful to who was told to use one."""
+    meant = environ.get("PET_RDZV_BACKEND")
+    fix = "repair or uninstall that distribution: torch reduces this to a warning, and goes on without the backend"
+    return [
+        Finding("plug-in", PROBLEM if name == meant else NOTE, f"torch could not load backend {name!r}", error, fix)
+        for name, error in sorted(probe.broken.items())
+    ]
+
+
+def check_plugins(failed: Mapping[str, str]) -> list[Finding]:
+    """Plug-ins of this Python that offer an operator's half and can't be used (`BackendRegistry.failed`)."""
+    fix = "repair or uninstall that distribution; rdzv backends lists what each one offers"
+    return [
+        Finding("plug-in", PROBLEM, f"the operator's half of backend {name!r} is not used", reason, fix)
+        for name, reason in sorted(failed.items())
+    ]
 
 
 def check_environment(environ: Mapping[str, str], *, named: bool, library: bool) -> list[Finding]:

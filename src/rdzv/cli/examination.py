@@ -33,6 +33,7 @@ _SERVICE_ACCOUNT = "system:serviceaccount:"
 def examine(environ: Mapping[str, str], namespace: str | None, name: str | None) -> list[Finding]:
     """All findings, about Rendezvous `name` or the one that the environment names."""
     found = doctor.check_process(probe.look(environ), environ)
+    found += doctor.check_plugins(backend_registry().failed)
     library = os.path.isdir(os.path.join(env.LIBRARY_PATH, "rdzv"))
     found += doctor.check_environment(environ, named=name is not None, library=library)
     try:

@@ -14,7 +14,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 
 DISTRIBUTION = "rendezvous-operator"
 GROUP = "torchrun.handlers"
@@ -48,6 +48,10 @@ class Probe:
     registered: bool = False
     plugin_error: str = ""
     """What torch reduced to a warning."""
+    handlers: Mapping[str, str] = field(default_factory=dict)
+    """Names that torch's registry has, and where each comes from."""
+    broken: Mapping[str, str] = field(default_factory=dict)
+    """Names of other plug-ins of torch that could not be loaded, and why."""
     error: str = ""
     """The interpreter itself did not answer."""
 
@@ -99,8 +103,8 @@ def read(command: str, runs_torchrun: bool, stdout: str, stderr: str, code: int)
         return Probe(command, runs_torchrun, error=f"it ended with code {code}: {last}")
     found = json.loads(answer.removeprefix(_MARK))
     found["entry_points"] = tuple(found["entry_points"])
-    known = {field.name for field in fields(Probe)}
-    given = {key: value for key, value in found.items() if key in known}
+    names = {known.name for known in fields(Probe)}
+    given = {key: value for key, value in found.items() if key in names}
     return Probe(**{**given, "command": command, "runs_torchrun": runs_torchrun})
 
 
@@ -109,7 +113,7 @@ def _probe() -> Probe:
     sys.path[:] = [path for path in sys.path if path]
     package, package_error = _package()
     version, entry_points = _metadata()
-    torch, torch_error, registered, plugin_error = _torch()
+    torch, torch_error, handlers, errors = _torch()
     return Probe(
         command="",
         python=sys.version.split()[0],
@@ -120,8 +124,10 @@ def _probe() -> Probe:
         entry_points=entry_points,
         torch=torch,
         torch_error=torch_error,
-        registered=registered,
-        plugin_error=plugin_error,
+        registered=BACKEND in handlers,
+        plugin_error=errors.pop(BACKEND, ""),
+        handlers=handlers,
+        broken=errors,
     )
 
 
@@ -144,27 +150,43 @@ def _metadata() -> tuple[str, tuple[str, ...]]:
 
 
 class _Warnings(logging.Handler):
+    """Collects what torch says of plug-ins that it could not load, by name."""
+
     def __init__(self) -> None:
         super().__init__()
-        self.texts: list[str] = []
+        self.errors: dict[str, str] = {}
 
     def emit(self, record: logging.LogRecord) -> None:
-        if record.args and BACKEND in str(record.args):
+        if isinstance(record.args, tuple) and len(record.args) == 1:
             error = record.exc_info[1] if record.exc_info else None
-            self.texts.append(f"{type(error).__name__}: {error}" if error else record.getMessage())
+            text = f"{type(error).__name__}: {error}" if error else record.getMessage()
+            self.errors[str(record.args[0])] = text[:300]
 
 
-def _torch() -> tuple[str, str, bool, str]:
+def _torch() -> tuple[str, str, dict[str, str], dict[str, str]]:
+    """Torch's version, or why there is none; the handlers of its registry with their origins; the plug-ins that it could not load."""
+    from importlib.metadata import entry_points  # noqa: PLC0415 - only here
+
     warnings = _Warnings()
     logging.getLogger(_TORCH_LOGGER).addHandler(warnings)
     try:
         import torch  # noqa: PLC0415 - whether this works is the question
         from torch.distributed.elastic.rendezvous import rendezvous_handler_registry  # noqa: PLC0415
     except Exception as error:  # noqa: BLE001 - as above
-        return "", f"{type(error).__name__}: {error}", False, ""
+        return "", f"{type(error).__name__}: {error}", {}, {}
+    plugins = {
+        entry.name: f"{entry.dist.name} {entry.dist.version}"
+        for entry in entry_points(group=GROUP)
+        if entry.dist is not None
+    }
     # The registry has no public way to ask for a name without creating a handler.
-    registered = BACKEND in getattr(rendezvous_handler_registry, "_registry", {})
-    return str(torch.__version__), "", registered, "; ".join(warnings.texts)
+    names = getattr(rendezvous_handler_registry, "_registry", {})
+    version = str(torch.__version__)
+    # A plug-in that wanted a name of torch's own did not get it.
+    handlers = {
+        name: plugins[name] if name in plugins and name not in warnings.errors else f"torch {version}" for name in names
+    }
+    return version, "", handlers, warnings.errors
 
 
 if __name__ == "__main__":

@@ -11,11 +11,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from rdzv.backends import BackendError, Host, Provision, endpoint_slice
+from rdzv.control.cache import CHILDREN
 from rdzv.control.children import RBAC, child, is_marked, is_of_predecessor, is_owned, key, newer_version, title
 from rdzv.control.compare import Verdict, compare
 from rdzv.env import render
 from rdzv.objects import Object, ReadOnlyObject
 from rdzv.observed import Observed, Pod
+from rdzv.outoftree import MAX_TEXT, PLUGIN_FAILED
 from rdzv.registry import BackendRegistry
 from rdzv.spec import Rendezvous
 
@@ -52,6 +54,7 @@ class Plan:
         host: the pod that the backend's Service is to lead to.
         leads_there: the Service leads to it already.
         newer: the version of a newer operator that wrote the children; empty if none did.
+        notice: why a plug-in that wants this backend's name is not used; empty if none does.
     """
 
     delete: Sequence[ReadOnlyObject] = ()
@@ -62,6 +65,7 @@ class Plan:
     host: Pod | None = None
     leads_there: bool = False
     newer: str = ""
+    notice: str = ""
 
 
 def plan(rendezvous: Rendezvous, observed: Observed, registry: BackendRegistry) -> Plan:
@@ -70,8 +74,9 @@ def plan(rendezvous: Rendezvous, observed: Observed, registry: BackendRegistry) 
     newer = newer_version(belonging)
     try:
         provision = registry.provision(rendezvous)
+        _check_kinds(rendezvous, provision)
     except BackendError as error:
-        return Plan(refused=error, delete=_no_longer_served(belonging, rendezvous, registry), newer=newer)
+        return Plan(refused=error, delete=_no_longer_served(belonging, rendezvous, error), newer=newer)
 
     led_to = _present_host(belonging, rendezvous)
     host = _elect(observed.pods, provision.host, led_to) if provision.host else None
@@ -89,6 +94,7 @@ def plan(rendezvous: Rendezvous, observed: Observed, registry: BackendRegistry) 
         host=host,
         leads_there=host is not None and host.uid == led_to,
         newer=newer,
+        notice=registry.failed.get(rendezvous.backend, ""),
     )
 
 
@@ -117,15 +123,25 @@ def _belongs(obj: ReadOnlyObject, rendezvous: Rendezvous) -> bool:
 
 
 def _no_longer_served(
-    belonging: Sequence[ReadOnlyObject], rendezvous: Rendezvous, registry: BackendRegistry
+    belonging: Sequence[ReadOnlyObject], rendezvous: Rendezvous, refused: BackendError
 ) -> list[ReadOnlyObject]:
     """What goes when the spec is refused: its ConfigMap, so that new pods wait instead of meeting where the spec no longer says.
 
-    The rest serves the pods that run. A plug-in that could not be loaded has refused nothing.
+    The rest serves the pods that run. A plug-in that failed has refused nothing.
     """
-    if rendezvous.backend in registry.failed:
+    if refused.reason == PLUGIN_FAILED:
         return []
     return [obj for obj in belonging if key(obj) == ("ConfigMap", rendezvous.child_name)]
+
+
+def _check_kinds(rendezvous: Rendezvous, provision: Provision) -> None:
+    """What is not watched can't be compared: it would be written again on every pass, and nobody would see it go."""
+    watched = {kind.kind for kind in CHILDREN}
+    others = sorted({obj["kind"] for obj in provision.objects} - watched)
+    if others:
+        known = ", ".join(sorted(watched))
+        text = f"backend {rendezvous.backend!r} wants objects of kind {', '.join(others)}: this operator makes {known}"
+        raise BackendError(PLUGIN_FAILED, text[:MAX_TEXT])
 
 
 def _config_map(rendezvous: Rendezvous, provision: Provision) -> dict[str, Any]:

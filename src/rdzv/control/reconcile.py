@@ -55,7 +55,7 @@ class Reconciler:
         observed = replace(view.observed, gone=self._confirmed_gone(key, view.observed))
         decided = plan(rendezvous, observed, self._registry)
         previous = view.rendezvous.get("status") or {}
-        world = self._registry.observer(rendezvous.backend)(rendezvous, observed, previous, time.time())
+        world = self._registry.observe(rendezvous, observed, previous, time.time())
 
         outcome = self._api.execute(decided, rendezvous)
         if outcome.gave_way:

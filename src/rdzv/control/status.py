@@ -137,6 +137,7 @@ def _provisioned_and_ready(
     else:
         ready = Condition("Ready", "True", "NodesPresent", f"all {expected} expected nodes are there")
     text = f"pods find backend {rendezvous.backend} by ConfigMap {rendezvous.child_name}"
+    text += f"; not used: {plan.notice}" if plan.notice else ""
     return [Condition("Provisioned", "True", "Provisioned", text), ready]
 
 
