@@ -235,7 +235,9 @@ class Agent:
         if self._member.state is None:
             self._check_error()
         if not there:
-            raise AgentError(CONNECTION, self._explained(f"the server that keeps the records was not reached within {timeout:g} s"))
+            raise AgentError(
+                CONNECTION, self._explained(f"the server that keeps the records was not reached within {timeout:g} s")
+            )
 
     def _check_error(self) -> None:
         if self._stop.is_set():

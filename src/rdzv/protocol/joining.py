@@ -134,7 +134,10 @@ def _overdue(state: MemberState, now: float) -> ev.Raise | None:
     if known.foreign:
         return ev.Raise(ev.TIMEOUT, f"{waited}: its Round belongs to run {known.foreign}, this pod to run {me.run_id}")
     if not known.observed or (state.request.requested and not state.own.acknowledged):
-        return ev.Raise(ev.CONNECTION, f"{waited}: the server that keeps the records was not reached or did not take the request to join")
+        return ev.Raise(
+            ev.CONNECTION,
+            f"{waited}: the server that keeps the records was not reached or did not take the request to join",
+        )
     return ev.Raise(ev.TIMEOUT, waited)
 
 
