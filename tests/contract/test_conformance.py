@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import yaml
+from support.plugin_install import install
 
 ROOT = Path(__file__).parents[2]
 
@@ -62,12 +63,7 @@ def test_a_backend_that_lies_is_found_out_in_every_check(tmp_path: Path) -> None
 
 def test_a_plug_in_keeps_the_core_of_the_contract(tmp_path: Path) -> None:
     plugin = tmp_path / "plugin"
-    command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-build-isolation", "--no-index"]
-    source = tmp_path / "source"
-    source.mkdir()
-    for file in (ROOT / "tests/plugin").glob("*.*"):
-        (source / file.name).write_bytes(file.read_bytes())
-    subprocess.run([*command, "--target", str(plugin), str(source)], check=True)
+    install(plugin, tmp_path)
     arguments = ("--backend", "shared-dir", "--endpoint", f"{tmp_path}/{{run}}", "--profile", "core")
     code, said, profiles = conformance(tmp_path / "report.yaml", plugin, *arguments)
     assert (code, profiles["core"]["failed"]) == (0, []), said

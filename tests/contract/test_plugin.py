@@ -11,9 +11,9 @@ import pytest
 from support.cluster_fixtures import LocalCluster
 from support.operated import rendezvous
 from support.operator_process import ROOT, Kube, eventually, running_operator
+from support.plugin_install import install
 from support.torchrun_fleet import install_crds
 
-PLUGIN = ROOT / "tests/plugin"
 TRAIN = """
 import torch, torch.distributed as dist
 dist.init_process_group("gloo")
@@ -24,20 +24,10 @@ dist.destroy_process_group()
 """
 
 
-def install(source: Path, target: Path, scratch: Path) -> None:
-    """As a Dockerfile does it; from a copy, since setuptools builds beside the source."""
-    copy = scratch / source.name
-    copy.mkdir()
-    for file in source.glob("*.*"):
-        (copy / file.name).write_bytes(file.read_bytes())
-    command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-build-isolation", "--no-index"]
-    subprocess.run([*command, "--target", str(target), str(copy)], check=True)
-
-
 @pytest.fixture(scope="module")
 def plugins(tmp_path_factory: pytest.TempPathFactory) -> Path:
     target = tmp_path_factory.mktemp("plugins")
-    install(PLUGIN, target, tmp_path_factory.mktemp("build"))
+    install(target, tmp_path_factory.mktemp("build"))
     return target
 
 

@@ -18,7 +18,7 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 #: Seconds that a call may take before it counts as one that does not return; agents get it as their join timeout, and a bit more is waited.
-WAIT = 40.0
+WAIT = 60.0
 GRACE = 20.0
 #: Characters of an error that are repeated.
 MAX_TEXT = 200
