@@ -10,10 +10,12 @@ import sys
 import tempfile
 from pathlib import Path
 
-from bench import servers
-from support.etcd_servers import EtcdServer, program
-
 ROOT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOT / "src"), str(ROOT)]
+
+from bench import servers  # noqa: E402 - it needs the line above
+from support.etcd_servers import EtcdServer, program  # noqa: E402
+
 REPORTS = ROOT / "docs/conformance"
 OURS = ("kubernetes", "etcd-v3")
 
