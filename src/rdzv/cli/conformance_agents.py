@@ -67,10 +67,10 @@ def handler_config(target: Target, index: int, run: str, wait: float) -> dict[st
     patience = str(max(1, int(wait)))
     config: dict[str, Any] = {"join_timeout": patience, "last_call_timeout": "8", "timeout": patience}
     if target.backend in ("c10d", "etcd-v2"):
-        config |= {"keep_alive_interval": "2", "keep_alive_max_attempt": "5", "read_timeout": str(int(WAIT))}
+        config |= {"keep_alive_interval": "2", "keep_alive_max_attempt": "5", "read_timeout": str(max(10, int(wait)))}
     if target.backend == "c10d" and target.endpoint == ENDPOINTS["c10d"]:
         config["is_host"] = str(index == 0).lower()
-    if target.backend == "kubernetes":
+    if target.backend in ("kubernetes", "etcd-v3"):
         config |= {"slot": str(index), "member": f"node-{run}-{index}"}
     if target.backend == "static":
         config["rank"] = index  # an int: torch compares it as it is
