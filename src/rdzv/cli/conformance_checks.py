@@ -171,6 +171,13 @@ def _loss(lab: Lab) -> None:
     meet([first, second])
 
 
+def _loss_of_first(lab: Lab) -> None:
+    first, *others = agents = lab.nodes(3, 2, 3)
+    meet(agents)
+    first.kill()
+    meet(others)
+
+
 def _rejoin(lab: Lab) -> None:
     agents = lab.nodes(3, 3, 3)
     meet(agents)
@@ -384,6 +391,11 @@ CHECKS: Sequence[Check] = [
             "a spare does not take the place of a node that died: spares are of no use",
         ),
         ("loss", _loss, "when a node dies, the others form no smaller world: the job ends with the first node"),
+        (
+            "loss-of-first",
+            _loss_of_first,
+            "when the first node dies, which may host the store, the job ends, however many nodes are left",
+        ),
         (
             "rejoin-announced",
             _rejoin,
