@@ -187,7 +187,10 @@ def prepared(entry: Object, decision: str, patience: int) -> Object:
 
 def size_of(entry: ReadOnlyObject) -> int:
     """Characters of an entry as JSON, nearly."""
-    return 60 + sum(40 + sum(len(op.get(name, "")) for name in ("key", "value", "expected")) for op in entry["ops"])
+    # An operation that has no value may still carry something of that name, if somebody else wrote it.
+    return 60 + sum(
+        40 + sum(len(str(op.get(name, ""))) for name in ("key", "value", "expected")) for op in entry["ops"]
+    )
 
 
 # Objects that were read.
