@@ -126,6 +126,8 @@ class Sim:
         self.links = Links()
         self.faults = True
         self.writes: dict[str, int] = {}
+        self.namings = 0
+        """Writes of the Round that change nothing but who is left out, for people."""
         self.conflicts = 0
         self.trace: list[str] | None = None
         # What the properties are checked against.
@@ -198,7 +200,10 @@ class Sim:
             self.conflicts += 1
             self.log(f"{by} conflict on Round")
             return "conflict", 0, ""
-        self.writes[by] = self.writes.get(by, 0) + 1
+        if current is not None and replace(record, left_out=(), uid="") == replace(current[0], left_out=(), uid=""):
+            self.namings += 1
+        else:
+            self.writes[by] = self.writes.get(by, 0) + 1
         self.check_round(record, counted)
         self.rv += 1
         record = replace(record, uid=current[0].uid if current else f"round-{self.rv}")
