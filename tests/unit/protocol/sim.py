@@ -126,6 +126,8 @@ class Sim:
         self.links = Links()
         self.faults = True
         self.writes: dict[str, int] = {}
+        self.formed_at = 0.0
+        """When the round of the highest number was written first."""
         self.namings = 0
         """Writes of the Round that change nothing but who is left out, for people."""
         self.conflicts = 0
@@ -205,6 +207,8 @@ class Sim:
         else:
             self.writes[by] = self.writes.get(by, 0) + 1
         self.check_round(record, counted)
+        if current is None or record.round > current[0].round:
+            self.formed_at = self.now
         self.rv += 1
         record = replace(record, uid=current[0].uid if current else f"round-{self.rv}")
         self.round = (record, self.rv)
