@@ -16,6 +16,7 @@ from rdzv.kube.credentials import TokenFile, bound_pod
 from rdzv.protocol.encoding import MAX_SLOTS
 from rdzv.protocol.events import Identity
 from rdzv.protocol.records import incarnation
+from rdzv.spec import index_of
 
 if TYPE_CHECKING:
     from torch.distributed.elastic.rendezvous import RendezvousParameters
@@ -91,9 +92,10 @@ def _slot(params: RendezvousParameters, environ: Mapping[str, str]) -> int | Non
     text = str(given) if given is not None else environ.get("RDZV_SLOT", "")
     if not text:
         return None
-    if not text.isdigit() or int(text) >= MAX_SLOTS:
-        raise ValueError(f"slot={text}: write the index of this node, 0 to {MAX_SLOTS - 1}")
-    return int(text)
+    index = index_of(text)
+    if index is None or index >= MAX_SLOTS:
+        raise ValueError(f"slot={text[:80]}: write the index of this node, 0 to {MAX_SLOTS - 1}")
+    return index
 
 
 def _local_name(rendezvous: str, slot: int | None) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from rdzv.protocol.events import Timing
 from rdzv.protocol.fields import replace
 from rdzv.protocol.records import CLOSED, RUNNING, Coordinator, Round
 
@@ -16,8 +17,8 @@ _PROBATION = 1.0
 _ALONE = 5.0
 """Seconds for which a coordinator that has lost all of several others does nothing: they need them to take over, if it is
 this agent that is cut off."""
-_DOUBT = 10.0
-"""`Timing.doubt` of the others."""
+_DOUBT = Timing.doubt
+"""Of the others."""
 _ANSWER_AGAIN = 5.0
 """Seconds after which the same rival is answered again. One that is back sooner has not been convinced."""
 
