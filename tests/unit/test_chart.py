@@ -112,6 +112,9 @@ def test_the_operator_writes_nothing_else() -> None:
         ("", "configmaps"): child,
         ("", "services"): child,
         ("discovery.k8s.io", "endpointslices"): child,
+        # The etcd that it runs.
+        ("apps", "statefulsets"): child,
+        ("policy", "poddisruptionbudgets"): child,
         # The kubernetes backend: Roles for its pods, and the verbs in them, which nobody can grant who lacks them.
         ("rbac.authorization.k8s.io", "roles"): child,
         ("rbac.authorization.k8s.io", "rolebindings"): child,

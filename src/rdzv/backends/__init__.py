@@ -44,7 +44,8 @@ class Provision:
 
     `objects`: children to apply (owner and namespace are added by the plan); `endpoint`: `PET_RDZV_ENDPOINT`; `env`: further
     variables; `config`: `PET_RDZV_CONF` for every pod, the user's `spec.config` included; `host`: a pod that the endpoint leads to;
-    `rules`: what the pods' service accounts may do in the Kubernetes API, as rules of a Role.
+    `rules`: what the pods' service accounts may do in the Kubernetes API, as rules of a Role; `server`: name of the StatefulSet among
+    `objects` that the pods can do nothing without: they are let in once most of its members have been ready.
     """
 
     endpoint: str
@@ -53,6 +54,7 @@ class Provision:
     config: Mapping[str, str] = field(default_factory=dict)
     host: Host | None = None
     rules: Sequence[Mapping[str, Any]] = ()
+    server: str | None = None
 
 
 @dataclass(frozen=True)
@@ -72,6 +74,7 @@ class World:
     Attributes:
         formed: condition `Formed`.
         joined: names of the pods whose agents have joined; None: that can't be seen, and a pod that runs counts.
+        unready: why no pods at all can meet by this backend now, a reason and a text; None: nothing is known to keep them.
         problems: what keeps these pods from meeting by this backend, most harmful first, each a reason and a text.
         status: further fields of `Rendezvous.status`, which this backend's agents read.
         indexes: indexes of its pods are below this number.
@@ -80,6 +83,7 @@ class World:
 
     formed: Condition
     joined: frozenset[str] | None = None
+    unready: tuple[str, str] | None = None
     problems: Sequence[tuple[str, str]] = ()
     status: Mapping[str, Any] = field(default_factory=dict)
     indexes: int = MAX_NODES

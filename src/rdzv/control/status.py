@@ -45,7 +45,7 @@ def compute_status(
     """
     nodes = node_counts(rendezvous, observed, world)
     conditions = [
-        *_provisioned_and_ready(rendezvous, plan, nodes, failures),
+        *_provisioned_and_ready(rendezvous, plan, nodes, failures, world.unready),
         world.formed,
         _degraded(rendezvous, observed, world),
     ]
@@ -119,7 +119,11 @@ def _seconds(text: str) -> float:
 
 
 def _provisioned_and_ready(
-    rendezvous: Rendezvous, plan: Plan, nodes: Mapping[str, Any], failures: Sequence[Failure]
+    rendezvous: Rendezvous,
+    plan: Plan,
+    nodes: Mapping[str, Any],
+    failures: Sequence[Failure],
+    unready: tuple[str, str] | None,
 ) -> list[Condition]:
     if plan.refused is not None:
         return [
@@ -131,8 +135,13 @@ def _provisioned_and_ready(
         first = next((failure for failure in failures if failure.reason == NAME_TAKEN), failures[0])
         text = "; ".join(failure.message[:MAX_MESSAGE] for failure in failures[:MAX_FAILURES])
         return [_no("Provisioned", first.reason, text), _no("Ready", first.reason, text)]
+    if plan.held and unready is not None:
+        reason, text = unready
+        return [_no("Provisioned", reason, f"new pods wait: {text}"), _no("Ready", reason, text)]
     expected, joined = nodes["expected"], nodes["joined"]
-    if joined < expected:
+    if unready is not None:
+        ready = _no("Ready", *unready)
+    elif joined < expected:
         ready = Condition("Ready", "True", "NodesMissing", f"{joined} of {expected} expected nodes are there")
     else:
         ready = Condition("Ready", "True", "NodesPresent", f"all {expected} expected nodes are there")

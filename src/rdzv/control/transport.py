@@ -38,12 +38,14 @@ _PLURALS = {
     "EndpointSlice": "endpointslices",
     "Event": "events",
     "Pod": "pods",
+    "PodDisruptionBudget": "poddisruptionbudgets",
     "Rendezvous": PLURAL,
     "RendezvousMember": MEMBERS.plural,
     "RendezvousRound": ROUNDS.plural,
     "Role": "roles",
     "RoleBinding": "rolebindings",
     "Service": "services",
+    "StatefulSet": "statefulsets",
 }
 
 
