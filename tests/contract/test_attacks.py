@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import secrets
 from collections.abc import Iterator
@@ -13,7 +14,9 @@ from support.accounts import RELEASE, Account, account, install_crds, policies, 
 from support.cluster_fixtures import LocalCluster
 from support.operator_process import eventually
 
+from rdzv.backends.etcd_server import EtcdServer
 from rdzv.backends.kubernetes import role_rules
+from rdzv.spec import Rendezvous
 
 Object = dict[str, Any]
 RBAC = "rbac.authorization.k8s.io/v1"
@@ -67,6 +70,32 @@ def endpoints(of: str, target: Object | None, **rest: Any) -> Object:
 
 def service(**spec: Any) -> Object:
     return made("Service", spec={"ports": [{"port": 443}], **spec})
+
+
+def etcd(pod: Object | None = None, container: Object | None = None, **template: Any) -> Object:
+    """A StatefulSet as the operator makes it, changed."""
+    subject = Rendezvous.from_object(
+        {
+            "metadata": {"name": "mnist", "namespace": "NAMESPACE", "uid": "u"},
+            "spec": {"backend": "etcd-v3", "nodes": {"min": 2}, "etcd": {"replicas": 3}},
+        }
+    )
+    (found,) = (obj for obj in EtcdServer(subject, v2=False).objects() if obj["kind"] == "StatefulSet")
+    found = copy.deepcopy(found)
+    found["metadata"]["ownerReferences"] = [OWNER]
+    spec = found["spec"]["template"]["spec"]
+    spec |= pod or {}
+    spec["containers"][0] |= container or {}
+    found["spec"]["template"]["metadata"]["labels"] |= template.get("labels", {})
+    return found
+
+
+def runs(**changes: Any) -> Attack:
+    return Attack("operator", ("create",), etcd(**changes))
+
+
+def mounts(**volume: Any) -> Attack:
+    return runs(pod={"volumes": [{"name": "v", **volume}, *etcd()["spec"]["template"]["spec"]["volumes"]]})
 
 
 SOMEBODY = {"kind": "ServiceAccount", "name": "trainer", "namespace": "default"}
@@ -128,6 +157,35 @@ ATTACKS = {
     ),
     "catches-an-address": Attack("operator", ("create",), service(externalIPs=["192.0.2.7"])),
     "leads-to-a-name": Attack("operator", ("create",), service(type="ExternalName", externalName="evil.example.com")),
+    # A StatefulSet is pods.
+    "runs-pods-as-somebody": runs(pod={"serviceAccountName": "trainer"}),
+    "runs-pods-with-a-token": runs(pod={"automountServiceAccountToken": True}),
+    "runs-pods-on-the-hosts-network": runs(pod={"hostNetwork": True}),
+    "runs-pods-among-the-hosts-processes": runs(pod={"hostPID": True}),
+    "runs-pods-on-a-chosen-node": runs(pod={"nodeName": "control-plane"}),
+    "runs-pods-before-all-others": runs(pod={"priorityClassName": "system-node-critical"}),
+    "runs-pods-as-root": runs(pod={"securityContext": {"runAsUser": 0}}),
+    "runs-a-container-as-root": runs(container={"securityContext": {"runAsUser": 0}}),
+    "runs-a-privileged-container": runs(container={"securityContext": {"privileged": True}}),
+    "runs-a-container-with-a-hosts-port": runs(container={"ports": [{"containerPort": 80, "hostPort": 80}]}),
+    "runs-a-container-with-a-secret-in-its-environment": runs(
+        container={"env": [{"name": "A", "valueFrom": {"secretKeyRef": {"name": "theirs", "key": "a"}}}]}
+    ),
+    "runs-a-container-with-all-of-a-secret": runs(container={"envFrom": [{"secretRef": {"name": "theirs"}}]}),
+    "runs-a-training-pod": runs(labels={"rdzv.dev/rendezvous": "mnist"}),
+    "mounts-a-host": mounts(hostPath={"path": "/"}),
+    "mounts-a-secret-of-somebody": mounts(secret={"secretName": "theirs"}),
+    "mounts-a-token": mounts(projected={"sources": [{"serviceAccountToken": {"path": "token"}}]}),
+    "mounts-a-volume-of-somebody": mounts(persistentVolumeClaim={"claimName": "theirs"}),
+    "makes-an-etcd-of-another-name": Attack(
+        "operator", ("create",), {**etcd(), "metadata": {"name": "evil", "ownerReferences": [OWNER]}}
+    ),
+    "makes-an-etcd-in-kube-system": Attack("operator", ("create",), etcd(), elsewhere=True),
+    "keeps-others-from-being-drained": Attack(
+        "operator",
+        ("create",),
+        made("PodDisruptionBudget", "evil", api_version="policy/v1", spec={"maxUnavailable": 0}),
+    ),
     "writes-a-round": Attack(
         "operator",
         ("create",),
@@ -210,6 +268,7 @@ def test_all_is_refused_and_the_audit_log_says_to_whom(scene: Scene) -> None:
         service(),
         endpoints("rdzv-mnist", {"kind": "Pod", "name": "victim", "namespace": scene.namespace}),
         made("Role", api_version=RBAC, rules=role_rules("mnist", with_store=True)),
+        etcd(),
         binding(("Role", "rdzv-mnist"), {"kind": "ServiceAccount", "name": "trainer", "namespace": scene.namespace}),
     ):
         # A Role that is not there can't be bound.

@@ -24,6 +24,8 @@ Object = dict[str, Any]
 _GROUPS = {
     **dict.fromkeys(("Role", "RoleBinding"), "rbac.authorization.k8s.io/v1"),
     "EndpointSlice": "discovery.k8s.io/v1",
+    "PodDisruptionBudget": "policy/v1",
+    "StatefulSet": "apps/v1",
 }
 
 

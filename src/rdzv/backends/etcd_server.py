@@ -229,6 +229,7 @@ class EtcdServer:
                 "httpGet": {"path": "/health", "port": METRICS_PORT},
                 "periodSeconds": 2,
                 "timeoutSeconds": 5,
+                "failureThreshold": 5,
             },
             "livenessProbe": {
                 "tcpSocket": {"port": METRICS_PORT},
