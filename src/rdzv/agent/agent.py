@@ -304,6 +304,10 @@ class Agent:
 
     def _at_exit(self) -> None:
         """After SIGTERM torch ends without a word to the handler; what was to be written should get through."""
+        noticed = threading.Event()
+        # Later than the turn that the loop may be in: a signal that came before this is seen by then.
+        self._loop.at("exit", self._loop.clock() + 0.01, noticed.set)
+        noticed.wait(_EXIT_SECONDS)
         state = self._member.state
         if state is not None and state.ending:
             self._member.wait(self._heard, time.monotonic() + _EXIT_SECONDS)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import threading
 import time
 from collections.abc import Iterator
@@ -235,6 +236,21 @@ def test_sigterm_is_said_to_the_others_and_ends_the_join(lab: Lab) -> None:
     agent._sigterm()
     assert "is being stopped" in str(call.exception(30))
     eventually(lambda: (found := lab.member(0)) and found.state == LEAVING)
+
+
+def test_sigterm_is_said_to_the_others_although_the_process_ends_at_once(lab: Lab) -> None:
+    agent = lab.agent()
+    lab.join(agent).result(30)
+    before = signal.signal(signal.SIGTERM, lambda *_: None)
+    try:
+        agent._loop.call(lambda: time.sleep(0.3))  # It is busy when the signal comes.
+        signal.raise_signal(signal.SIGTERM)
+        agent._at_exit()
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    found = lab.member(0)
+    assert found is not None
+    assert found.state == LEAVING
 
 
 def test_closing_ends_the_wait_of_others(lab: Lab) -> None:
