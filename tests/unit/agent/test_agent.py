@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
@@ -238,16 +238,18 @@ def test_sigterm_is_said_to_the_others_and_ends_the_join(lab: Lab) -> None:
     eventually(lambda: (found := lab.member(0)) and found.state == LEAVING)
 
 
-def test_sigterm_is_said_to_the_others_although_the_process_ends_at_once(lab: Lab) -> None:
+@pytest.mark.parametrize("end", [Agent._at_exit, Agent.abandon], ids=["the process ends", "the handler is dropped"])
+def test_sigterm_is_said_to_the_others_although_the_end_comes_at_once(lab: Lab, end: Callable[[Agent], None]) -> None:
     agent = lab.agent()
     lab.join(agent).result(30)
     before = signal.signal(signal.SIGTERM, lambda *_: None)
     try:
         agent._loop.call(lambda: time.sleep(0.3))  # It is busy when the signal comes.
         signal.raise_signal(signal.SIGTERM)
-        agent._at_exit()
+        end(agent)
     finally:
         signal.signal(signal.SIGTERM, before)
+    eventually(agent._stop.is_set, "its end")
     found = lab.member(0)
     assert found is not None
     assert found.state == LEAVING
