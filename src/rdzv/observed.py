@@ -3,16 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Sequence, Set
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
 
+from rdzv import pod_reasons
 from rdzv.objects import ReadOnlyObject
+from rdzv.pod_reasons import Runs
 from rdzv.protocol.records import Member, Round
-from rdzv.spec import INDEX_LABELS, Nodes, index_of
+from rdzv.spec import INDEX_LABELS, LABEL, Nodes, index_of
 
-#: Why a container waits, when it won't stop waiting by itself soon.
-_HOPELESS_WAITS = frozenset(
-    {"ImagePullBackOff", "ErrImagePull", "InvalidImageName", "ErrImageNeverPull", "CreateContainerError"}
+if TYPE_CHECKING:
+    from rdzv.spec import Rendezvous
+
+#: Seconds by which a node's clock may be behind that of the API server.
+_SKEW = 5.0
+
+EARLIER = (
+    "EarlierRendezvous: it was started for an earlier Rendezvous of this name, which was deleted, and never meets the others: "
+    "delete the pod, so that its controller makes it again"
 )
+
+
+_NEVER_RUN = Runs()
 
 
 @dataclass(frozen=True)
@@ -20,8 +32,9 @@ class Pod:
     """One opted-in pod.
 
     `slot`: its index (None: it has none). `unusable_index`: what its index label says instead of one. `started`: a container of it
-    runs or ran. `hopeless`: it won't start without help. `reason`: why it is not there yet ("" when it is). `created`: RFC 3339, so
-    that text order is time order. `ip`: its first address ("": it has none yet).
+    runs or ran. `hopeless`: it won't start without help. `reason`: why it is not there yet ("" when it is); `bland`: that says nothing,
+    and an Event may say more. `created`: RFC 3339, so that text order is time order. `ip`: its first address ("": it has none yet).
+    `owner`: UID of its controller ("": it has none). `runs`: how its containers have run.
     """
 
     name: str
@@ -37,6 +50,9 @@ class Pod:
     injected: bool = True
     ip: str = ""
     service_account: str = "default"
+    bland: bool = False
+    owner: str = ""
+    runs: Runs = _NEVER_RUN
 
     @property
     def live(self) -> bool:
@@ -54,7 +70,7 @@ class Pod:
         meta, status = obj["metadata"], obj.get("status", {})
         labels = meta.get("labels") or {}
         statuses = status.get("containerStatuses") or []
-        reason, hopeless = _waiting(status, statuses)
+        reason = pod_reasons.reason_of(status, f"rdzv-{labels.get(LABEL, '')}")
         index = next((labels[label] for label in INDEX_LABELS if label in labels), None)
         slot = None if index is None else index_of(index)
         return cls(
@@ -66,11 +82,14 @@ class Pod:
             created=meta.get("creationTimestamp") or "",
             terminating="deletionTimestamp" in meta,
             started=any("waiting" not in s.get("state", {}) or s.get("restartCount") for s in statuses),
-            hopeless=hopeless,
-            reason=reason,
+            hopeless=reason.hopeless,
+            reason=reason.text,
             injected=injected,
             ip=status.get("podIP") or "",
             service_account=obj["spec"].get("serviceAccountName") or "default",
+            bland=reason.bland,
+            owner=next((owner["uid"] for owner in meta.get("ownerReferences") or [] if owner.get("controller")), ""),
+            runs=pod_reasons.runs_of(status),
         )
 
 
@@ -98,6 +117,28 @@ class Observed:
         found = (obj for obj in self.children if (obj["kind"], obj["metadata"]["name"]) == ("StatefulSet", name))
         return max((int((obj.get("status") or {}).get("readyReplicas") or 0) for obj in found), default=0)
 
+    def told_apart(self, rendezvous: Rendezvous) -> Observed:
+        """With a reason for each pod that can't be of this incarnation: its containers were started before that was made.
+
+        An agent that has joined this one is of it, whatever the clocks say.
+        """
+        created = pod_reasons.seconds(rendezvous.created)
+        if created is None:
+            return self
+        proved = {member.name for member in self.members if member.run_id == rendezvous.uid}
+        earlier = {
+            pod.uid
+            for pod in self.pods
+            if pod.live
+            and not pod.reason
+            and pod.name not in proved
+            and pod.runs.since is not None
+            and pod.runs.since + _SKEW < created
+        }
+        if not earlier:
+            return self
+        return replace(self, pods=[replace(pod, reason=EARLIER) if pod.uid in earlier else pod for pod in self.pods])
+
     def expected(self, nodes: Nodes) -> int:
         """How many nodes the world should have: as many as there are candidates, within the bounds of the spec."""
         return min(max(len(self.candidates), nodes.min), nodes.max)
@@ -118,25 +159,3 @@ def shown(names: Sequence[str]) -> str:
     """Names of pods for a sentence, three at most."""
     more = f" and {len(names) - 3} more" if len(names) > 3 else ""
     return f"pods {', '.join(sorted(names)[:3])}{more}"
-
-
-def _waiting(status: ReadOnlyObject, statuses: Sequence[ReadOnlyObject]) -> tuple[str, bool]:
-    """Why the pod is not there yet, in Kubernetes' own words, and whether that will not pass by itself."""
-    for condition in status.get("conditions") or []:
-        if condition["type"] == "PodScheduled" and condition["status"] == "False":
-            reason = condition.get("reason", "NotScheduled")
-            return _join(reason, condition.get("message")), reason == "Unschedulable"
-    for container in (*(status.get("initContainerStatuses") or []), *statuses):
-        waiting = container.get("state", {}).get("waiting")
-        if waiting:
-            reason = waiting.get("reason", "Waiting")
-            return _join(reason, waiting.get("message")), reason in _HOPELESS_WAITS
-    phase = status.get("phase", "Pending")
-    return (
-        "" if phase in {"Running", "Succeeded"} else _join(status.get("reason") or phase, status.get("message"))
-    ), False
-
-
-def _join(reason: str, message: str | None) -> str:
-    # Messages carry lists of nodes and digests; the first part says what it is, and status has no room for the rest.
-    return f"{reason[:64]}: {message[:200]}" if message else reason[:64]

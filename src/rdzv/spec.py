@@ -52,7 +52,7 @@ class Nodes:
 class Rendezvous:
     """One `Rendezvous` object.
 
-    `settings` is the spec's member named after the backend (`spec.c10d` for c10d), `{}` when absent.
+    `settings` is the spec's member named after the backend (`spec.c10d` for c10d), `{}` when absent. `created`: RFC 3339.
     """
 
     name: str
@@ -66,6 +66,7 @@ class Rendezvous:
     endpoint: str | None = None
     config: Mapping[str, str] = field(default_factory=dict)
     settings: Mapping[str, Any] = field(default_factory=dict)
+    created: str = ""
 
     @property
     def child_name(self) -> str:
@@ -95,6 +96,7 @@ class Rendezvous:
             endpoint=spec.get("endpoint"),
             config=dict(spec.get("config", {})),
             settings=dict(spec.get(settings_key(backend), {})),
+            created=meta.get("creationTimestamp") or "",
         )
 
 

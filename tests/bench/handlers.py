@@ -73,17 +73,20 @@ class Meeting:
     kubeconfig: str
 
 
-def plan(backend: Backend, scenario: str, meeting: Meeting, slot: int, member: str) -> Plan:
-    """An agent with a handler of this backend."""
+def plan(backend: Backend, scenario: str, meeting: Meeting, slot: int, member: str, pod_uid: str = "") -> Plan:
+    """An agent with a handler of this backend; with `pod_uid` in a pod that is called `member`."""
     config: dict[str, Any] = dict(backend.config.get(scenario, {}))
     if backend.registered == "c10d":
         config["is_host"] = "true" if slot == 0 else "false"
     if backend.ours:
-        config |= {"slot": str(slot), "member": member}
+        config |= {"slot": str(slot)} | ({} if pod_uid else {"member": member})
+    pod = {"RDZV_POD_NAME": member, "RDZV_POD_UID": pod_uid} if pod_uid else {}
     params = RendezvousParameters(
         backend.registered, meeting.endpoint, meeting.run_id, meeting.least, meeting.most, ADDRESS, **config
     )
-    return Plan(lambda commands: _attend(params, commands), {"KUBECONFIG": meeting.kubeconfig, **backend.environ})
+    return Plan(
+        lambda commands: _attend(params, commands), {"KUBECONFIG": meeting.kubeconfig, **pod, **backend.environ}
+    )
 
 
 def _attend(params: RendezvousParameters, commands: Commands) -> None:

@@ -46,7 +46,8 @@ class Run:
         meeting = lab.meeting(self.backend.registered, name, LEAST, COUNT)
         victim = 0 if self.harm == "rank0" else 2
         slots = [0, 1, 2, 3, victim]  # The last one takes the victim's place, as a Job's replacement does.
-        plans = [plan(self.backend, "recover", meeting, slot, f"{name}-{i}") for i, slot in enumerate(slots)]
+        uids = [f"uid-{name}-{i}" if self.harm == DRAIN else "" for i in range(len(slots))]
+        plans = [plan(self.backend, "recover", meeting, slot, f"{name}-{i}", uids[i]) for i, slot in enumerate(slots)]
         with World(plans, threads=False, log=lab.log) as world:
             first = range(COUNT)
             world.command(CREATE, first)
@@ -61,8 +62,7 @@ class Run:
             survivors = set(range(COUNT)) - {victim}
             began = time.monotonic()
             if self.harm == DRAIN:
-                # A Member that is no pod's has its name where the pod's UID would be.
-                lab.write_roster(meeting, survivors, [f"{name}-{victim}"])
+                lab.write_roster(meeting, survivors, [uids[victim]])
             else:
                 world.signal(victim, HARMS[self.harm])
             return self._recover(world, survivors, began)

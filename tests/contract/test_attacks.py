@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import pytest
-from support.accounts import RELEASE, Account, account, install_crds, policies, rendered
+from support.accounts import Account, account, install_crds, policies, rights
 from support.cluster_fixtures import LocalCluster
 from support.operator_process import eventually
 
@@ -234,13 +234,10 @@ def scene(control_plane: LocalCluster, tmp_path_factory: pytest.TempPathFactory)
     control_plane.kubectl("create", "namespace", namespace)
     # The account has the chart's name for it, and so the policy finds it; its rights are the chart's.
     release = (f"--namespace={namespace}", "--set=injection.mode=webhook,webhook.certificates.mode=certManager")
-    objects = rendered(control_plane, *release)
-    (rights,) = (o for o in objects if o["kind"] == "ClusterRole" and o["metadata"]["name"] == RELEASE)
-    with policies(control_plane, [namespace, "kube-system"], *release) as prefix:
-        operator = prefix
-        control_plane.kubectl("create", "-f", "-", input=json.dumps({**rights, "metadata": {"name": operator}}))
-        subject = f"--serviceaccount={namespace}:{operator}"
-        control_plane.kubectl("create", "clusterrolebinding", operator, f"--clusterrole={operator}", subject)
+    with (
+        policies(control_plane, [namespace, "kube-system"], *release) as operator,
+        rights(control_plane, operator, *release),
+    ):
         rules = role_rules("mnist", with_store=True)
         trainer = {"apiVersion": RBAC, "kind": "Role", "metadata": {"name": "trainer"}, "rules": rules}
         admin = ("-n", namespace)
@@ -255,7 +252,6 @@ def scene(control_plane: LocalCluster, tmp_path_factory: pytest.TempPathFactory)
             "webhook": account(control_plane, scratch, namespace, f"{operator}-webhook"),
         }
         yield Scene(control_plane, namespace, operator, accounts)
-        control_plane.kubectl("delete", "clusterrole,clusterrolebinding", operator)
     control_plane.kubectl("delete", "namespace", namespace, "--wait=false")
 
 

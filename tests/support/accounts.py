@@ -52,6 +52,24 @@ def policies(cluster: LocalCluster, namespaces: Sequence[str], *arguments: str) 
         cluster.kubectl("delete", "-f", "-", input=documents)
 
 
+@contextmanager
+def rights(cluster: LocalCluster, name: str, *arguments: str) -> Iterator[list[Object]]:
+    """Gives the accounts of the chart what it binds them to; `name`: of the operator's account (`policies` chooses one).
+
+    Returns the roles that are bound. What is aggregated to Kubernetes' own roles is not among them.
+    """
+    objects = rendered(cluster, f"--set=fullnameOverride={name}", *arguments)
+    bindings = [obj for obj in objects if obj["kind"].endswith("RoleBinding")]
+    bound = {(binding["roleRef"]["kind"], binding["roleRef"]["name"]) for binding in bindings}
+    roles = [obj for obj in objects if (obj["kind"], obj["metadata"]["name"]) in bound]
+    documents = yaml.safe_dump_all([*roles, *bindings])
+    cluster.kubectl("apply", "-f", "-", input=documents)
+    try:
+        yield roles
+    finally:
+        cluster.kubectl("delete", "-f", "-", input=documents)
+
+
 def install_crds(cluster: LocalCluster) -> None:
     """Applies the CRDs and waits until they are served."""
     cluster.kubectl("apply", "--server-side", "-f", str(CHART / "files/crds"))

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from rdzv.control.children import key
 from rdzv.control.inject import is_injected
 from rdzv.control.plan import Failure, Plan, plan
-from rdzv.control.status import compute_status
+from rdzv.control.status import NOTHING_BESIDE, Beside, compute_status
 from rdzv.observed import Observed, Pod
+from rdzv.protocol.encoding import salted_fingerprints
+from rdzv.protocol.records import RUNNING, Leader, Member, Round
 from rdzv.registry import backend_registry
 from rdzv.spec import LABEL, Rendezvous
 
@@ -30,11 +33,14 @@ def status_of(
     previous: Mapping[str, Any],
     now: float,
     failures: Sequence[Failure] = (),
+    beside: Beside = NOTHING_BESIDE,
 ) -> Object:
     """The status that a pass over `subject` writes."""
     registry = backend_registry()
+    observed = observed.told_apart(subject)
     world = registry.observe(subject, observed, previous, now)
-    return compute_status(subject, observed, world, plan(subject, observed, registry), previous, now, failures)
+    decided = plan(subject, observed, registry)
+    return compute_status(subject, observed, world, decided, previous, now, failures, beside).status
 
 
 def rendezvous(backend: str = "c10d", *, uid: str = "uid-1", name: str = "mnist", **spec: Any) -> Rendezvous:
@@ -62,6 +68,21 @@ def pod_object(
             "containerStatuses": [{"name": "train", "state": state, "restartCount": 0}],
         },
     }
+
+
+def member(pod: Object, **changes: Any) -> Member:
+    """The agent of a pod, which asks to be in round 1 of Rendezvous `uid-1`."""
+    meta = pod["metadata"]
+    base = Member(meta["name"], "mnist", "uid-1", f"{meta['uid']}/1", "10.0.0.1", 29400, 1)
+    return replace(base, **changes)
+
+
+def running(members: list[Member], number: int = 1, **changes: Any) -> Round:
+    """A world of these agents."""
+    salt, fingerprints = salted_fingerprints([each.incarnation for each in members])
+    leader = Leader(0, "10.0.0.1", 29400)
+    record = Round("mnist", "uid-1", number, RUNNING, tuple(range(len(members))), fingerprints, salt, leader)
+    return replace(record, **changes)
 
 
 class FakeNamespace:

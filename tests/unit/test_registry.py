@@ -45,6 +45,7 @@ def _distribution(folder: Path, name: str, code: str, entry: str) -> None:
 SCRIPT = """
 from support.builders import rendezvous
 from rdzv.backends import BackendError
+from rdzv.observed import Observed
 from rdzv.registry import backend_registry
 registry = backend_registry()
 for name in %r:
@@ -52,7 +53,7 @@ for name in %r:
         print(name, registry.provision(rendezvous(name)).endpoint)
     except BackendError as error:
         print(name, error.reason, str(error))
-    print(name, registry.observe(rendezvous(name), None, {}, 0.0).formed.reason if name not in ("kubernetes", "c10d") else "")
+    print(name, registry.observe(rendezvous(name), Observed(), {}, 0.0).formed.reason if name not in ("kubernetes", "c10d") else "")
 """
 
 GOOD = "from rdzv.backends import Backend, Provision\nprovision = lambda r: Provision(endpoint=r.name + ':77')\n"

@@ -6,21 +6,16 @@ from typing import Any
 
 import pytest
 from support import builders
-from support.builders import FakeNamespace, pod_object, rendezvous
+from support.builders import FakeNamespace, member, pod_object, rendezvous, running
 
 from rdzv.backends import World
 from rdzv.backends.kubernetes import BACKEND, HEARTBEAT
 from rdzv.control.plan import plan
 from rdzv.observed import Observed
-from rdzv.protocol.encoding import (
-    salted_fingerprints,
-)
 from rdzv.protocol.records import (
     CLOSED,
     FORMING,
-    RUNNING,
     Closure,
-    Leader,
     LeftOut,
     Member,
     Roster,
@@ -29,19 +24,6 @@ from rdzv.protocol.records import (
 from rdzv.registry import backend_registry
 
 NOW = 1795428000.0
-
-
-def member(pod: dict[str, Any], **changes: Any) -> Member:
-    meta = pod["metadata"]
-    base = Member(meta["name"], "mnist", "uid-1", f"{meta['uid']}/1", "10.0.0.1", 29400, 1)
-    return replace(base, **changes)
-
-
-def running(members: list[Member], number: int = 1, **changes: Any) -> Round:
-    salt, fingerprints = salted_fingerprints([each.incarnation for each in members])
-    leader = Leader(0, "10.0.0.1", 29400)
-    record = Round("mnist", "uid-1", number, RUNNING, tuple(range(len(members))), fingerprints, salt, leader)
-    return replace(record, **changes)
 
 
 def status(pods: list[dict[str, Any]], record: Round | None, members: list[Member], **previous: Any) -> dict[str, Any]:

@@ -207,8 +207,11 @@ class Agent:
         return known
 
     def abandon(self) -> None:
-        """`stop`, soon and in another thread: takes no lock, so that garbage collection may call it."""
-        self._loop.call(self.stop)
+        """`stop`, soon and in another thread: takes no lock, so that garbage collection may call it.
+
+        An exception upon SIGTERM drops the handler on its way out: that the agent leaves should get through.
+        """
+        self._loop.call(self._end)
 
     def stop(self) -> None:
         """End all threads and connections, without a word to the others."""
@@ -304,6 +307,19 @@ class Agent:
 
     def _at_exit(self) -> None:
         """After SIGTERM torch ends without a word to the handler; what was to be written should get through."""
+        noticed = threading.Event()
+
+        def notice() -> None:
+            noticed.set()
+            self._member.poke()
+
+        # In the turn after the one that the loop may be in: a signal that came before this is seen by then.
+        now = self._loop.clock()
+        self._loop.at("exit", now, lambda: self._loop.at("exit", now, notice))
+        self._member.wait(lambda: noticed.is_set() or self._stop.is_set(), time.monotonic() + _EXIT_SECONDS)
+        self._end()
+
+    def _end(self) -> None:
         state = self._member.state
         if state is not None and state.ending:
             self._member.wait(self._heard, time.monotonic() + _EXIT_SECONDS)

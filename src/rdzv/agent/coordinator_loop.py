@@ -124,6 +124,7 @@ class CoordinatorLoop:
         self.poke()
         self._liveness.expect(())
         self._liveness.probe({})
+        self._liveness.ask(frozenset())
 
     def join(self, seconds: float) -> None:
         """Wait for its threads, which `stop` has told to end."""
@@ -220,6 +221,7 @@ class CoordinatorLoop:
                 self._step_down()
                 return
             self._liveness.probe(decision.probe)
+            self._liveness.ask(decision.ask)
             self._say(decision)
             self._say_refused(decision.refused_members)
             if decision.refused:
@@ -241,6 +243,7 @@ class CoordinatorLoop:
                 round_rv=latest.rv if latest.record is not None else None,
                 dead=self._liveness.dead,
                 suspected=self._liveness.suspected,
+                doubted=self._liveness.doubted,
                 connected=self._liveness.connected,
                 highest_seen=self.shared.highest_seen(),
                 met=self.shared.met(),

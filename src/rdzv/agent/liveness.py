@@ -5,7 +5,8 @@ says nothing, so both sides send a byte each second and count the silence. A bro
 other side connects again at once if it is there. All of this happens in the agent's `Loop`; nothing goes through the API.
 
 On the wire: both sides prove that they may read the Round (`rdzv.agent.proof`). Then the member sends a dot each second,
-the coordinator answers each with a dot, and says `!RESOURCEVERSION;` when there is a new Round.
+the coordinator answers each with a dot, and says `!RESOURCEVERSION;` when there is a new Round. When a later agent asks for
+a member's slot it says `?`, and the member sends a dot at once.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ def listen(address: str, backlog: int = 1024) -> socket.socket:
 
 @dataclass(frozen=True)
 class Callbacks:
-    """Called in the loop's thread. `peers`: what `dead`, `suspected`, `connected` or `probes` say has changed."""
+    """Called in the loop's thread. `peers`: what `dead`, `suspected`, `doubted`, `connected` or `probes` say has changed."""
 
     lost: Callable[[Coordinator], None]
     found: Callable[[Coordinator], None]
@@ -78,6 +79,7 @@ class Liveness:
         self._prober = Prober(loop, callbacks.peers, connect)
         self._client = LivenessClient(loop, incarnation, callbacks.lost, callbacks.found, connect)
         self._ticked: float | None = None
+        self._contested: frozenset[str] = frozenset()
 
     @property
     def dead(self) -> frozenset[str]:
@@ -88,6 +90,11 @@ class Liveness:
     def suspected(self) -> frozenset[str]:
         """Expected incarnations that are silent."""
         return self._server.verdict.suspected
+
+    @property
+    def doubted(self) -> frozenset[str]:
+        """Expected incarnations that owe a sign of life: to connect again, to answer, or to say anything."""
+        return self._server.verdict.doubted
 
     @property
     def connected(self) -> frozenset[str]:
@@ -117,6 +124,12 @@ class Liveness:
         """As the coordinator: whose connections are expected to be there."""
         wanted = frozenset(incarnations)
         self._loop.call(lambda: self._then_tick(lambda: self._server.expect(wanted)))
+
+    def ask(self, incarnations: frozenset[str]) -> None:
+        """As the coordinator: ask these, each once, for a sign of life; until it is there they are `doubted`."""
+        if incarnations != self._contested:
+            self._contested = incarnations
+            self._loop.call(lambda: self._server.ask(incarnations))
 
     def serve(self, serving: bool) -> None:
         """False: this agent does not coordinate although the Round says so; its peers are sent away to look for another."""

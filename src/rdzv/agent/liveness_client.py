@@ -15,7 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from rdzv.agent.liveness_server import DEAD_SECONDS
+from rdzv.agent.liveness_server import DEAD_SECONDS, QUESTION
 from rdzv.agent.proof import COORDINATOR, LINE_LIMIT, MEMBER, Exchange, decode, encode, proves
 from rdzv.protocol.records import Coordinator
 
@@ -264,7 +264,12 @@ class LivenessClient:
         link.heard = self._loop.clock()
         for rv in _NEWS.findall(link.received):
             self.announced = int(rv)
+        asked = QUESTION in link.received
+        if asked:
+            link.received = link.received.replace(QUESTION, b"")
         del link.received[:-_NEWS_LENGTH]  # The end of a word may be still to come; to find one twice does no harm.
+        if asked:
+            self._send(link, b".")
 
     def _send(self, link: _Link, data: bytes) -> bool:
         try:

@@ -23,35 +23,45 @@ RECONNECT_SECONDS = 1.0
 """How long a peer whose connection broke has to connect again."""
 FIRST_SECONDS = 15.0
 """How long a peer that never connected has: it may see late, through the API, whom to connect to."""
+DOUBT_SECONDS = 2.5
+"""Silence, or absence of a peer that never connected, after which its replacement is believed."""
+QUESTION = b"?"
+"""What a member answers at once, instead of with its next word."""
 NEWS = "!{};"
 """What members are sent when there is a new Round, with its resourceVersion: should their watch be deaf, they know it."""
 
 
 @dataclass
 class Peer:
-    """An expected member. `since`: expected; `heard`: its last byte; `gone`: when its connection broke."""
+    """An expected member. `since`: expected; `heard`: its last byte; `gone`: when its connection broke.
+
+    `asked`: for a sign of life, which it has not given yet.
+    """
 
     since: float
     heard: float
     gone: float | None = None
     connected: bool = False
+    asked: bool = False
 
 
 @dataclass(frozen=True)
 class Verdict:
     """Incarnations of expected members, and of all that hold a connection.
 
-    `dead`: they certainly ended, or were silent for so long that it makes no difference; `suspected`: they are silent.
+    `dead`: they certainly ended, or were silent for so long that it makes no difference; `suspected`: they are silent;
+    `doubted`: they owe a sign of life.
     """
 
     dead: frozenset[str] = frozenset()
     suspected: frozenset[str] = frozenset()
+    doubted: frozenset[str] = frozenset()
     connected: frozenset[str] = frozenset()
 
 
-def judge(peers: Mapping[str, Peer], now: float) -> tuple[frozenset[str], frozenset[str]]:
-    """Who is dead, and who is suspected."""
-    dead, suspected = set(), set()
+def judge(peers: Mapping[str, Peer], now: float) -> tuple[frozenset[str], frozenset[str], frozenset[str]]:
+    """Who is dead, who is suspected, and who is doubted."""
+    dead, suspected, doubted = set(), set(), set()
     for incarnation, peer in peers.items():
         if peer.connected:
             silence, limit = now - peer.heard, DEAD_SECONDS
@@ -63,7 +73,9 @@ def judge(peers: Mapping[str, Peer], now: float) -> tuple[frozenset[str], frozen
             dead.add(incarnation)
         elif peer.connected and silence >= SUSPECT_SECONDS:
             suspected.add(incarnation)
-    return frozenset(dead), frozenset(suspected)
+        if silence >= DOUBT_SECONDS or peer.asked or peer.gone is not None:
+            doubted.add(incarnation)
+    return frozenset(dead), frozenset(suspected), frozenset(doubted)
 
 
 class LivenessServer:
@@ -75,6 +87,7 @@ class LivenessServer:
         self._expected: dict[str, Peer] = {}
         self._connected: dict[str, socket.socket] = {}
         self._last_heard: dict[str, float] = {}
+        self._asked: frozenset[str] = frozenset()
         self.admission = Admission(loop, listener, me, key, self.admit, lambda: len(self._connected))
 
     @property
@@ -102,6 +115,17 @@ class LivenessServer:
             self._connected.clear()
             self._last_heard.clear()
             self.expect(frozenset())
+
+    def ask(self, incarnations: frozenset[str]) -> None:
+        """Ask these members, each once, for a sign of life; not at all whom that is not expected of."""
+        for incarnation in incarnations - self._asked:
+            peer, sock = self._expected.get(incarnation), self._connected.get(incarnation)
+            if peer is not None and sock is not None:
+                peer.asked = True
+                with contextlib.suppress(OSError):  # As in `announce`.
+                    sock.send(QUESTION)
+        self._asked = incarnations
+        self.judge()
 
     def announce(self, rv: int) -> None:
         """Tell everybody who is connected of the Round of this resourceVersion."""
@@ -132,7 +156,7 @@ class LivenessServer:
         self._connected[incarnation], self._last_heard[incarnation] = sock, self._loop.clock()
         peer = self._expected.get(incarnation)
         if peer is not None:
-            peer.connected, peer.gone, peer.heard = True, None, self._last_heard[incarnation]
+            peer.connected, peer.gone, peer.heard, peer.asked = True, None, self._last_heard[incarnation], False
         with contextlib.suppress(OSError):
             sock.send(b"+")
         self._loop.watch(sock, selectors.EVENT_READ, lambda: self._heard(incarnation, sock))
@@ -153,8 +177,8 @@ class LivenessServer:
         self._last_heard[incarnation] = self._loop.clock()
         peer = self._expected.get(incarnation)
         if peer is not None:
-            peer.heard = self._last_heard[incarnation]
-            if incarnation in self.verdict.suspected:
+            peer.heard, peer.asked = self._last_heard[incarnation], False
+            if incarnation in self.verdict.suspected or incarnation in self.verdict.doubted:
                 self.judge()
 
     def _ended(self, incarnation: str, sock: socket.socket) -> None:

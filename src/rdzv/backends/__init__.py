@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from rdzv.observed import Observed, Pod
     from rdzv.spec import Rendezvous
 
+#: How a job may have ended, as `World.outcome` and as reasons.
+SUCCEEDED, FAILED = "Succeeded", "Failed"
+
 #: Label of an EndpointSlice: the Service that it belongs to.
 SERVICE_LABEL = "kubernetes.io/service-name"
 
@@ -74,8 +77,10 @@ class World:
     Attributes:
         formed: condition `Formed`.
         joined: names of the pods whose agents have joined; None: that can't be seen, and a pod that runs counts.
-        unready: why no pods at all can meet by this backend now, a reason and a text; None: nothing is known to keep them.
         problems: what keeps these pods from meeting by this backend, most harmful first, each a reason and a text.
+        fatal: reasons among them for which nobody can meet, or that nothing but somebody's hand ends: condition Ready is False.
+        outcome: Succeeded or Failed when the agents say that the job has ended; empty when they do not, or can't be heard.
+        reasons: of pods that run and have not joined, by name: what the backend knows of why.
         status: further fields of `Rendezvous.status`, which this backend's agents read.
         indexes: indexes of its pods are below this number.
         again: seconds until the status has to be computed anew though nothing has changed; None: it need not.
@@ -83,17 +88,29 @@ class World:
 
     formed: Condition
     joined: frozenset[str] | None = None
-    unready: tuple[str, str] | None = None
     problems: Sequence[tuple[str, str]] = ()
     status: Mapping[str, Any] = field(default_factory=dict)
     indexes: int = MAX_NODES
     again: float | None = None
+    fatal: frozenset[str] = frozenset()
+    outcome: str = ""
+    reasons: Mapping[str, str] = field(default_factory=dict)
 
 
 def observe_pods(rendezvous: Rendezvous, observed: Observed, previous: Mapping[str, Any], now: float) -> World:
-    """The world of a backend whose store the operator does not see: all it knows is which pods run."""
-    del observed, previous, now
-    text = f"backend {rendezvous.backend} keeps its world in a store of its own"
+    """The world of a backend whose store the operator does not see.
+
+    All that is known is which pods run: with fewer than `min` there is no world; with more there may be one.
+    """
+    del previous, now
+    running = sum(pod.live and pod.there for pod in observed.pods)
+    if running < rendezvous.nodes.min:
+        text = f"{running} of at least {rendezvous.nodes.min} pods run"
+        return World(Condition("Formed", "False", "PodsMissing", text))
+    text = (
+        f"{running} pods run; whether they have met only their logs tell, as backend {rendezvous.backend} keeps its "
+        "world in a store of its own"
+    )
     return World(Condition("Formed", "Unknown", "NotObservable", text))
 
 

@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 #: Label of the server's pods; its value is the Rendezvous. Not `rdzv.dev/rendezvous`: they take no part in the training.
 SERVER_LABEL = "rdzv.dev/server"
 
+#: Why nobody can meet: too few members are ready.
+NOT_READY = "ServerNotReady"
+
 #: Characters that the name of a Rendezvous may have, since a StatefulSet's may have 52 (its pods have a label with a hash behind it).
 MAX_NAME = 42
 
@@ -255,7 +258,8 @@ class EtcdServer:
         there = f"{ready} of {wanted} members of etcd {self.name} are ready"
         look = f"kubectl describe pods -n {self.rendezvous.namespace} -l {SERVER_LABEL}={self.rendezvous.name}"
         if ready <= wanted // 2:
-            return World(formed, unready=("ServerNotReady", f"{there}, and {wanted // 2 + 1} have to be: {look}"))
+            text = f"{there}, and {wanted // 2 + 1} have to be: {look}"
+            return World(formed, problems=[(NOT_READY, text)], fatal=frozenset({NOT_READY}))
         if ready < wanted:
             return World(formed, problems=[("ServerMemberNotReady", f"{there}; the others serve without it: {look}")])
         return World(formed)

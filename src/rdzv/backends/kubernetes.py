@@ -10,9 +10,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from rdzv.backends import Backend, BackendError, Condition, Provision, World
+from rdzv.backends import FAILED, SUCCEEDED, Backend, BackendError, Condition, Provision, World
+from rdzv.protocol import records
 from rdzv.protocol.encoding import MAX_SLOTS
-from rdzv.protocol.records import CLOSED, LIVE, RUNNING, SUCCEEDED, Absent, Member, Roster, Round
+from rdzv.protocol.records import CLOSED, LIVE, RUNNING, SUCCESS, Absent, Member, Roster, Round
 from rdzv.spec import GROUP
 
 if TYPE_CHECKING:
@@ -23,6 +24,12 @@ if TYPE_CHECKING:
 
 #: Characters of JSON that a status has room for in the list of hopeless pods: etcd stores 1.5 MiB, and names and reasons are long.
 MAX_HOPELESS = 400_000
+
+#: Reasons of problems.
+_CLOSED, _UNREACHABLE = "Closed", "Unreachable"
+#: Of agents that wait beside a world that runs.
+_SPARE = "Spare: the world has as many nodes as spec.nodes.max allows; it takes the place of one that is lost"
+_NEXT = "Waiting: it has asked to join, and is counted when the world forms anew"
 
 #: Seconds. While agents wait for a round, the roster is written anew this often: twice as long after each time, up to the second one.
 #: It says itself how long it holds; agents stop trusting one that is not renewed.
@@ -90,16 +97,47 @@ def observe(rendezvous: Rendezvous, observed: Observed, previous: Mapping[str, A
         },
         indexes=MAX_SLOTS,
         again=beat.due_in,
+        fatal=frozenset({_CLOSED}),
+        outcome=_outcome(rendezvous, observed),
+        reasons=_reasons(rendezvous, observed),
     )
 
 
-def _problems(rendezvous: Rendezvous, observed: Observed) -> Sequence[tuple[str, str]]:
-    """Agents that the others can't reach: their Round names them."""
+def _outcome(rendezvous: Rendezvous, observed: Observed) -> str:
     record = _round(rendezvous, observed)
-    if record is None or record.phase == CLOSED or not record.left_out:
+    if record is None or record.closed is None:
+        return ""
+    return SUCCEEDED if record.closed.reason == SUCCESS else FAILED
+
+
+def _reasons(rendezvous: Rendezvous, observed: Observed) -> Mapping[str, str]:
+    """Why agents that have asked to join are not in the world that runs, by the names of their pods."""
+    record = _round(rendezvous, observed)
+    if record is None or record.phase != RUNNING:
+        return {}
+    found = {
+        member.name: _SPARE if record.size >= rendezvous.nodes.max else _NEXT
+        for member in _members(rendezvous, observed)
+        if member.state == LIVE and record.rank_of(member.incarnation) is None
+    }
+    return found | {one.name: f"{_UNREACHABLE}: {one.reason}" for one in record.left_out}
+
+
+def _problems(rendezvous: Rendezvous, observed: Observed) -> Sequence[tuple[str, str]]:
+    """A world that is closed to all, and agents that the others can't reach: their Round says so."""
+    record = _round(rendezvous, observed)
+    if record is None:
+        return ()
+    if record.closed is not None and record.closed.reason != SUCCESS:
+        text = (
+            f"{record.closed.by} closed it after round {record.round}: {record.closed.reason}. Nobody can join any more: for another "
+            "run, delete this Rendezvous and create it again"
+        )
+        return [(_CLOSED, text)]
+    if record.closed is not None or not record.left_out:
         return ()
     more = f" (and {len(record.left_out) - 1} more)" if record.left_out[1:] else ""
-    return [("Unreachable", f"{record.left_out[0].reason}{more}")]
+    return [(_UNREACHABLE, f"{record.left_out[0].reason}{more}")]
 
 
 def is_awaited(rendezvous: Rendezvous, observed: Observed) -> bool:
@@ -188,7 +226,7 @@ def _agents(rendezvous: Rendezvous, observed: Observed) -> frozenset[str]:
     members = _members(rendezvous, observed)
     if record is not None and record.phase == RUNNING:
         return frozenset(member.name for member in members if record.rank_of(member.incarnation) is not None)
-    return frozenset(member.name for member in members if member.state in {LIVE, SUCCEEDED})
+    return frozenset(member.name for member in members if member.state in {LIVE, records.SUCCEEDED})
 
 
 def _formed(rendezvous: Rendezvous, observed: Observed, agents: frozenset[str]) -> Condition:

@@ -61,7 +61,7 @@ def observe(rendezvous: Rendezvous, observed: Observed, previous: Mapping[str, A
     if not without:
         return world
     text = f"{shown(without)} have no index, which backend static takes ranks from: use an Indexed Job or a StatefulSet"
-    return replace(world, problems=[("NoIndex", text)])
+    return replace(world, problems=[("NoIndex", text)], fatal=frozenset({"NoIndex"}))
 
 
 BACKEND = Backend("static", provision, delegate_to_torch, observe)

@@ -15,10 +15,11 @@ from typing import Any
 from rdzv.control.apply import KubernetesAPI
 from rdzv.control.cache import PODS, RENDEZVOUS, Cache, Key, View
 from rdzv.control.events import EventToPost, events_for, events_without_rendezvous, gave_way
+from rdzv.control.noted import Noted
 from rdzv.control.plan import NAME_TAKEN, REQUEST_FAILED, plan
 from rdzv.control.poster import EventPoster
 from rdzv.control.remembered import Remembered
-from rdzv.control.status import compute_status, look_again
+from rdzv.control.status import Beside, compute_status, look_again
 from rdzv.control.transport import RequestFailed
 from rdzv.observed import Observed
 from rdzv.registry import BackendRegistry
@@ -35,6 +36,7 @@ class Reconciler:
         self._poster = EventPoster(api.post_event)
         self._gone = Remembered()
         """UIDs of pods that are known to be gone. They never come back."""
+        self._noted = Noted()
 
     def reconcile(self, key: Key) -> float | None:
         """One pass over one Rendezvous (namespace, name).
@@ -52,7 +54,7 @@ class Reconciler:
             return self._post(events_without_rendezvous(*key, view.observed.pods))
 
         rendezvous = Rendezvous.from_object(view.rendezvous)
-        observed = replace(view.observed, gone=self._confirmed_gone(key, view.observed))
+        observed = replace(view.observed, gone=self._confirmed_gone(key, view.observed)).told_apart(rendezvous)
         decided = plan(rendezvous, observed, self._registry)
         previous = view.rendezvous.get("status") or {}
         world = self._registry.observe(rendezvous, observed, previous, time.time())
@@ -61,17 +63,30 @@ class Reconciler:
         if outcome.gave_way:
             return self._post([gave_way(rendezvous, decided.newer)])
         now = time.time()
-        status = compute_status(rendezvous, observed, world, decided, previous, now, outcome.failures)
-        if _differs(previous, status):
-            self._api.write_status(rendezvous.namespace, rendezvous.name, status)
+        beside = self._beside(rendezvous, observed, view, now)
+        computed = compute_status(rendezvous, observed, world, decided, previous, now, outcome.failures, beside)
+        if _differs(previous, computed.status):
+            self._api.write_status(rendezvous.namespace, rendezvous.name, computed.status)
         later = self._post(events_for(rendezvous, decided, outcome.failures, observed.pods, view.overridden))
         failed = [failure.message for failure in outcome.failures if failure.reason == REQUEST_FAILED]
         if failed:
             raise RequestFailed(None, "; ".join(failed))
         # No watch tells of somebody else's objects.
         taken = any(failure.reason == NAME_TAKEN for failure in outcome.failures)
-        waits = [later, world.again, random.uniform(0.8, 1.2) * look_again(previous, now) if taken else None]  # noqa: S311 - jitter
+        look = random.uniform(0.8, 1.2) * look_again(previous, now) if taken else None  # noqa: S311 - jitter
+        waits = [later, world.again, computed.again, look]
         return min((wait for wait in waits if wait is not None), default=None)
+
+    def _beside(self, rendezvous: Rendezvous, observed: Observed, view: View, now: float) -> Beside:
+        """What no object says."""
+        uid, pods = rendezvous.uid, len(observed.candidates)
+        record = observed.round
+        of_this = record is not None and record.run_id == uid
+        return Beside(
+            overridden=view.overridden,
+            rounds_lately=self._noted.rounds_lately(uid, record.round, now) if record is not None and of_this else 0,
+            short_for=self._noted.lasts(uid, "short", holds=0 < pods < rendezvous.nodes.min, now=now),
+        )
 
     def _look_again(self, key: Key) -> View:
         """Nobody is told that a Rendezvous does not exist only because its watch is behind that of its pods."""

@@ -3,24 +3,47 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from typing import Any
 
 from rdzv.backends import Condition, World
+from rdzv.control import phase, problems
+from rdzv.control.missing import node_counts
+from rdzv.control.nearby import Found
+from rdzv.control.phase import Life
 from rdzv.control.plan import NAME_TAKEN, Failure, Plan
-from rdzv.observed import Observed, Pod, shown
-from rdzv.spec import Nodes, Rendezvous
-
-#: How many absent pods the status names; the rest are counted in its message.
-MAX_MISSING = 20
-
-#: How many failures a condition names, and characters of each.
-MAX_FAILURES, MAX_MESSAGE = 8, 500
+from rdzv.control.problems import REFORMING, Seen
+from rdzv.observed import Observed
+from rdzv.spec import Rendezvous
 
 #: Seconds between looks at a name that is taken, at first and at last.
 LOOK_FIRST, LOOK_LAST = 2.0, 30.0
 
-NOT_JOINED = "NotJoined: its container runs, and its agent has not asked to join"
+
+@dataclass(frozen=True)
+class Beside:
+    """What a pass knows beside the objects.
+
+    `found`: what it asked; `overridden`: for each pod's name, what the pod's own settings keep from taking effect; `rounds_lately`: how
+    many rounds formed within a minute; `short_for`: seconds for which there have been fewer pods than nodes.
+    """
+
+    found: Found = field(default_factory=Found)
+    overridden: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    rounds_lately: int = 0
+    short_for: float = 0.0
+
+
+NOTHING_BESIDE = Beside()
+
+
+@dataclass(frozen=True)
+class Computed:
+    """`status`: the whole of it. `again`: seconds after which time alone may change it (None: it does not)."""
+
+    status: dict[str, Any]
+    again: float | None
 
 
 def compute_status(
@@ -31,28 +54,32 @@ def compute_status(
     previous: Mapping[str, Any],
     now: float,
     failures: Sequence[Failure] = (),
-) -> dict[str, Any]:
+    beside: Beside = NOTHING_BESIDE,
+) -> Computed:
     """The whole status.
 
     Args:
         rendezvous: the object.
-        observed: what the pass read.
+        observed: what the pass read, told apart from what an earlier Rendezvous of the name left.
         world: what the backend makes of it.
         plan: what the pass decided.
         previous: the status that the object has.
         now: seconds since the epoch.
         failures: what of it could not be written.
+        beside: what the pass knows beside.
     """
-    nodes = node_counts(rendezvous, observed, world)
-    conditions = [
-        *_provisioned_and_ready(rendezvous, plan, nodes, failures, world.unready),
-        world.formed,
-        _degraded(rendezvous, observed, world),
-    ]
+    nodes = node_counts(rendezvous, observed, world, beside.found, beside.overridden, now)
+    seen = Seen(
+        rendezvous, observed, world, plan, failures, beside.found, beside.rounds_lately, beside.short_for,
+        reforming=_degraded_by(previous) == REFORMING, now=now,
+    )  # fmt: skip
+    life = _life(seen, nodes, previous)
+    conditions = [_provisioned(seen), phase.ready(life), phase.formed(life), phase.degraded(life)]
     status: dict[str, Any] = {
         **world.status,
         "observedGeneration": rendezvous.generation,
         "runID": rendezvous.uid,
+        "summary": phase.summary(life),
         "nodes": nodes,
         "conditions": _merge_conditions(
             conditions, previous.get("conditions") or [], rendezvous.generation, rfc3339(now)
@@ -61,43 +88,28 @@ def compute_status(
     if plan.provision is not None:
         status["endpoint"] = plan.provision.endpoint
         status["binding"] = {"name": rendezvous.child_name}
-    return status
+    return Computed(status, problems.again(seen))
+
+
+def _life(seen: Seen, nodes: Mapping[str, Any], previous: Mapping[str, Any]) -> Life:
+    candidates = seen.observed.candidates
+    gated = bool(candidates) and all(pod.reason.startswith("SchedulingGated") for pod in candidates)
+    return Life(
+        nodes=seen.rendezvous.nodes,
+        expected=nodes["expected"],
+        joined=nodes["joined"],
+        pods=len(candidates),
+        formed=seen.world.formed,
+        outcome=phase.outcome(seen.observed, seen.world, phase.summary_of(previous)),
+        problems=problems.problems(seen),
+        suspended="pods wait for their scheduling gates" if gated else "" if candidates else seen.found.suspended,
+        had_pods=phase.had_pods(previous),
+    )
 
 
 def rfc3339(seconds: float) -> str:
     """Seconds since the epoch as Kubernetes writes times."""
     return datetime.fromtimestamp(seconds, timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
-
-
-def node_counts(rendezvous: Rendezvous, observed: Observed, world: World) -> dict[str, Any]:
-    """Who of the expected nodes is there: `{expected, joined, summary, missing}`."""
-    pods, candidates = observed.pods, observed.candidates
-    expected, there = observed.expected(rendezvous.nodes), observed.joined(world.joined)
-    joined, joined_names = len(there), {pod.name for pod in there}
-    missing = [
-        {"pod": pod.name, "reason": pod.reason or NOT_JOINED}
-        for pod in _by_slot(candidates)
-        if pod.name not in joined_names
-    ]
-    missing += [
-        {"pod": pod.name, "reason": "Terminating"}
-        for pod in _by_slot(pods)
-        if pod.terminating and pod.phase != "Succeeded"
-    ]
-    slots = {pod.slot for pod in candidates}
-    if candidates and None not in slots:
-        absent = [slot for slot in range(expected) if slot not in slots][: max(0, expected - len(candidates))]
-        missing += [{"pod": f"index {slot}", "reason": "NotCreated: no pod with this index exists"} for slot in absent]
-    return {
-        "expected": expected,
-        "joined": joined,
-        "summary": f"{joined}/{expected}",
-        "missing": missing[:MAX_MISSING],
-    }
-
-
-def _by_slot(pods: Sequence[Pod]) -> list[Pod]:
-    return sorted(pods, key=lambda pod: (pod.slot is None, pod.slot or 0, pod.name))
 
 
 def look_again(previous: Mapping[str, Any], now: float) -> float:
@@ -118,107 +130,30 @@ def _seconds(text: str) -> float:
     return datetime.fromisoformat(text[:19]).replace(tzinfo=timezone.utc).timestamp()
 
 
-def _provisioned_and_ready(
-    rendezvous: Rendezvous,
-    plan: Plan,
-    nodes: Mapping[str, Any],
-    failures: Sequence[Failure],
-    unready: tuple[str, str] | None,
-) -> list[Condition]:
+def _degraded_by(previous: Mapping[str, Any]) -> str:
+    return next(
+        (
+            condition["reason"]
+            for condition in previous.get("conditions") or []
+            if condition["type"] == "Degraded" and condition["status"] == "True"
+        ),
+        "",
+    )
+
+
+def _provisioned(seen: Seen) -> Condition:
+    plan, rendezvous = seen.plan, seen.rendezvous
     if plan.refused is not None:
-        return [
-            _no("Provisioned", plan.refused.reason, str(plan.refused)),
-            _no("Ready", plan.refused.reason, str(plan.refused)),
-        ]
-    if failures:
-        # Whose name is taken needs somebody's hand; a request that failed is tried again.
-        first = next((failure for failure in failures if failure.reason == NAME_TAKEN), failures[0])
-        text = "; ".join(failure.message[:MAX_MESSAGE] for failure in failures[:MAX_FAILURES])
-        return [_no("Provisioned", first.reason, text), _no("Ready", first.reason, text)]
-    if plan.held and unready is not None:
-        reason, text = unready
-        return [_no("Provisioned", reason, f"new pods wait: {text}"), _no("Ready", reason, text)]
-    expected, joined = nodes["expected"], nodes["joined"]
-    if unready is not None:
-        ready = _no("Ready", *unready)
-    elif joined < expected:
-        ready = Condition("Ready", "True", "NodesMissing", f"{joined} of {expected} expected nodes are there")
-    else:
-        ready = Condition("Ready", "True", "NodesPresent", f"all {expected} expected nodes are there")
+        return Condition("Provisioned", "False", plan.refused.reason, str(plan.refused))
+    failed = next(iter(problems.not_written(seen)), None)
+    if failed is not None:
+        return Condition("Provisioned", "False", failed.reason, failed.message)
+    if plan.held and plan.provision is not None:
+        text = f"new pods wait until most pods of StatefulSet {plan.provision.server} are ready"
+        return Condition("Provisioned", "False", "ServerNotReady", text)
     text = f"pods find backend {rendezvous.backend} by ConfigMap {rendezvous.child_name}"
     text += f"; not used: {plan.notice}" if plan.notice else ""
-    return [Condition("Provisioned", "True", "Provisioned", text), ready]
-
-
-def _degraded(rendezvous: Rendezvous, observed: Observed, world: World) -> Condition:
-    """The first thing that is wrong with the pods, most harmful first."""
-    live = [pod for pod in observed.pods if pod.live]
-    return (
-        _not_injected(live)
-        or _unusable_index(live, world.indexes)
-        or _duplicate_index(live)
-        or next((_yes(reason, text) for reason, text in world.problems), None)
-        or _too_many(live, rendezvous.nodes)
-        or _stuck(live)
-        or Condition("Degraded", "False", "AsExpected", "")
-    )
-
-
-def _not_injected(live: Sequence[Pod]) -> Condition | None:
-    names = [pod.name for pod in live if not pod.injected]
-    if not names:
-        return None
-    return _yes(
-        "NotInjected",
-        f"{shown(names)} got no rendezvous environment: created before the operator was installed, or labelled later. "
-        "Delete them so that their controller makes them again",
-    )
-
-
-def _unusable_index(live: Sequence[Pod], indexes: int) -> Condition | None:
-    found = [(pod.name, pod.unusable_index) for pod in live if pod.unusable_index is not None]
-    found += [(pod.name, str(pod.slot)) for pod in live if pod.slot is not None and pod.slot >= indexes]
-    if not found:
-        return None
-    name, index = min(found)
-    more = f" (and {len(found) - 1} more)" if found[1:] else ""
-    return _yes("UnusableIndex", f"pod {name} has index {index[:63]!r}: write 0 to {indexes - 1}{more}")
-
-
-def _duplicate_index(live: Sequence[Pod]) -> Condition | None:
-    slots: dict[int, list[str]] = {}
-    for pod in live:
-        if pod.slot is not None:
-            slots.setdefault(pod.slot, []).append(pod.name)
-    names, slot = next(((names, slot) for slot, names in sorted(slots.items()) if len(names) > 1), ([], 0))
-    if not names:
-        return None
-    return _yes("DuplicateIndex", f"{shown(names)} all have index {slot}: give each workload its own Rendezvous")
-
-
-def _too_many(live: Sequence[Pod], nodes: Nodes) -> Condition | None:
-    if len(live) <= nodes.max:
-        return None
-    return _yes(
-        "TooManyPods",
-        f"{len(live)} pods for a world of at most {nodes.max}: raise spec.nodes.max, or start fewer",
-    )
-
-
-def _stuck(live: Sequence[Pod]) -> Condition | None:
-    hopeless = [pod for pod in live if pod.hopeless]
-    if not hopeless:
-        return None
-    more = f" (and {len(hopeless) - 1} more)" if hopeless[1:] else ""
-    return _yes("PodsStuck", f"{hopeless[0].name}: {hopeless[0].reason}{more}")
-
-
-def _no(type_: str, reason: str, message: str) -> Condition:
-    return Condition(type_, "False", reason, message)
-
-
-def _yes(reason: str, message: str) -> Condition:
-    return Condition("Degraded", "True", reason, message)
+    return Condition("Provisioned", "True", "Provisioned", text)
 
 
 def _merge_conditions(

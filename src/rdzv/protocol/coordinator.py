@@ -86,10 +86,10 @@ def _decide(state: CoordinatorState, view: View, now: float) -> tuple[Coordinato
         wanted = _claimed(wanted, state, own.term + 1)
     probe = exclusion.probes(facts)
     waiting_for = "; ".join([*([target.waiting_for] if target.waiting_for else []), *_reasons(facts)])
+    decision = Decision(look_again=target.look_again, waiting_for=waiting_for, probe=probe, ask=facts.contested)
     if wanted == own:
-        return state, Decision(look_again=target.look_again, waiting_for=waiting_for, probe=probe)
-    why = target.why or "this agent coordinates"
-    return state, Decision(wanted, view.round_rv, target.look_again, why=why, waiting_for=waiting_for, probe=probe)
+        return state, decision
+    return state, replace(decision, write=wanted, rv=view.round_rv, why=target.why or "this agent coordinates")
 
 
 def _meet(

@@ -47,6 +47,8 @@ class View:
         highest_seen: that of this agent (`KnownRound.highest_seen`).
         met: this agent has seen a Round of its own run (`KnownRound.met`).
         probes: by incarnation, whether this agent could connect to the store, as `Decision.probe` asked for.
+        doubted: incarnations that owe a sign of life: their connection broke just now, or they were asked (`Decision.ask`)
+            and have not answered. Who has one to give does so in milliseconds.
     """
 
     members: Mapping[str, tuple[Member, int]]
@@ -60,6 +62,7 @@ class View:
     highest_seen: int = 0
     met: bool = False
     probes: Mapping[str, bool] = field(default_factory=dict)
+    doubted: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -77,6 +80,7 @@ class Decision:
         refused_members: by name, why a Member counts for nothing; for people.
         waiting_for: who is missing, for people; empty when nothing is.
         probe: by incarnation, stores to connect to from time to time: `View.probes` tells whether that works.
+        ask: incarnations to ask for a sign of life, once: a later agent asks for their slot. See `View.doubted`.
     """
 
     write: Round | None = None
@@ -89,6 +93,7 @@ class Decision:
     waiting_for: str = ""
     refused_members: Mapping[str, str] = field(default_factory=dict)
     probe: Mapping[str, Endpoint] = field(default_factory=dict)
+    ask: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)

@@ -76,6 +76,7 @@ class Facts:
         left_out: who asks to be counted and can't be reached, or reaches nobody.
         name_at: when (seconds) there may be more of them; None: not by time alone.
         askers: by name, those whose store may be connected to.
+        contested: incarnations of the running world for whose slot a later agent asks.
     """
 
     attendance: Attendance
@@ -95,6 +96,7 @@ class Facts:
     left_out: tuple[LeftOut, ...]
     name_at: float | None
     askers: Mapping[str, Member]
+    contested: frozenset[str]
 
 
 def gather(state: CoordinatorState, view: View, own: Round | None, now: float) -> Facts:
@@ -105,6 +107,10 @@ def gather(state: CoordinatorState, view: View, own: Round | None, now: float) -
     members = [member for member, _ in everyone]
     dead = _dead(state, view)
     alive = [entry for entry in everyone if not why_not_alive(entry[0], dead, state.succeeded, roster)]
+    contested = _contested(alive, own)
+    if replaced := contested & view.doubted:
+        dead |= replaced
+        alive = [entry for entry in alive if entry[0].incarnation not in replaced]
     believed = roster if roster is not None and _believed(state, roster, now) else None
     counted = [entry for entry in alive if not exclusion.is_left_out(state, view, own, entry[0])]
     attendance = attend(state.policy, one_per_slot(counted, own), own, roster, believed, view.suspected)
@@ -140,6 +146,7 @@ def gather(state: CoordinatorState, view: View, own: Round | None, now: float) -
         left_out=left_out,
         name_at=name_at,
         askers={member.name: member for member in askers},
+        contested=contested,
     )
 
 
@@ -205,11 +212,36 @@ def _claim(entry: tuple[Member, int], own: Round | None) -> tuple[bool, bool, in
     """The higher, the better is this member's claim to its index.
 
     Who is in the world stays while it lives: an older agent that was stopped, and goes on after its replacement was counted,
-    does not evict it. Else a pod comes before an agent that is none, and then the later one (see `records.birth`).
+    does not evict it. Else the later one, see `_order`.
     """
     member, rv = entry
     counted = own is not None and own.phase == RUNNING and own.rank_of(member.incarnation) is not None
-    return counted, member.owned, birth(member, rv), member.name
+    return counted, *_order(member, rv), member.name
+
+
+def _order(member: Member, rv: int) -> tuple[bool, int]:
+    """Of two with one index: a pod comes before an agent that is none, and then the later one (see `records.birth`)."""
+    return member.owned, birth(member, rv)
+
+
+def _contested(alive: Sequence[tuple[Member, int]], own: Round | None) -> frozenset[str]:
+    """Who is in the world, while a later agent with the same index asks for the next round: most likely its replacement.
+
+    Whoever of them gives no sign of life is not waited for any longer. An earlier agent contests nothing.
+    """
+    if own is None or own.phase != RUNNING:
+        return frozenset()
+    claims: dict[int, tuple[bool, int]] = {}
+    for member, rv in alive:
+        if member.index is not None and exclusion.asks(member, own):
+            claims[member.index] = max(claims.get(member.index, (False, 0)), _order(member, rv))
+    return frozenset(
+        member.incarnation
+        for member, rv in alive
+        if member.index in claims
+        and _order(member, rv) < claims[member.index]
+        and own.rank_of(member.incarnation) is not None
+    )
 
 
 def _is_involved(member: Member, own: Round | None, world: frozenset[str]) -> bool:

@@ -20,7 +20,7 @@ class FakeLiveness:
 
     def __init__(self, loop: Loop | None, incarnation: str, address: str, callbacks: Callbacks | None) -> None:
         self.incarnation, self.callbacks = incarnation, callbacks
-        self.dead = self.suspected = self.connected = frozenset[str]()
+        self.dead = self.suspected = self.connected = self.doubted = self.asked = frozenset[str]()
         self.following: Coordinator | None = None
         self.expected: frozenset[str] = frozenset()
         self.serving = True
@@ -40,6 +40,9 @@ class FakeLiveness:
 
     def probe(self, stores: Mapping[str, Endpoint]) -> None:
         self.probed = dict(stores)
+
+    def ask(self, incarnations: frozenset[str]) -> None:
+        self.asked = incarnations
 
     def announce(self, rv: int) -> None:
         del rv

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
@@ -235,6 +236,23 @@ def test_sigterm_is_said_to_the_others_and_ends_the_join(lab: Lab) -> None:
     agent._sigterm()
     assert "is being stopped" in str(call.exception(30))
     eventually(lambda: (found := lab.member(0)) and found.state == LEAVING)
+
+
+@pytest.mark.parametrize("end", [Agent._at_exit, Agent.abandon], ids=["the process ends", "the handler is dropped"])
+def test_sigterm_is_said_to_the_others_although_the_end_comes_at_once(lab: Lab, end: Callable[[Agent], None]) -> None:
+    agent = lab.agent()
+    lab.join(agent).result(30)
+    before = signal.signal(signal.SIGTERM, lambda *_: None)
+    try:
+        agent._loop.call(lambda: time.sleep(0.3))  # It is busy when the signal comes.
+        signal.raise_signal(signal.SIGTERM)
+        end(agent)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    eventually(agent._stop.is_set, "its end")
+    found = lab.member(0)
+    assert found is not None
+    assert found.state == LEAVING
 
 
 def test_closing_ends_the_wait_of_others(lab: Lab) -> None:

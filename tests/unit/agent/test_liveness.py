@@ -36,21 +36,91 @@ def verdict(coordinator: Agent) -> tuple[list[str], list[str]]:
     return sorted(coordinator.liveness.dead), sorted(coordinator.liveness.suspected)
 
 
+DEAD, SUSPECTED, DOUBTED = range(3)
+
+
 @pytest.mark.parametrize(
-    ("peer", "dead", "suspected"),
+    ("peer", "verdicts"),
     [
-        (Peer(since=0, heard=96, connected=True), False, False),
-        (Peer(since=0, heard=95, connected=True), False, True),
-        (Peer(since=0, heard=90, connected=True), True, False),
-        (Peer(since=0, heard=98, gone=99.1), False, False),
-        (Peer(since=0, heard=98, gone=99), True, False),
-        (Peer(since=86, heard=86), False, False),
-        (Peer(since=85, heard=85), True, False),
+        (Peer(since=0, heard=98, connected=True), set()),
+        (Peer(since=0, heard=97.5, connected=True), {DOUBTED}),
+        (Peer(since=0, heard=95, connected=True), {SUSPECTED, DOUBTED}),
+        (Peer(since=0, heard=90, connected=True), {DEAD, DOUBTED}),
+        (Peer(since=0, heard=100, connected=True, asked=True), {DOUBTED}),
+        (Peer(since=0, heard=98, gone=100), {DOUBTED}),
+        (Peer(since=0, heard=98, gone=99), {DEAD, DOUBTED}),
+        (Peer(since=98, heard=98), set()),
+        (Peer(since=97, heard=97), {DOUBTED}),
+        (Peer(since=85, heard=85), {DEAD, DOUBTED}),
     ],
-    ids=["heard", "silent 5 s", "silent 10 s", "broke", "broke 1 s ago", "never came", "never came for 15 s"],
+    ids=[
+        "heard",
+        "silent 2.5 s",
+        "silent 5 s",
+        "silent 10 s",
+        "asked",
+        "broke",
+        "broke 1 s ago",
+        "never came",
+        "never came for 3 s",
+        "never came for 15 s",
+    ],
 )
-def test_judging(peer: Peer, dead: bool, suspected: bool) -> None:
-    assert judge({"m": peer}, 100) == (frozenset({"m"} if dead else ()), frozenset({"m"} if suspected else ()))
+def test_judging(peer: Peer, verdicts: set[int]) -> None:
+    found = judge({"m": peer}, 100)
+    assert {number for number, who in enumerate(found) if who} == verdicts
+
+
+def test_who_is_asked_for_a_sign_of_life_gives_it_at_once_and_is_asked_once(
+    pair: tuple[Agent, Agent], clock: Clock
+) -> None:
+    coordinator, member = pair
+    clock.loops.remove(member.loop)
+    coordinator.liveness.ask(frozenset({"m", "a stranger"}))
+    clock.settle()
+    assert coordinator.liveness.doubted == {"m"}
+    coordinator.liveness.ask(frozenset({"m", "a stranger"}))
+    clock.loops.append(member.loop)
+    clock.settle()
+    assert coordinator.liveness.doubted == frozenset()
+    clock.run(60)
+    assert coordinator.liveness.doubted == frozenset()
+    assert (member.liveness.announced, len(member.dialled)) == (0, 1)
+    clock.loops.remove(member.loop)
+    clock.run(3.5)
+    assert coordinator.liveness.doubted == {"m"}, "it is silent, whether it is asked again or not"
+
+
+def test_who_was_asked_and_connects_again_has_answered(pair: tuple[Agent, Agent], clock: Clock) -> None:
+    coordinator, member = pair
+    clock.loops.remove(member.loop)
+    coordinator.liveness.ask(frozenset({"m"}))
+    coordinator.loop.call(lambda: coordinator.loop.forget(coordinator.liveness._server._connected["m"]))
+    clock.settle()
+    clock.loops.append(member.loop)
+    clock.run(0.5)
+    assert coordinator.liveness.connected == {"m"}
+    assert coordinator.liveness.doubted == frozenset()
+
+
+def test_a_broken_connection_is_a_doubt_until_it_is_made_again(pair: tuple[Agent, Agent], clock: Clock) -> None:
+    coordinator, member = pair
+    member.end()
+    clock.settle()
+    assert coordinator.liveness.doubted == {"m"}
+    assert coordinator.liveness.dead == frozenset()
+
+
+def test_a_question_and_news_in_one_word_are_both_understood(pair: tuple[Agent, Agent], clock: Clock) -> None:
+    coordinator, member = pair
+    (sock,) = coordinator.liveness._server._connected.values()
+    coordinator.liveness._server._expected["m"].asked = True
+    for part in (b"!12", b"?34;?"):
+        sock.send(part)
+        clock.settle()
+    assert member.liveness.announced == 1234
+    coordinator.liveness._server.judge()
+    assert coordinator.liveness.doubted == frozenset()
 
 
 def test_two_that_talk_are_never_suspected(pair: tuple[Agent, Agent], clock: Clock) -> None:

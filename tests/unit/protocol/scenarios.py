@@ -429,6 +429,9 @@ class Schedule:
             victim = self.random.choice(sorted(process.coordinates.connected))
             process.coordinates.dead.add(victim)
             process.coordinates.connected.discard(victim)
+            for other in self.sim.processes():
+                if other.me.incarnation == victim:
+                    other.steady_since = self.sim.now
             self.sim.coordinate(process)
         elif seen is not None and seen.coordinator is not None:
             process.told = False

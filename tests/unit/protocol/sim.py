@@ -26,6 +26,10 @@ NAME = "job"
 Counted = dict[str, tuple[Member, int]]
 SILENCE = 3.0
 """After which a connection that says nothing counts as broken; after half of it its peer is suspected."""
+RECONNECT, DOUBT = 1.0, 1.0
+"""How long a peer whose connection broke has to connect again; after which one that says nothing, or never connected, is doubted."""
+STEADY = 1.5
+"""Who has been connected, and answering, for so long does not give way to a later agent with its slot."""
 SPREAD = (0.1, 0.3)
 """Until an agent connects to a new coordinator."""
 PROBE = 2.0
@@ -67,6 +71,8 @@ class CoordinatorSide:
     dead: set[str] = field(default_factory=set)
     connected: set[str] = field(default_factory=set)
     suspected: set[str] = field(default_factory=set)
+    doubted: set[str] = field(default_factory=set)
+    asked: frozenset[str] = frozenset()
     probes: dict[str, Endpoint] = field(default_factory=dict)
     due: float = 0.0
     wake: int = 0
@@ -83,6 +89,7 @@ class Process:
         self.alive = True
         self.cut_until = 0.0
         self.frozen_until = 0.0  # stopped by SIGSTOP: it does nothing, and goes on later as if no time had passed
+        self.steady_since = 0.0  # nothing has befallen it or its connection since
         self.revoked = False  # its token is bound to a pod that was deleted
         self.generation = 0  # of the watch of the Round
         self.due = 0.0
@@ -538,20 +545,65 @@ class Sim:
             if rival.slot == process.pod.slot and self.first_write[who] < self.first_write[process.me.incarnation]:
                 raise Violation(f"{process.me.incarnation} gives way to {who}, which came before it: {message}")
 
+    def check_evicts(self, process: Process, side: CoordinatorSide, record: Round, counted: Counted) -> None:
+        """Nobody in the world who lives, is connected and answers gives way to another agent with its slot."""
+        before = process.round[0]
+        if before is None or before.phase != RUNNING or record.phase != RUNNING or record.round == before.round:
+            return
+        claimed = {member.index: who for who, (member, _) in counted.items() if member.index is not None}
+        for peer in self.processes():
+            who, pod = peer.me.incarnation, peer.pod
+            said = side.members.get(pod.name)
+            barred = side.state.barred.get(who)
+            if (
+                pod.slot is None
+                or before.rank_of(who) is None
+                or claimed.get(pod.slot, who) == who
+                or who not in side.connected
+            ):
+                continue
+            if said is None or said[0].incarnation != who or said[0].state != LIVE or (barred and not barred.over):
+                continue
+            if not (pod.gone or pod.draining or pod.exited) and self.now > peer.steady_since + STEADY:
+                raise Violation(f"{who} lives and is connected, and gives way to {claimed[pod.slot]}")
+
     def freeze(self, process: Process, seconds: float) -> None:
         """SIGSTOP, later SIGCONT. Its peers notice the silence."""
         self.log(f"{process.me.incarnation} is frozen for {seconds:.2f} s")
-        process.frozen_until = self.now + seconds
+        process.frozen_until = process.steady_since = self.now + seconds
+        self.at(DOUBT, self._quiet, process)
         self.at(SILENCE, self._noticed, process)
+        self.at(seconds + 1e-6, self._speaks, process)
         self.at(seconds + 1e-6, self.coordinate, process)
 
+    def _sides(self, who: str) -> list[tuple[Process, CoordinatorSide]]:
+        """The coordinators that this agent is connected to, as they believe."""
+        sides = [(other, other.coordinates) for other in self.processes()]
+        return [(other, side) for other, side in sides if side is not None and who in side.connected]
+
+    def _quiet(self, process: Process) -> None:
+        if self.now < process.frozen_until:
+            for other, side in self._sides(process.me.incarnation):
+                self._doubt(other, side, process.me.incarnation)
+
     def _noticed(self, process: Process) -> None:
-        if self.now >= process.frozen_until:
-            return
-        for other in self.processes():
-            side = other.coordinates
-            if side is not None and process.me.incarnation in side.connected:
+        if self.now < process.frozen_until:
+            for other, side in self._sides(process.me.incarnation):
                 self._peer_died(other, side, process.me.incarnation)
+
+    def _speaks(self, process: Process) -> None:
+        """It gives a sign of life to whom it is connected to."""
+        if not process.alive or self.now < process.frozen_until:
+            return
+        for other, side in self._sides(process.me.incarnation):
+            if process.held is side and self.links.open(process.me.address, other.me.address):
+                side.doubted.discard(process.me.incarnation)
+                self.coordinate(other)
+
+    def _doubt(self, process: Process, side: CoordinatorSide, who: str) -> None:
+        if process.alive and process.coordinates is side:
+            side.doubted.add(who)
+            self.coordinate(process)
 
     def kill(self, process: Process) -> None:
         if not process.alive:
@@ -559,11 +611,15 @@ class Sim:
         self.log(f"{process.me.incarnation} dies")
         process.alive = False
         self.stop_coordinating(process)
-        for other in self.processes():
-            side = other.coordinates
-            if side is not None and process.me.incarnation in side.connected:
-                self.at(self.delay(), self._peer_died, other, side, process.me.incarnation)
+        for other, side in self._sides(process.me.incarnation):
+            noticed = self.delay()
+            self.at(noticed, self._broke, other, side, process.me.incarnation)
+            self.at(noticed + RECONNECT, self._peer_died, other, side, process.me.incarnation)
         self.tell_roster()
+
+    def _broke(self, process: Process, side: CoordinatorSide, who: str) -> None:
+        side.connected.discard(who)
+        self._doubt(process, side, who)
 
     def _peer_died(self, process: Process, side: CoordinatorSide, who: str) -> None:
         if process.alive and process.coordinates is side:
@@ -608,6 +664,7 @@ class Sim:
 
     def _hang_up(self, process: Process) -> None:
         side, process.held = process.held, None
+        process.steady_since = self.now
         # What is said goes over the same links: a coordinator that is cut off hears nothing of it.
         if side is not None and self._open_to(process, side):
             side.connected.discard(process.me.incarnation)
@@ -630,10 +687,12 @@ class Sim:
         there = side is not None and not wrong and self.links.open(process.me.address, named.address)
         if there:
             assert side is not None
+            if process.held is not side:
+                process.steady_since = self.now
             process.held = side
             side.connected.add(process.me.incarnation)
-            side.dead.discard(process.me.incarnation)
-            side.suspected.discard(process.me.incarnation)
+            for among in (side.dead, side.suspected, side.doubted):
+                among.discard(process.me.incarnation)
             self.at(0.0, self._coordinate_side, side)
         else:
             self._hang_up(process)
@@ -656,6 +715,7 @@ class Sim:
         # Who is refused knows at once; the other end may hear nothing more.
         told = how != SILENT and self.random.random() < 0.5
         for process in self.processes():
+            process.steady_since = self.now
             named, side = process.link, process.held
             if side is None or named is None or (process.me.address, named.address) not in pairs:
                 continue
@@ -719,7 +779,13 @@ class Sim:
         for _ in range(position, len(self.member_log)):
             self.push_member(process, side)
         self.at(self.delay(), self.coordinate, process)
+        self.at(DOUBT, self._never_came, process, side)
         self.at(SILENCE, self._silent, process, side)
+
+    def _never_came(self, process: Process, side: CoordinatorSide) -> None:
+        for record, _ in list(side.members.values()):
+            if record.state == LIVE and record.incarnation not in side.connected | {process.me.incarnation}:
+                self._doubt(process, side, record.incarnation)
 
     def _silent(self, process: Process, side: CoordinatorSide) -> None:
         """Who holds no connection to this coordinator, for long, is taken for dead."""
@@ -754,6 +820,7 @@ class Sim:
             round_rv=rv if record is not None else None,
             dead=frozenset(side.dead),
             suspected=frozenset(side.suspected),
+            doubted=frozenset(side.doubted),
             connected=frozenset(side.connected),
             highest_seen=process.state.known.highest_seen,
             met=process.state.known.met,
@@ -762,6 +829,7 @@ class Sim:
         side.state, decision = coordinator.step(side.state, view, self.local(process))
         side.wake += 1
         self.look_out(process, side, decision.probe)
+        self.ask(process, side, decision.ask)
         if decision.refused:
             self.send(process, ev.Refused(decision.refused))
         if decision.step_down:
@@ -783,6 +851,16 @@ class Sim:
             for who, at in side.probes.items()
         }
 
+    def ask(self, process: Process, side: CoordinatorSide, incarnations: frozenset[str]) -> None:
+        """Asks these for a sign of life, each once."""
+        news, side.asked = (incarnations - side.asked) & side.connected, incarnations
+        for peer in self.processes():
+            if peer.me.incarnation in news:
+                self.at(0.0, self._doubt, process, side, peer.me.incarnation)
+                self.at(self.random.uniform(0.001, 0.02), self._speaks, peer)
+        for who in news - {peer.me.incarnation for peer in self.processes()}:
+            self.at(0.0, self._doubt, process, side, who)
+
     def look_out(self, process: Process, side: CoordinatorSide, probes: Mapping[str, Endpoint]) -> None:
         """Connects to these stores from time to time, and tells when the outcome is another one."""
         idle, side.probes = not side.probes, dict(probes)
@@ -802,6 +880,7 @@ class Sim:
             m.incarnation: (m, rv) for m, rv in side.members.values() if record.rank_of(m.incarnation) is not None
         }
 
+        self.check_evicts(process, side, record, counted)
         self.taken_for_dead |= side.dead
         if side.state.lost is not None:
             self.taken_for_dead.add(side.state.lost.incarnation)

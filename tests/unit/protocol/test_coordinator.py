@@ -85,6 +85,7 @@ class Bench:
         self.roster = who
         self.dead: set[str] = set()
         self.suspected: set[str] = set()
+        self.doubted: set[str] = set()
         self.connected: set[str] | None = None
         """None: all of them."""
         self.highest_seen = 0
@@ -110,6 +111,7 @@ class Bench:
             self.highest_seen,
             self.met,
             self.probes,
+            frozenset(self.doubted),
         )
         self.state, decision = step(self.state, view, now)
         return decision
@@ -411,6 +413,57 @@ def test_of_two_pods_on_one_slot_the_newer_is_counted() -> None:
     assert record.slots == (0, 1)
     assert record.rank_of("uid-7/0") == 1
     assert record.rank_of("uid-1/0") is None
+
+
+def test_who_is_in_the_world_is_asked_for_a_sign_of_life_when_a_later_agent_asks_for_its_slot() -> None:
+    bench = Bench(WORLD, running(WORLD))
+    assert bench.at(0.0).ask == frozenset()
+    bench.put(member(1, 2, name="pod-7", incarnation="uid-7/0"))
+    assert bench.at(1.0).ask == {"uid-1/0"}
+    assert bench.at(60.0).write is None
+
+
+def test_who_gives_no_sign_of_life_is_replaced_after_settling() -> None:
+    bench = Bench(WORLD, running(WORLD))
+    bench.doubted.add("uid-1/0")
+    assert bench.at(0.0) == Decision()
+    bench.put(member(1, 2, name="pod-7", incarnation="uid-7/0"))
+    assert bench.silent_until(1.0) == pytest.approx(1.3)
+    record = bench.wrote(1.3)
+    assert (record.want, record.want_reason) == (2, "gone: slot 1")
+    bench.put(*(member(i, 2) for i in (0, 2)))
+    record = bench.wrote(1.4)
+    assert (record.slots, record.rank_of("uid-7/0")) == ((0, 1, 2), 1)
+
+
+def test_who_answers_while_it_settles_keeps_its_slot() -> None:
+    bench = Bench(WORLD, running(WORLD))
+    bench.put(member(1, 2, name="pod-7", incarnation="uid-7/0"))
+    bench.doubted.add("uid-1/0")
+    bench.at(0.0)
+    bench.doubted.clear()
+    assert bench.at(0.2).look_again is None
+    assert bench.at(60.0).write is None
+
+
+@pytest.mark.parametrize(
+    "rival",
+    [
+        member(1, 2, name="old", incarnation="uid-7/0", first_rv=1),
+        member(1, 2, name="host", incarnation="host/0", owned=False),
+        member(1, 1, name="pod-7", incarnation="uid-7/0"),
+        member(1, 2, name="pod-7", incarnation="uid-7/0", allotted=True),
+        member(1, 2, name="pod-7", incarnation="uid-7/0", round_uid="another"),
+    ],
+    ids=["an earlier agent", "one outside of pods", "one that does not ask", "a wish", "one that asks another Round"],
+)
+def test_nobody_is_replaced_by(rival: Member) -> None:
+    bench = Bench(WORLD, running(WORLD))
+    bench.put(rival)
+    bench.doubted.add("uid-1/0")
+    assert bench.at(0.0).ask == frozenset()
+    written = bench.at(60.0).write
+    assert written is None or "gone: slot" not in written.want_reason
 
 
 def test_an_older_agent_that_makes_its_member_again_does_not_displace_its_replacement() -> None:

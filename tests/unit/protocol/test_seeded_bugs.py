@@ -201,6 +201,20 @@ def the_latest_write_has_the_slot(patch: pytest.MonkeyPatch) -> None:
 
 
 @bug
+def a_later_agent_has_the_slot(patch: pytest.MonkeyPatch) -> None:
+    """Gives the slot of who lives and is connected to whoever asks for it later."""
+
+    def make(real: Any) -> Any:
+        def gather(state: Any, view: View, own: Round | None, now: float) -> Any:
+            everybody = frozenset(member.incarnation for member, _ in view.members.values())
+            return real(state, replace(view, doubted=everybody), own, now)
+
+        return gather
+
+    wrap(patch, coordinator, "gather", make)
+
+
+@bug
 def forms_below_the_minimum(patch: pytest.MonkeyPatch) -> None:
     """Forms a world of whoever is there."""
     wrap(patch, facts, "attend", lambda real: lambda *args: replace(real(*args), least=1))

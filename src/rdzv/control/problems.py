@@ -1,0 +1,282 @@
+"""What is wrong with one Rendezvous, the most harmful first, each with what to do about it (pure)."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from rdzv.backends import World
+from rdzv.control.missing import NOT_JOINED, crash_looping
+from rdzv.control.nearby import Found
+from rdzv.control.phase import Problem
+from rdzv.control.plan import NAME_TAKEN, Failure, Plan
+from rdzv.observed import EARLIER, Observed, Pod, shown
+from rdzv.pod_reasons import LONG_RUN
+from rdzv.spec import Rendezvous
+
+#: How many failures a condition names, and characters of each.
+MAX_FAILURES, MAX_MESSAGE = 8, 500
+
+#: Rounds within a minute (`noted.WINDOW`) from which on a world forms too often, and down to which it then still does.
+MANY_ROUNDS, STILL_MANY = 6, 2
+#: Seconds between looks at whether that is over.
+LOOP_LOOK = 10.0
+#: Pods of one index (or as many times the world) that failed lately, from which on it is a crash loop.
+MANY_FAILED = 3
+#: Seconds that a pod may run until its agent asks to join, and that there may be fewer pods than nodes, until it is a problem.
+UNJOINED, SHORT = 120.0, 60.0
+
+
+@dataclass(frozen=True)
+class Seen:
+    """All that a diagnosis rests on.
+
+    Attributes:
+        rendezvous: the object.
+        observed: its pods, told apart from those of an earlier one.
+        world: what its backend makes of them.
+        plan: what the pass decided.
+        failures: what of it could not be written.
+        found: what was asked beside.
+        rounds_lately: how many rounds formed within a minute.
+        short_for: seconds for which there have been fewer pods than nodes.
+        reforming: the status before said that the world forms too often.
+        now: seconds since the epoch.
+    """
+
+    rendezvous: Rendezvous
+    observed: Observed
+    world: World
+    plan: Plan
+    failures: Sequence[Failure]
+    found: Found
+    rounds_lately: int
+    short_for: float
+    reforming: bool
+    now: float
+
+    @property
+    def live(self) -> list[Pod]:
+        """Pods that are, or may yet be, nodes."""
+        return [pod for pod in self.observed.pods if pod.live]
+
+    @property
+    def too_few(self) -> bool:
+        """Those pods that can join without help are fewer than the least that was asked for."""
+        hopeful = [pod for pod in self.observed.candidates if pod.injected and not self.is_stuck(pod)]
+        return len(hopeful) < self.rendezvous.nodes.min
+
+    def is_stuck(self, pod: Pod) -> bool:
+        """Whether it won't join without help, as far as is known."""
+        warned = pod.bland and pod.live and pod.uid in self.found.warnings
+        return pod.hopeless or warned or pod.reason == EARLIER or self.now < pod.runs.looping_until
+
+
+def problems(seen: Seen) -> list[Problem]:
+    """All that is wrong, the most harmful first."""
+    return [problem for look in _LADDER for problem in look(seen)]
+
+
+def again(seen: Seen) -> float | None:
+    """After how many seconds time alone may make another diagnosis; None: never."""
+    moments = [pod.runs.looping_until - seen.now for pod in seen.live if seen.now < pod.runs.looping_until < _FOREVER]
+    if seen.rounds_lately >= (STILL_MANY if seen.reforming else MANY_ROUNDS):
+        moments.append(LOOP_LOOK)
+    if 0 < seen.short_for < SHORT:
+        moments.append(SHORT - seen.short_for)
+    moments += [pod.runs.since + UNJOINED - seen.now for pod in _silent(seen) if pod.runs.since is not None]
+    return max(1.0, min(moment for moment in moments if moment > 0)) if any(moment > 0 for moment in moments) else None
+
+
+_FOREVER = 1e18
+
+
+# The ladder.
+
+
+def _refused(seen: Seen) -> list[Problem]:
+    refused = seen.plan.refused
+    return [Problem(refused.reason, str(refused), blocking=True, refusal=True)] if refused is not None else []
+
+
+def not_written(seen: Seen) -> list[Problem]:
+    """What the operator could not write. Whose name is taken needs somebody's hand; a request that failed is tried again."""
+    if not seen.failures:
+        return []
+    first = next((failure for failure in seen.failures if failure.reason == NAME_TAKEN), seen.failures[0])
+    text = "; ".join(failure.message[:MAX_MESSAGE] for failure in seen.failures[:MAX_FAILURES])
+    return [Problem(first.reason, text, blocking=True)]
+
+
+def _not_injected(seen: Seen) -> list[Problem]:
+    names = [pod.name for pod in seen.live if not pod.injected]
+    if not names:
+        return []
+    text = (
+        f"{shown(names)} got no rendezvous environment: created before the operator was installed, or labelled later. "
+        "Delete them so that their controller makes them again"
+    )
+    return [Problem("NotInjected", text, seen.too_few)]
+
+
+def _unusable_index(seen: Seen) -> list[Problem]:
+    live, indexes = seen.live, seen.world.indexes
+    found = [(pod.name, pod.unusable_index) for pod in live if pod.unusable_index is not None]
+    found += [(pod.name, str(pod.slot)) for pod in live if pod.slot is not None and pod.slot >= indexes]
+    if not found:
+        return []
+    name, index = min(found)
+    text = f"pod {name} has index {index[:63]!r}: write 0 to {indexes - 1}{_more(found)}"
+    return [Problem("UnusableIndex", text)]
+
+
+def _duplicate_index(seen: Seen) -> list[Problem]:
+    slots: dict[int, list[str]] = {}
+    for pod in seen.live:
+        if pod.slot is not None:
+            slots.setdefault(pod.slot, []).append(pod.name)
+    names, slot = next(((names, slot) for slot, names in sorted(slots.items()) if len(names) > 1), ([], 0))
+    if not names:
+        return []
+    return [Problem("DuplicateIndex", f"{shown(names)} all have index {slot}: give each workload its own Rendezvous")]
+
+
+def _of_backend(seen: Seen) -> list[Problem]:
+    return [Problem(reason, text, reason in seen.world.fatal) for reason, text in seen.world.problems]
+
+
+def _of_earlier(seen: Seen) -> list[Problem]:
+    pods = [pod.name for pod in seen.live if pod.reason == EARLIER]
+    if not pods:
+        return []
+    text = f"{shown(pods)}: {EARLIER.partition(': ')[2]}"
+    return [Problem("EarlierRendezvous", text, seen.too_few)]
+
+
+def _not_created(seen: Seen) -> list[Problem]:
+    if not seen.found.not_created:
+        return []
+    missing = len(seen.observed.candidates) < seen.rendezvous.nodes.min
+    return [Problem("FailedCreate", seen.found.not_created, missing)] if missing else []
+
+
+def _stuck(seen: Seen) -> list[Problem]:
+    stuck = [pod for pod in seen.live if pod.hopeless or (pod.bland and pod.uid in seen.found.warnings)]
+    if not stuck:
+        return []
+    first = stuck[0]
+    reason = seen.found.warnings[first.uid].text if not first.hopeless else first.reason
+    return [Problem("PodsStuck", f"{first.name}: {reason}{_more(stuck)}", seen.too_few)]
+
+
+def _crash_looping(seen: Seen) -> list[Problem]:
+    looping = [pod for pod in seen.live if seen.now < pod.runs.looping_until]
+    if looping:
+        first = looping[0]
+        return [Problem("CrashLooping", f"{first.name}: {_crash_text(first)}{_more(looping)}", seen.too_few)]
+    failed = [
+        pod
+        for pod in seen.observed.pods
+        if pod.phase == "Failed" and not pod.terminating and seen.now - pod.runs.ended_at < LONG_RUN
+    ]
+    places = Counter(pod.slot for pod in failed)
+    worlds = max(1, seen.observed.expected(seen.rendezvous.nodes))
+    most = max((count if slot is not None else count // worlds for slot, count in places.items()), default=0)
+    if most < MANY_FAILED:
+        return []
+    last = max(failed, key=lambda pod: pod.runs.ended_at)
+    return [
+        Problem("CrashLooping", f"{len(failed)} pods failed within ten minutes, {last.name} the last: {last.reason}")
+    ]
+
+
+def _crash_text(pod: Pod) -> str:
+    text = pod.reason if pod.reason.startswith("CrashLooping") else crash_looping(pod)
+    return text.partition(": ")[2]
+
+
+def _reforming(seen: Seen) -> list[Problem]:
+    """Once it is said it is said until the world has been quiet for a while."""
+    least = STILL_MANY if seen.reforming else MANY_ROUNDS
+    if seen.rounds_lately < least:
+        return []
+    number = max(number for number in (1, 5, 10, 20, 50, 100, 1000) if number < seen.rounds_lately)
+    record = seen.observed.round
+    why = f" (the last one: {record.want_reason})" if record is not None and record.want_reason else ""
+    text = (
+        f"the world formed more than {number} times within a minute{why}: its workers end soon after they begin. kubectl logs of any "
+        "pod shows why"
+    )
+    return [Problem(REFORMING, text)]
+
+
+REFORMING = "ReformingLoop"
+
+
+def _too_many(seen: Seen) -> list[Problem]:
+    live, nodes = seen.live, seen.rendezvous.nodes
+    if len(live) <= nodes.max:
+        return []
+    text = f"{len(live)} pods for a world of at most {nodes.max}: raise spec.nodes.max, or start fewer"
+    return [Problem("TooManyPods", text)]
+
+
+def _not_joined(seen: Seen) -> list[Problem]:
+    """A backend that sees who has joined, and a pod that has run for long and has not asked to."""
+    pods = [pod for pod in _silent(seen) if pod.runs.since is not None and seen.now - pod.runs.since >= UNJOINED]
+    if not pods:
+        return []
+    text = (
+        f"{shown([pod.name for pod in pods])}: {NOT_JOINED.partition(': ')[2]} for more than {UNJOINED:.0f} s. Does it run torchrun, and "
+        "without rendezvous options of its own?"
+    )
+    return [Problem("NotJoined", text)]
+
+
+def _silent(seen: Seen) -> list[Pod]:
+    if seen.world.joined is None or seen.world.outcome:
+        return []
+    return [
+        pod
+        for pod in seen.live
+        if pod.injected and not pod.reason and pod.name not in seen.world.joined and pod.name not in seen.world.reasons
+    ]
+
+
+def _too_few(seen: Seen) -> list[Problem]:
+    """Somebody may bring the others later, so it blocks nothing."""
+    if seen.short_for < SHORT or seen.found.not_created or seen.found.suspended:
+        return []
+    pods, least = len(seen.observed.candidates), seen.rendezvous.nodes.min
+    text = f"there are {pods} pods, and the world needs at least {least}: start more, or lower spec.nodes.min"
+    return [Problem("TooFewPods", text)]
+
+
+def _unused(seen: Seen) -> list[Problem]:
+    return (
+        [Problem("NotUsed", f"no pod names this Rendezvous; {'; '.join(seen.found.near)}")] if seen.found.near else []
+    )
+
+
+_LADDER: Sequence[Callable[[Seen], list[Problem]]] = (
+    _refused,
+    not_written,
+    _not_injected,
+    _unusable_index,
+    _duplicate_index,
+    _of_backend,
+    _of_earlier,
+    _not_created,
+    _stuck,
+    _crash_looping,
+    _reforming,
+    _too_many,
+    _not_joined,
+    _too_few,
+    _unused,
+)
+
+
+def _more(items: Sequence[object]) -> str:
+    return f" (and {len(items) - 1} more)" if items[1:] else ""

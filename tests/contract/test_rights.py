@@ -1,0 +1,301 @@
+"""What the chart grants the operator and the webhook is what they use, verb by verb, as the API server's audit log has it."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import socket
+import ssl
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.request import urlopen
+
+import pytest
+from support.accounts import RELEASE, account, install_crds, policies, rendered, rights
+from support.cluster_fixtures import LocalCluster
+from support.operated import hosts, pod, rendezvous
+from support.operator_process import ROOT, Kube, eventually, running_operator
+
+from rdzv.backends.kubernetes import role_rules
+from rdzv.registry import backend_registry
+
+Object = dict[str, Any]
+#: A verb on a resource of a group.
+Right = tuple[str, str, str]
+
+WEBHOOK = "--set=injection.mode=webhook,webhook.certificates.mode=certManager"
+
+#: Nobody can grant what they lack: the operator has these for the Roles that it writes, and uses only some of them itself.
+PASSED_ON = role_rules("mnist", with_store=True)
+
+
+def rights_of(rules: Sequence[Object]) -> set[Right]:
+    return {
+        (verb, group, resource)
+        for rule in rules
+        for group in rule["apiGroups"]
+        for resource in rule["resources"]
+        for verb in rule["verbs"]
+    }
+
+
+@dataclass(frozen=True)
+class Life:
+    """What the operator was granted for a life of several Rendezvous, what it used, and what it was refused."""
+
+    granted: set[Right]
+    used: set[Right]
+    refused: list[str]
+
+
+@pytest.fixture(scope="module")
+def life(control_plane: LocalCluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Life]:
+    install_crds(control_plane)
+    scratch, namespace = tmp_path_factory.mktemp("rights"), f"test-{secrets.token_hex(4)}"
+    release = (f"--namespace={namespace}", WEBHOOK)
+    control_plane.kubectl("create", "namespace", namespace)
+    with (
+        policies(control_plane, [namespace], *release) as name,
+        rights(control_plane, name, *release) as roles,
+    ):
+        operator = account(control_plane, scratch, namespace, name)
+        with running_operator(operator.cluster.kubeconfig, scratch / "log", namespace):
+            live(Kube(control_plane.kubeconfig), namespace)
+        user = f"system:serviceaccount:{namespace}:{name}"
+        used, refused = requests(control_plane, user)
+        yield Life({right for role in roles for right in rights_of(role["rules"])}, used, refused)
+    control_plane.kubectl("delete", "namespace", namespace, "--wait=false")
+
+
+def requests(cluster: LocalCluster, user: str) -> tuple[set[Right], list[str]]:
+    """What a user asked for of resources, and what of that was refused for want of a right."""
+    used, refused = set[Right](), list[str]()
+    for line in cluster.audit_log.read_text().splitlines():
+        if user not in line:
+            continue
+        event = json.loads(line)
+        target = event.get("objectRef")
+        if event["user"]["username"] != user or target is None:
+            continue
+        resource = "/".join(filter(None, (target["resource"], target.get("subresource"))))
+        used.add((event["verb"], target.get("apiGroup", ""), resource))
+        if (event.get("responseStatus") or {}).get("code") == 403:
+            refused.append(f"{event['verb']} {event['requestURI']}: {event['responseStatus'].get('message')}")
+    return used, refused
+
+
+def live(kube: Kube, namespace: str) -> None:
+    """All that an operator meets: each backend, a host that goes, children of a predecessor, names that are taken, tampering."""
+
+    def reason(name: str) -> str:
+        status = (kube.get("Rendezvous", namespace, name) or {}).get("status") or {}
+        return next((str(c["reason"]) for c in status.get("conditions", []) if c["type"] == "Provisioned"), "")
+
+    def is_there(kind: str, name: str = "mnist") -> bool:
+        return kube.get(kind, namespace, f"rdzv-{name}") is not None
+
+    kube.create(pod(namespace, "orphan", 0, labels={"rdzv.dev/rendezvous": "nobody"}))
+    for backend in backend_registry().names():
+        endpoint = {"endpoint": "etcd.invalid:2379"} if backend.startswith("etcd") else {}
+        kube.create(named(rendezvous(namespace, backend, **endpoint), f"with-{backend}"))
+        eventually(lambda backend=backend: reason(f"with-{backend}") == "Provisioned")  # type: ignore[misc]
+
+    for obj in (rendezvous(namespace), pod(namespace, "a", 0), pod(namespace, "b", 1)):
+        kube.create(obj)
+    eventually(lambda: reason("mnist") == "Provisioned" and hosts(kube, namespace) == ["a"])
+    kube.delete("Pod", namespace, "a")
+    eventually(lambda: hosts(kube, namespace) == ["b"])
+    for kind in ("ConfigMap", "Service", "EndpointSlice"):
+        tamper(kube, kind, namespace)
+    made_anew(kube, rendezvous(namespace, "kubernetes"))
+    eventually(lambda: is_there("RoleBinding") and not is_there("Service") and not is_there("EndpointSlice"))
+    for kind in ("Role", "RoleBinding"):
+        tamper(kube, kind, namespace)
+    made_anew(kube, rendezvous(namespace, "c10d"))
+    eventually(lambda: is_there("EndpointSlice") and not is_there("RoleBinding") and not is_there("Role"))
+
+    for backend, kinds in (
+        ("c10d", ["Service", "EndpointSlice"]),
+        ("static", ["ConfigMap"]),
+        ("kubernetes", ["Role", "RoleBinding"]),
+    ):
+        name = f"taken-{backend}"
+        for kind in kinds:
+            kube.create(somebodys(kind, namespace, f"rdzv-{name}"))
+        kube.create(pod_of(name, namespace))
+        kube.create(named(rendezvous(namespace, backend), name))
+        eventually(lambda name=name: reason(name) == "NameTaken")  # type: ignore[misc]
+        for kind in kinds:
+            kube.delete(kind, namespace, f"rdzv-{name}")
+        eventually(lambda name=name: reason(name) == "Provisioned")  # type: ignore[misc]
+    kube.delete("Rendezvous", namespace, "mnist")
+
+
+def pod_of(name: str, namespace: str) -> Object:
+    """Injected for this Rendezvous."""
+    made = pod(namespace, name, 0, labels={"rdzv.dev/rendezvous": name})
+    made["spec"]["containers"][0]["envFrom"] = [{"configMapRef": {"name": f"rdzv-{name}"}}]
+    return made
+
+
+def named(obj: Object, name: str) -> Object:
+    return {**obj, "metadata": {**obj["metadata"], "name": name}}
+
+
+def made_anew(kube: Kube, obj: Object) -> None:
+    """With another backend: what the one before had is still there, as no garbage collector runs."""
+    kube.delete("Rendezvous", obj["metadata"]["namespace"], obj["metadata"]["name"])
+    kube.create(obj)
+
+
+def tamper(kube: Kube, kind: str, namespace: str) -> None:
+    """Takes its annotations off a child; they come back."""
+    kube.patch(kind, namespace, "rdzv-mnist", {"metadata": {"annotations": None}})
+    eventually(lambda: (kube.get(kind, namespace, "rdzv-mnist") or {}).get("metadata", {}).get("annotations"))
+
+
+def somebodys(kind: str, namespace: str, name: str) -> Object:
+    api_version = {"EndpointSlice": "discovery.k8s.io/v1", "ConfigMap": "v1", "Service": "v1"}
+    rest: dict[str, Object] = {
+        "Service": {"spec": {"ports": [{"port": 80}]}},
+        "EndpointSlice": {"addressType": "IPv4", "endpoints": []},
+        "Role": {"rules": []},
+        "RoleBinding": {"roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": name}},
+    }
+    return {
+        "apiVersion": api_version.get(kind, "rbac.authorization.k8s.io/v1"),
+        "kind": kind,
+        "metadata": {"name": name, "namespace": namespace},
+        **rest.get(kind, {}),
+    }
+
+
+def test_the_operator_is_refused_nothing_that_it_asks_for(life: Life) -> None:
+    assert life.refused == []
+
+
+def test_the_operator_uses_each_right_but_those_that_it_passes_on(life: Life) -> None:
+    """A rule that is missing is a refusal, in the test above; one that nobody uses is found here."""
+    assert life.used - life.granted == set()
+    assert life.granted - life.used == rights_of(PASSED_ON) - life.used
+
+
+def test_each_right_that_is_passed_on_is_needed_for_that(control_plane: LocalCluster, light_namespace: str) -> None:
+    role = {"apiVersion": "rbac.authorization.k8s.io/v1", "kind": "Role", "metadata": {"name": "rdzv-mnist"}}
+    wanted = json.dumps({**role, "rules": PASSED_ON})
+    prefix = f"test-{secrets.token_hex(4)}"
+    writer = {"apiGroups": ["rbac.authorization.k8s.io"], "resources": ["roles"], "verbs": ["create"]}
+    everything = sorted(rights_of(PASSED_ON))
+    lacking = {f"{prefix}-{number}": right for number, right in enumerate(everything)}
+    made: list[Object] = []
+    for name, lacks in {prefix: None, **lacking}.items():
+        rules = [{"verbs": [v], "apiGroups": [g], "resources": [r]} for v, g, r in everything if (v, g, r) != lacks]
+        made += [
+            {**role, "metadata": {"name": name, "namespace": light_namespace}, "rules": [writer, *rules]},
+            {
+                "apiVersion": "rbac.authorization.k8s.io/v1",
+                "kind": "RoleBinding",
+                "metadata": {"name": name, "namespace": light_namespace},
+                "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": name},
+                "subjects": [{"kind": "User", "name": name, "apiGroup": "rbac.authorization.k8s.io"}],
+            },
+        ]
+    control_plane.kubectl("create", "-f", "-", input="\n---\n".join(map(json.dumps, made)))
+
+    def grants(user: str) -> str:
+        try:
+            control_plane.kubectl(
+                *("-n", light_namespace, "--as", user, "create", "--dry-run=server", "-f", "-"), input=wanted
+            )
+        except RuntimeError as error:
+            return str(error)
+        return ""
+
+    eventually(lambda: grants(prefix) == "")
+    for user, (verb, _, resource) in lacking.items():
+        said = grants(user)
+        assert "attempting to grant RBAC permissions not currently held" in said, (verb, resource, said)
+        assert f'"{resource}"' in said
+        assert f'"{verb}"' in said
+
+
+def test_the_webhook_has_no_rights_and_asks_for_nothing(
+    control_plane: LocalCluster, light_namespace: str, tmp_path: Path
+) -> None:
+    bound = [
+        subject["name"]
+        for obj in rendered(control_plane, WEBHOOK)
+        if obj["kind"].endswith("RoleBinding")
+        for subject in obj["subjects"]
+    ]
+    assert RELEASE in bound
+    assert f"{RELEASE}-webhook" not in bound
+
+    webhook = account(control_plane, tmp_path, light_namespace, "webhook")
+    with serving(webhook.cluster.kubeconfig, tmp_path) as answers:
+        eventually(answers)
+    user = f"system:serviceaccount:{light_namespace}:webhook"
+    assert user in control_plane.audit_log.read_text(), "kopf asks which resources there are"
+    assert requests(control_plane, user) == (set(), [])
+
+
+@contextmanager
+def serving(kubeconfig: Path, scratch: Path) -> Iterator[Callable[[], bool]]:
+    """operator/webhook.py as a process; yields whether it answers probes."""
+    certificate: list[str | Path] = [
+        "-keyout",
+        scratch / "tls.key",
+        "-out",
+        scratch / "tls.crt",
+        "-subj",
+        "/CN=webhook",
+    ]
+    subprocess.run(
+        ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", *certificate], check=True, capture_output=True
+    )
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    settings = {"DELIVERY": "none", "IMAGE": "i", "PULL_POLICY": "Always"}
+    env = {
+        **os.environ,
+        **{f"RDZV_LIBRARY_{name}": value for name, value in settings.items()},
+        "RDZV_INIT_IMAGE": "i",
+        "RDZV_INIT_PULL_POLICY": "Always",
+        "RDZV_WEBHOOK_CERTIFICATES": str(scratch),
+        "RDZV_WEBHOOK_LISTEN": f"127.0.0.1:{port}",
+        "KUBECONFIG": str(kubeconfig),
+        "PYTHONPATH": str(ROOT / "src"),
+    }
+    context = ssl.create_default_context()
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+
+    def answers() -> bool:
+        try:
+            with urlopen(f"https://127.0.0.1:{port}/healthz", context=context, timeout=5) as reply:
+                return bool(reply.status == 200)
+        except OSError:
+            return False
+
+    command = [
+        sys.executable,
+        "-m",
+        "kopf",
+        "run",
+        str(ROOT / "operator/webhook.py"),
+        "--all-namespaces",
+        "--standalone",
+    ]
+    with (scratch / "log").open("wb") as log:
+        process = subprocess.Popen(command, env=env, stdout=log, stderr=log)
+    try:
+        yield answers
+    finally:
+        process.terminate()
+        process.wait(30)

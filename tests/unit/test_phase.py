@@ -1,0 +1,344 @@
+"""The lives of Rendezvous, moment by moment: what the STATUS column and the conditions say at each."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from support import builders
+from support.builders import member, pod_object, rendezvous, running
+
+from rdzv.backends import BackendError, Condition
+from rdzv.control.nearby import Found
+from rdzv.control.phase import Life, Problem, ready, summary
+from rdzv.control.status import NOTHING_BESIDE, Beside
+from rdzv.observed import Observed
+from rdzv.protocol.records import CLOSED, Closure, Member, Round
+from rdzv.spec import Nodes
+
+Object = dict[str, Any]
+
+NOW = 1795428000.0
+
+
+class Story:
+    """One Rendezvous `mnist` of so many nodes; each moment is a pass, which knows the status of the pass before."""
+
+    def __init__(self, backend: str, low: int, high: int | None = None) -> None:
+        self.subject = rendezvous(backend, nodes={"min": low, "max": high or low})
+        self.status: Object = {}
+        self.now = NOW
+
+    def moment(
+        self,
+        pods: Sequence[Object] = (),
+        record: Round | None = None,
+        members: Sequence[Member] = (),
+        beside: Beside = NOTHING_BESIDE,
+        after: float = 1.0,
+    ) -> tuple[str, str, str, str]:
+        """STATUS, Ready, Formed and Degraded (reasons with their status) when a pass sees this."""
+        self.now += after
+        observed = Observed([builders.pod(obj) for obj in pods], round=record, members=members)
+        self.status = builders.status_of(self.subject, observed, self.status, self.now, beside=beside)
+        words = {c["type"]: f"{c['status']} {c['reason']}" for c in self.status["conditions"]}
+        return self.status["summary"], words["Ready"], words["Formed"], words["Degraded"]
+
+    def reasons(self) -> dict[str, str]:
+        return {entry["pod"]: entry["reason"] for entry in self.status["nodes"]["missing"]}
+
+
+def pods(*phases: str, **each: Any) -> list[Object]:
+    """One pod for each phase, with indexes."""
+    return [pod_object(f"mnist-{i}", index=i, phase=phase, **each) for i, phase in enumerate(phases)]
+
+
+def ended(pod: Object, code: int, reason: str = "Error", message: str = "", at: str = "2026-11-23T10:00:00Z") -> Object:
+    """The pod after its container ended."""
+    terminated = {"exitCode": code, "reason": reason, "message": message, "finishedAt": at}
+    pod["status"]["containerStatuses"][0]["state"] = {"terminated": terminated}
+    return pod
+
+
+def crashing(pod: Object, restarts: int, code: int = 1, message: str = "") -> Object:
+    """The pod while kubelet waits before it starts the container again."""
+    last = {"exitCode": code, "reason": "Error", "message": message}
+    last |= {"startedAt": "2026-11-23T09:59:58Z", "finishedAt": "2026-11-23T10:00:00Z"}
+    pod["status"]["containerStatuses"][0] = {
+        "name": "train",
+        "restartCount": restarts,
+        "state": {"waiting": {"reason": "CrashLoopBackOff", "message": "back-off 10s restarting failed container"}},
+        "lastState": {"terminated": last},
+    }
+    return pod
+
+
+def test_a_job_of_backend_kubernetes_from_apply_to_its_end() -> None:
+    story, quiet = Story("kubernetes", 2), "False AsExpected"
+    assert story.moment() == ("Waiting: no pod yet", "True NodesMissing", "False Forming", quiet)
+    assert story.moment(pods("Pending")) == ("Forming 0/2", "True NodesMissing", "False Forming", quiet)
+    assert story.reasons() == {
+        "mnist-0": "ContainerCreating",
+        "index 1": "NotCreated: no pod with this index exists",
+    }
+    both = pods("Running", "Running")
+    members = [member(obj) for obj in both]
+    assert story.moment(both) == ("Forming 0/2", "True NodesMissing", "False Forming", quiet)
+    assert story.moment(both, None, members[:1])[0] == "Forming 1/2"
+    assert story.moment(both, None, members)[0] == "Forming 2/2"
+    first = running(members)
+    assert story.moment(both, first, members) == ("Running 2/2", "True NodesPresent", "True Formed", quiet)
+    anew = replace(first, want=2, want_reason="mnist-1 is gone")
+    assert story.moment(both[:1], anew, members)[:3] == ("Forming 1/2", "True NodesMissing", "False FormingAnew")
+    assert story.moment(both, running(members, 2), members)[0] == "Running 2/2"
+    closed = Round("mnist", "uid-1", 2, CLOSED, closed=Closure("Succeeded", "mnist-0"))
+    over = ("Succeeded", "True Succeeded", "False ClosedSucceeded", quiet)
+    assert story.moment(both, closed, members) == over, "the agents say so before their pods end"
+    assert story.moment(pods("Succeeded", "Succeeded"), closed, members) == over
+    assert story.moment([], closed) == over, "a finished job's pods are deleted some time"
+
+
+def test_a_job_whose_agents_gave_up_can_not_be_joined_again() -> None:
+    story = Story("kubernetes", 2)
+    both = pods("Running", "Running")
+    closed = Round("mnist", "uid-1", 1, CLOSED, closed=Closure("Failed", "mnist-0"))
+    assert story.moment(both, closed, [member(obj) for obj in both])[:2] == ("Failed", "False Closed")
+    assert story.moment(pods("Failed", "Failed"), closed)[:2] == ("Failed", "False Closed")
+    again = story.moment(pods("Pending", "Pending"), closed)
+    assert again[0] == "Degraded: Closed", "new pods of it will never meet"
+    assert "delete this Rendezvous and create it again" in story.status["conditions"][1]["message"]
+
+
+@pytest.mark.parametrize("backend", ["c10d", "static"])
+def test_a_job_of_a_store_that_can_not_be_seen_into(backend: str) -> None:
+    story, quiet = Story(backend, 2), "False AsExpected"
+    assert story.moment() == ("Waiting: no pod yet", "True NodesMissing", "False PodsMissing", quiet)
+    assert story.moment(pods("Pending", "Pending"))[:3] == ("Forming 0/2", "True NodesMissing", "False PodsMissing")
+    assert story.moment(pods("Running", "Pending"))[:3] == ("Forming 1/2", "True NodesMissing", "False PodsMissing")
+    seen = story.moment(pods("Running", "Running"))
+    assert seen == ("Running 2/2", "True NodesPresent", "Unknown NotObservable", quiet), "running is not joined"
+    assert story.moment(pods("Running", "Succeeded"))[0] == "Forming 2/2"
+    over = ("Succeeded", "True Succeeded", "False PodsMissing", quiet)
+    assert story.moment(pods("Succeeded", "Succeeded")) == over
+    assert story.moment() == over, "its pods were deleted"
+    assert story.moment(pods("Pending"))[0] == "Forming 0/2", "the next job of the same Rendezvous"
+
+
+def test_pods_that_went_are_told_from_pods_that_never_came() -> None:
+    story = Story("c10d", 2)
+    assert story.moment()[0] == "Waiting: no pod yet"
+    story.moment(pods("Running", "Running"))
+    leaving = pods("Running", "Running", deletionTimestamp="2026-01-01T00:00:00Z")
+    assert story.moment(leaving)[0] == "Waiting: no pod left"
+    assert story.moment()[0] == story.moment()[0] == "Waiting: no pod left"
+
+
+def test_a_failed_pod_is_the_reason_until_another_takes_its_place() -> None:
+    story = Story("c10d", 2)
+    broken = pods("Running", "Failed")
+    ended(broken[1], 1, message="Traceback (most recent call last):\n  ...\nRuntimeError: no such file\n")
+    assert story.moment(broken)[0] == "Forming 1/2"
+    assert story.reasons() == {
+        "mnist-1": "Failed: exit code 1: Traceback (most recent call last): ... RuntimeError: no such file"
+    }
+    another = pod_object("mnist-1-b", index=1, phase="Running", creationTimestamp="2026-11-23T10:00:09Z")
+    assert story.moment([*broken, another])[0] == "Running 2/2"
+    assert story.reasons() == {}
+    another["status"]["phase"] = "Succeeded"
+    broken[0]["status"]["phase"] = "Succeeded"
+    assert story.moment([*broken, another])[0] == "Succeeded", "the last pod of an index counts"
+
+
+def test_pods_that_all_failed_are_a_failed_job() -> None:
+    story = Story("static", 2)
+    assert story.moment(pods("Failed", "Failed"))[0] == "Failed"
+    assert story.moment()[0] == "Failed"
+
+
+def test_a_suspended_job_says_who_holds_it_back() -> None:
+    story = Story("kubernetes", 2)
+    held = Beside(found=Found(suspended="Job mnist"))
+    assert story.moment(beside=held)[:2] == ("Suspended: Job mnist", "True NodesMissing")
+    assert story.reasons() == {"every pod": "Suspended: by Job mnist"}
+    gated = pods("Pending", "Pending")
+    for obj in gated:
+        scheduled = {"type": "PodScheduled", "status": "False", "reason": "SchedulingGated", "message": "gates"}
+        obj["status"] = {"phase": "Pending", "conditions": [scheduled]}
+    assert story.moment(gated)[:2] == ("Suspended: pods wait for their scheduling gates", "True NodesMissing")
+
+
+def test_what_a_namespace_refuses_to_create_is_said_though_there_is_no_pod() -> None:
+    story = Story("c10d", 2)
+    text = 'Job mnist: FailedCreate: Error creating: pods "mnist-0-abc" is forbidden: exceeded quota: gpus'
+    seen = story.moment(beside=Beside(found=Found(not_created=text)))
+    assert seen == ("Degraded: FailedCreate", "False FailedCreate", "False PodsMissing", "True FailedCreate")
+    assert story.reasons() == {"every pod": f"NotCreated: {text}"}
+
+
+def test_a_crash_loop_is_said_until_a_run_outlasts_the_one_before() -> None:
+    story = Story("c10d", 1)
+    (pod,) = pods("Running")
+    assert story.moment([crashing(pod, 5, 3, "boom")])[0] == "Degraded: CrashLooping"
+    assert story.reasons() == {"mnist-0": "CrashLooping: 5 restarts, the last run ended with exit code 3: boom"}
+    assert story.status["conditions"][1]["status"] == "False", "without help there will be no world"
+    entry = pod["status"]["containerStatuses"][0]
+    entry["state"], entry["restartCount"] = {"running": {"startedAt": "2026-11-23T10:00:10Z"}}, 6
+    for after, expected in ((10, "Degraded: CrashLooping"), (40, "Degraded: CrashLooping"), (60, "Running 1/1")):
+        assert story.moment([pod], after=after)[0] == expected
+
+
+def test_one_restart_after_hours_is_no_crash_loop() -> None:
+    story = Story("c10d", 1)
+    (pod,) = pods("Running")
+    pod["status"]["containerStatuses"][0] |= {
+        "restartCount": 7,
+        "state": {"running": {"startedAt": "2026-11-23T10:00:00Z"}},
+        "lastState": {
+            "terminated": {"exitCode": 1, "startedAt": "2026-11-23T04:00:00Z", "finishedAt": "2026-11-23T09:59:59Z"}
+        },
+    }
+    assert story.moment([pod])[0] == "Running 1/1"
+
+
+def test_a_job_whose_pods_fail_again_and_again_is_degraded() -> None:
+    story = Story("c10d", 1)
+    failed = [
+        ended(pod_object(f"mnist-{letter}", index=0, phase="Failed"), 137, "OOMKilled", at=f"2026-11-23T09:59:{at}Z")
+        for letter, at in (("a", "10"), ("b", "20"), ("c", "40"))
+    ]
+    now = pod_object("mnist-d", index=0)
+    assert story.moment([*failed[:2], now])[3] == "False AsExpected"
+    assert story.moment([*failed, now])[0] == "Degraded: CrashLooping"
+    message = story.status["conditions"][3]["message"]
+    assert "3 pods failed within ten minutes, mnist-c the last: Failed: OOMKilled (exit code 137)" in message
+    assert story.moment([*failed, now], after=700)[3] == "False AsExpected"
+
+
+def test_a_world_that_forms_again_and_again_is_degraded_until_it_is_quiet() -> None:
+    story = Story("kubernetes", 2)
+    both = pods("Running", "Running")
+    members = [member(obj) for obj in both]
+    for lately, expected in ((1, "False AsExpected"), (5, "False AsExpected"), (6, "True ReformingLoop")):
+        assert story.moment(both, running(members, 100 + lately), members, Beside(rounds_lately=lately))[3] == expected
+    for lately, expected in ((101, "True ReformingLoop"), (2, "True ReformingLoop"), (1, "False AsExpected")):
+        assert story.moment(both, running(members, 300), members, Beside(rounds_lately=lately))[3] == expected
+
+
+def test_an_agent_that_is_not_in_the_world_is_a_spare_or_comes_next() -> None:
+    three = pods("Running", "Running", "Running")
+    members = [member(obj) for obj in three]
+    for high, word in ((2, "Spare"), (3, "Waiting")):
+        story = Story("kubernetes", 2, high)
+        story.moment(three, running(members[:2]), [*members[:2], replace(members[2], want_round=2)])
+        assert story.reasons()["mnist-2"].startswith(word)
+
+
+def test_pods_of_an_earlier_rendezvous_of_the_name_are_told_apart() -> None:
+    story = Story("c10d", 2)
+    story.subject = replace(story.subject, created="2026-11-23T10:00:00Z")
+    both = pods("Running", "Running")
+    for obj, at in zip(both, ("2026-11-23T09:00:00Z", "2026-11-23T10:00:05Z"), strict=True):
+        obj["status"]["containerStatuses"][0]["state"] = {"running": {"startedAt": at}}
+    assert story.moment(both)[:2] == ("Degraded: EarlierRendezvous", "False EarlierRendezvous")
+    assert "earlier Rendezvous of this name" in story.reasons()["mnist-0"]
+
+
+def test_an_agent_of_this_rendezvous_is_of_it_whatever_the_clocks_say() -> None:
+    story = Story("kubernetes", 2)
+    story.subject = replace(story.subject, created="2026-11-23T10:00:00Z")
+    both = pods("Running", "Running")
+    for obj in both:
+        obj["status"]["containerStatuses"][0]["state"] = {"running": {"startedAt": "2026-11-23T09:00:00Z"}}
+    members = [member(obj) for obj in both]
+    assert story.moment(both, running(members), members)[0] == "Running 2/2"
+
+
+def test_an_agent_that_never_asks_to_join_is_a_problem_after_two_minutes() -> None:
+    story = Story("kubernetes", 1)
+    (pod,) = pods("Running")
+    pod["status"]["containerStatuses"][0]["state"] = {"running": {"startedAt": "2026-11-23T10:00:00Z"}}
+    aside = Beside(overridden={"mnist-0": ["--standalone in container train"]})
+    assert story.moment([pod], beside=aside)[0] == "Forming 0/1"
+    assert story.reasons()["mnist-0"].endswith("its own settings win: --standalone in container train")
+    assert story.moment([pod], beside=aside, after=120)[0] == "Degraded: NotJoined"
+
+
+def test_too_few_pods_are_a_problem_only_after_a_while_and_block_nothing() -> None:
+    story = Story("c10d", 2)
+    assert story.moment([pod_object("a")], beside=Beside(short_for=10))[3] == "False AsExpected"
+    seen = story.moment([pod_object("a")], beside=Beside(short_for=70))
+    assert (seen[0], seen[1], seen[3]) == ("Degraded: TooFewPods", "True NodesMissing", "True TooFewPods")
+    assert story.reasons() == {"a": "ContainerCreating", "1 more": "NotCreated: there are fewer pods than nodes"}
+
+
+def test_a_message_keeps_its_end() -> None:
+    (pod,) = pods("Pending")
+    end = "preemption: 0/40 nodes are available: 40 No preemption victims found for incoming pod."
+    message = "0/40 nodes are available: " + "1 Insufficient cpu, " * 100 + end
+    pod["status"] = {
+        "phase": "Pending",
+        "conditions": [{"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": message}],
+    }
+    story = Story("c10d", 1)
+    story.moment([pod])
+    reason = story.reasons()["mnist-0"]
+    assert reason.startswith("Unschedulable: 0/40 nodes are available: 1 Insufficient cpu")
+    assert reason.endswith(end)
+    assert len(reason) <= 500
+
+
+# Properties of the ladder.
+
+_problems = st.lists(
+    st.builds(Problem, st.sampled_from(["PodsStuck", "TooManyPods"]), st.just("text"), st.booleans(), st.booleans()),
+    max_size=3,
+)
+_formed = st.builds(
+    Condition, st.just("Formed"), st.sampled_from(["True", "False", "Unknown"]), st.just("Any"), st.just("")
+)
+_lives = st.builds(
+    Life,
+    st.integers(1, 4).map(lambda n: Nodes(n, n)),
+    expected=st.integers(1, 4),
+    joined=st.integers(0, 4),
+    pods=st.integers(0, 5),
+    formed=_formed,
+    outcome=st.sampled_from(["", "Succeeded", "Failed"]),
+    problems=_problems,
+    suspended=st.sampled_from(["", "Job mnist"]),
+    had_pods=st.booleans(),
+)
+
+
+@given(_lives)
+def test_the_column_and_the_conditions_never_contradict_each_other(life: Life) -> None:
+    column, serves = summary(life), ready(life)
+    assert 0 < len(column) <= 512
+    assert column.startswith(
+        ("Waiting: ", "Forming ", "Running ", "Degraded: ", "Suspended: ", "Succeeded", "Failed"),
+    )
+    assert (serves.status == "False") == any(problem.blocking for problem in life.problems)
+    if column.startswith("Degraded: "):
+        assert life.problems
+    if column.startswith("Running "):
+        assert life.formed.status != "False"
+        assert not life.problems
+    if not life.pods and not life.problems and not life.outcome:
+        assert serves.status == "True", "a sync wave must not hang on a Rendezvous that nobody uses yet"
+
+
+@given(_lives)
+def test_nobody_s_pods_run_when_there_are_none(life: Life) -> None:
+    if not life.pods and life.formed.status == "False":
+        assert not summary(life).startswith(("Running", "Forming"))
+
+
+def test_a_refused_spec_comes_before_how_an_earlier_job_ended() -> None:
+    refused = BackendError("UnknownBackend", "no")
+    problem = Problem(refused.reason, str(refused), blocking=True, refusal=True)
+    life = Life(Nodes(1, 1), 1, 0, 0, Condition("Formed", "False", "NoPods", ""), "Succeeded", [problem])
+    assert summary(life) == "Degraded: UnknownBackend"
