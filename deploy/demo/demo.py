@@ -192,11 +192,13 @@ def train(cluster: Cluster, clock: Clock, backend: str, images: Images) -> tuple
             for line in view.changed(shown, lines):
                 clock.say(line)
             shown = lines
-            running = [pod for pod in kinds["Pod"] if pod["status"]["phase"] != "Pending"]
+            # Others are those of an etcd that the operator runs.
+            training = [pod for pod in kinds["Pod"] if LABEL in pod["metadata"]["labels"]]
+            running = [pod for pod in training if pod["status"]["phase"] != "Pending"]
             if logs is None and len(running) == sample.PODS:
                 logs = cluster.follow_logs(sample.NAMESPACE, LABEL, show)
             if _finished(kinds["Job"]):
-                return applied, kinds["Pod"]
+                return applied, training
             time.sleep(1)
     finally:
         if logs is not None:
