@@ -90,6 +90,11 @@ def etcd(pod: Object | None = None, container: Object | None = None, **template:
     return found
 
 
+def secret(name: str, type_: str = "kubernetes.io/tls", **metadata: Any) -> Object:
+    tls = {"tls.crt": "", "tls.key": ""} if type_ == "kubernetes.io/tls" else {}
+    return {**made("Secret", name, metadata=metadata), "type": type_, "data": tls}
+
+
 def runs(**changes: Any) -> Attack:
     return Attack("operator", ("create",), etcd(**changes))
 
@@ -177,6 +182,30 @@ ATTACKS = {
     "mounts-a-secret-of-somebody": mounts(secret={"secretName": "theirs"}),
     "mounts-a-token": mounts(projected={"sources": [{"serviceAccountToken": {"path": "token"}}]}),
     "mounts-a-volume-of-somebody": mounts(persistentVolumeClaim={"claimName": "theirs"}),
+    "reads-the-secret-that-it-made": Attack("operator", ("get", "secret", "rdzv-mnist-client")),
+    "reads-a-secret-of-that-name": Attack("operator", ("get", "secret", "rdzv-theirs-client")),
+    "patches-a-secret-to-see-it": Attack(
+        "operator", ("patch", "secret", "rdzv-mnist-client", "--type=merge", '-p={"metadata":{"labels":{"a":"b"}}}')
+    ),
+    "deletes-a-secret": Attack("operator", ("delete", "secret", "rdzv-mnist-client")),
+    "makes-a-token-by-a-secret": Attack(
+        "operator",
+        ("create",),
+        secret(
+            "rdzv-mnist-server",
+            "kubernetes.io/service-account-token",
+            annotations={"kubernetes.io/service-account.name": "trainer"},
+        ),
+    ),
+    "makes-a-secret-of-another-name": Attack("operator", ("create",), secret("evil")),
+    "makes-a-secret-of-another-rendezvous": Attack("operator", ("create",), secret("rdzv-other-client")),
+    "makes-a-secret-that-no-etcd-has": Attack("operator", ("create",), secret("rdzv-mnist-pull")),
+    "makes-a-secret-in-kube-system": Attack("operator", ("create",), secret("rdzv-mnist-client"), elsewhere=True),
+    "replaces-a-secret-of-somebody": Attack(
+        "operator",
+        ("replace", "--raw", "/api/v1/namespaces/NAMESPACE/secrets/rdzv-theirs-client"),
+        secret("rdzv-theirs-client", ownerReferences=[{**OWNER, "name": "theirs"}]),
+    ),
     "makes-an-etcd-of-another-name": Attack(
         "operator", ("create",), {**etcd(), "metadata": {"name": "evil", "ownerReferences": [OWNER]}}
     ),
@@ -246,6 +275,7 @@ def scene(control_plane: LocalCluster, tmp_path_factory: pytest.TempPathFactory)
         control_plane.kubectl(*admin, "create", "rolebinding", "trainer", "--role=trainer", subject)
         for name in ("theirs", "rdzv-theirs"):
             control_plane.kubectl(*admin, "create", "configmap", name, "--from-literal=a=b")
+        control_plane.kubectl(*admin, "create", "secret", "generic", "rdzv-theirs-client", "--from-literal=a=b")
         accounts = {
             "operator": account(control_plane, scratch, namespace, operator),
             "trainer": account(control_plane, scratch, namespace, "trainer", pod="victim"),
@@ -265,10 +295,12 @@ def test_all_is_refused_and_the_audit_log_says_to_whom(scene: Scene) -> None:
         endpoints("rdzv-mnist", {"kind": "Pod", "name": "victim", "namespace": scene.namespace}),
         made("Role", api_version=RBAC, rules=role_rules("mnist", with_store=True)),
         etcd(),
+        secret("rdzv-mnist-server"),
+        secret("rdzv-mnist-client"),
         binding(("Role", "rdzv-mnist"), {"kind": "ServiceAccount", "name": "trainer", "namespace": scene.namespace}),
     ):
         # A Role that is not there can't be bound.
-        dry = () if own["kind"] == "Role" else ("--dry-run=server",)
+        dry = () if own["kind"] == "Role" or own["metadata"]["name"].endswith("-client") else ("--dry-run=server",)
         assert operator.does("create", *dry, obj=own) == "", own["kind"]
     succeeded = {name: said for name, attack in ATTACKS.items() if "orbidden" not in (said := attempt(scene, attack))}
     assert succeeded == {}

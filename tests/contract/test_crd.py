@@ -60,6 +60,7 @@ ACCEPTED: dict[str, Object] = {
             "image": "registry:5000/team/etcd@sha256:0123",
         },
     },
+    "etcd-v3-secured": {"backend": "etcd-v3", "nodes": {"min": 2}, "endpoint": "etcd:2379", "etcd": {"tls": True}},
     "etcd-v3-of-the-operator": {"backend": "etcd-v3", "nodes": {"min": 2}, "etcd": {}},
     "no-restarts": {"backend": "c10d", "nodes": {"min": 2}, "maxRestarts": 0},
     "nproc-word": {"backend": "c10d", "nodes": {"min": 2}, "nprocPerNode": "gpu"},
@@ -233,6 +234,7 @@ ETCD: Object = {"backend": "etcd-v3", "nodes": {"min": 2}}
         ({}, {"etcd": {"storage": {"size": "1Gi"}}}, "storage"),
         ({"etcd": {"storage": {"size": "1Gi"}}}, {}, "storage"),
         ({"etcd": {"storage": {"size": "1Gi"}}}, {"etcd": {"storage": {"size": "2Gi"}}}, "storage"),
+        ({}, {"etcd": {"tls": False}}, "tls"),
     ],
 )
 def test_members_and_volumes_of_an_etcd_that_runs_stay(

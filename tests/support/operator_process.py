@@ -104,6 +104,8 @@ class OperatorProcess:
 
     def start(self) -> None:
         env = {**os.environ, "KUBECONFIG": str(self._kubeconfig), "PYTHONPATH": str(ROOT / "src")}
+        # As the chart does, with a key in the namespace that it serves.
+        env["RDZV_ROOT_SECRET"] = f"{self._namespace or 'default'}/rendezvous-operator-root"
         if self._path is not None:
             env["PYTHONPATH"] += f":{self._path}"
         command = [

@@ -73,3 +73,8 @@ policy
 webhook
 {{- end -}}
 {{- end -}}
+
+{{/* The Secret with the key that all certificates follow from. */}}
+{{- define "rdzv.rootSecret" -}}
+{{- include "rdzv.fullname" . }}-root
+{{- end -}}

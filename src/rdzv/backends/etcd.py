@@ -12,10 +12,18 @@ from typing import TYPE_CHECKING, Any
 
 from rdzv.backends import Backend, Provision, World, delegate_to_torch, observe_pods
 from rdzv.backends.etcd_server import EtcdServer
+from rdzv.env import CLIENT_PATH
 
 if TYPE_CHECKING:
     from rdzv.observed import Observed
     from rdzv.spec import Rendezvous
+
+
+#: Where each of the two is told of its credentials: the keys of torch's configuration for the files.
+_KEYS = {
+    "etcd": {"cacert": "ca.crt", "cert": "tls.crt", "key": "tls.key"},
+    "etcd-v2": {"ca_cert": "ca.crt", "ssl_cert": "tls.crt", "ssl_cert_key": "tls.key"},
+}
 
 
 def provision(name: str, rendezvous: Rendezvous) -> Provision:
@@ -25,15 +33,19 @@ def provision(name: str, rendezvous: Rendezvous) -> Provision:
         BackendError: an etcd can't be run for this spec.
     """
     env = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"} if name == "etcd-v2" else {}
+    tls = {"protocol": "https", **{key: f"{CLIENT_PATH}/{file}" for key, file in _KEYS[name].items()}}
     if rendezvous.endpoint is not None:
-        return Provision(endpoint=rendezvous.endpoint, env=env, config=rendezvous.config)
+        secured = bool(rendezvous.settings.get("tls", False))
+        config = {**(tls if secured else {}), **rendezvous.config}
+        return Provision(endpoint=rendezvous.endpoint, env=env, config=config)
     server = EtcdServer(rendezvous, v2=True)
     return Provision(
         endpoint=server.endpoint,
         objects=server.objects(),
         env=env,
-        config=rendezvous.config,
+        config={**(tls if server.secured else {}), **rendezvous.config},
         server=server.name,
+        certificates=server.certificates,
     )
 
 

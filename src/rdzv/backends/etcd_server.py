@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from rdzv.backends import BackendError, Condition, World
+from rdzv.backends import BackendError, Certificate, Condition, World
 from rdzv.etcd.member import CLIENT_PORT, METRICS_PORT, PEER_PORT
 
 if TYPE_CHECKING:
@@ -29,10 +29,13 @@ MAX_NAME = 42
 
 #: The user of etcd and of what prepares it; the volumes are its group's.
 _USER = 65532
-_DATA, _CONFIG, _FORMED = "/var/lib/etcd", "/config", "/formed"
+_DATA, _CONFIG, _FORMED, _TLS = "/var/lib/etcd", "/config", "/formed", "/tls"
 _RESOURCES = {"requests": {"cpu": "50m", "memory": "128Mi"}, "limits": {"memory": "512Mi"}}
-#: Of the volume of a member without storage; rdzv.etcd.member.QUOTA of it may be the database.
-_EPHEMERAL = "2Gi"
+#: Without storage a member has its data in memory: they are gone when the node restarts, and then the member knows that they are. On the
+#: node's disk they might come back without what was promised last. Of the whole; etcd's log takes some 130 MiB.
+_EPHEMERAL = "320Mi"
+#: Bytes that the database may have, without storage and with one.
+_QUOTA_EPHEMERAL, _QUOTA = 128 * 1024**2, 1024**3
 #: Added to what the pod needs only as far as it is more than etcd's own.
 _PREPARE = {"requests": {"cpu": "50m", "memory": "64Mi"}, "limits": {"memory": "128Mi"}}
 _RESTRICTED = {
@@ -91,6 +94,25 @@ class EtcdServer:
     def members(self) -> int:
         """How many there are."""
         return int(self.rendezvous.settings.get("replicas", 1))
+
+    @property
+    def secured(self) -> bool:
+        """Whether it has certificates, and admits nobody without."""
+        return bool(self.rendezvous.settings.get("tls", True))
+
+    @property
+    def certificates(self) -> list[Certificate]:
+        """Of the members, for clients and for each other, and of the clients. Peers have an authority of their own: no client is one."""
+        if not self.secured:
+            return []
+        name, pods = self.rendezvous.child_name, [f"{self.name}-{index}.{self.domain}" for index in range(self.members)]
+        service = self.endpoint.rpartition(":")[0]
+        hosts = [service, f"{service}.cluster.local", *pods, "localhost", "127.0.0.1", "::1"]
+        return [
+            Certificate(f"{name}-server", hosts),
+            Certificate(f"{name}-server", pods, authority="peers", prefix="peer-"),
+            Certificate(f"{name}-client"),
+        ]
 
     def objects(self) -> list[dict[str, Any]]:
         """All but the Secrets.
@@ -164,8 +186,10 @@ class EtcdServer:
             # There once pods have been let in: from then on an empty disk is one that was lost.
             {"name": "formed", "configMap": {"name": self.rendezvous.child_name, "optional": True}},
         ]
+        if self.secured:
+            volumes.append({"name": "tls", "secret": {"secretName": f"{self.rendezvous.child_name}-server"}})
         if ephemeral:
-            volumes.append({"name": "data", "emptyDir": {"sizeLimit": _EPHEMERAL}})
+            volumes.append({"name": "data", "emptyDir": {"medium": "Memory", "sizeLimit": _EPHEMERAL}})
         return {
             "automountServiceAccountToken": False,
             "enableServiceLinks": False,
@@ -190,16 +214,22 @@ class EtcdServer:
             "volumes": volumes,
         }
 
+    @property
+    def _tls_mount(self) -> list[dict[str, Any]]:
+        return [{"name": "tls", "mountPath": _TLS, "readOnly": True}] if self.secured else []
+
     def _prepare(self, images: Images) -> dict[str, Any]:
         words = {
             "name": "$(POD_NAME)",
             "address": "$(POD_IP)",
             "domain": self.domain,
             "members": str(self.members),
+            "quota": str(_QUOTA if self.rendezvous.settings.get("storage") else _QUOTA_EPHEMERAL),
             "token": self.rendezvous.uid,
             "data": _DATA,
             "formed": f"{_FORMED}/PET_RDZV_ID",
             "output": f"{_CONFIG}/etcd.json",
+            **({"tls": _TLS} if self.secured else {}),
         }
         fields = {"POD_NAME": "metadata.name", "POD_IP": "status.podIP"}
         return {
@@ -215,6 +245,7 @@ class EtcdServer:
                 {"name": "config", "mountPath": _CONFIG},
                 {"name": "data", "mountPath": _DATA, "readOnly": True},
                 {"name": "formed", "mountPath": _FORMED, "readOnly": True},
+                *self._tls_mount,
             ],
         }
 
@@ -246,6 +277,7 @@ class EtcdServer:
             "volumeMounts": [
                 {"name": "config", "mountPath": _CONFIG, "readOnly": True},
                 {"name": "data", "mountPath": _DATA},
+                *self._tls_mount,
             ],
         }
 

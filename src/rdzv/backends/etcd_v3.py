@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from rdzv.backends import Backend, Provision, World, observe_pods
 from rdzv.backends.etcd_server import EtcdServer
+from rdzv.env import CLIENT_PATH
 
 if TYPE_CHECKING:
     from torch.distributed.elastic.rendezvous import RendezvousHandler, RendezvousParameters
@@ -32,10 +33,18 @@ def provision(rendezvous: Rendezvous) -> Provision:
         BackendError: an etcd can't be run for this spec.
     """
     config = {"prefix": f"/rdzv/{rendezvous.namespace}/{rendezvous.name}", **rendezvous.config}
+    tls = {"protocol": "https", "credentials": CLIENT_PATH}
     if rendezvous.endpoint is not None:
-        return Provision(endpoint=rendezvous.endpoint, config=config)
+        secured = bool(rendezvous.settings.get("tls", False))
+        return Provision(endpoint=rendezvous.endpoint, config={**(tls if secured else {}), **config})
     server = EtcdServer(rendezvous, v2=False)
-    return Provision(endpoint=server.endpoint, objects=server.objects(), config=config, server=server.name)
+    return Provision(
+        endpoint=server.endpoint,
+        objects=server.objects(),
+        config={**(tls if server.secured else {}), **config},
+        server=server.name,
+        certificates=server.certificates,
+    )
 
 
 def observe(rendezvous: Rendezvous, observed: Observed, previous: Mapping[str, Any], now: float) -> World:

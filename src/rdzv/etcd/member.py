@@ -25,16 +25,16 @@ CLIENT_PORT, PEER_PORT, METRICS_PORT = 2379, 2380, 2381
 #: Seconds for which the others are asked before their silence means that they have lost their data, too; of one request; between two.
 ASK_SECONDS, REQUEST_SECONDS, PAUSE_SECONDS = 30.0, 3.0, 1.0
 
-#: Bytes that etcd's database may have: far more than any rendezvous, less than the volume holds.
-QUOTA = 1024**3
-
 Call = Callable[[str, str, Mapping[str, Any]], dict[str, Any]]
 """POSTs to the gateway of one host: (host, path, body) → reply. Raises OSError."""
 
 
 @dataclass(frozen=True)
 class Member:
-    """What one member is told. `name`: POD-INDEX; `domain`: of the headless Service; `members`: how many there are."""
+    """What one member is told.
+
+    `name`: POD-INDEX; `domain`: of the headless Service; `members`: how many there are; `quota`: bytes that its database may have.
+    """
 
     name: str
     address: str
@@ -42,6 +42,7 @@ class Member:
     members: int
     token: str
     data: str
+    quota: int
     tls: str = ""
     v2: bool = False
 
@@ -148,20 +149,22 @@ def configuration(member: Member, begin: Start) -> dict[str, Any]:
         "initial-cluster": ",".join(f"{name}={url}" for name, url in begin.cluster.items()),
         "initial-cluster-state": "existing" if begin.existing else "new",
         "initial-cluster-token": member.token,
-        # Ten times a heartbeat, as etcd advises; its defaults of 100 ms and 1 s are for machines of its own.
-        "heartbeat-interval": 250,
-        "election-timeout": 2500,
+        # Milliseconds. etcd's defaults, 100 and 1000, are for machines of its own: on a busy node it would lose its leader again and
+        # again, and for a rendezvous one that is found some seconds later is early enough.
+        "heartbeat-interval": 500,
+        "election-timeout": 5000,
         "enable-grpc-gateway": True,  # Off by default where a file configures etcd.
         "auto-compaction-mode": "periodic",
         "auto-compaction-retention": "1h",
-        "quota-backend-bytes": QUOTA,
+        "quota-backend-bytes": member.quota,
     }
     if member.v2:
         found["enable-v2"] = True
     if member.tls:
         files = {"cert-file": "tls.crt", "key-file": "tls.key", "trusted-ca-file": "ca.crt"}
-        security = {"client-cert-auth": True, **{key: f"{member.tls}/{name}" for key, name in files.items()}}
-        found |= {"client-transport-security": security, "peer-transport-security": security}
+        for side, prefix in (("client", ""), ("peer", "peer-")):
+            paths = {key: f"{member.tls}/{prefix}{name}" for key, name in files.items()}
+            found[f"{side}-transport-security"] = {"client-cert-auth": True, **paths}
     return found
 
 
@@ -192,7 +195,8 @@ def _parse(words: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="rdzv.etcd.member")
     for name in ("name", "address", "domain", "token", "data", "output"):
         parser.add_argument(f"--{name}", required=True)
-    parser.add_argument("--members", type=int, required=True)
+    for name in ("members", "quota"):
+        parser.add_argument(f"--{name}", type=int, required=True)
     parser.add_argument("--tls", default="", metavar="DIRECTORY")
     parser.add_argument(
         "--formed", default="", metavar="FILE", help="is there, with the token in it, once this etcd has served"

@@ -12,8 +12,8 @@ import pytest
 from rdzv.etcd import member
 from rdzv.etcd.member import ASK_SECONDS, Member, Start, configuration, rejoin, start
 
-ME = Member("w-etcd-1", "10.1.2.3", "w-etcd.team.svc", 3, "uid-1", "/data")
-ALONE = Member("w-etcd-0", "10.1.2.3", "w-etcd.team.svc", 1, "uid-1", "/data")
+ME = Member("w-etcd-1", "10.1.2.3", "w-etcd.team.svc", 3, "uid-1", "/data", 2**27)
+ALONE = Member("w-etcd-0", "10.1.2.3", "w-etcd.team.svc", 1, "uid-1", "/data", 2**27)
 URLS = {name: f"http://{name}.w-etcd.team.svc:2380" for name in ("w-etcd-0", "w-etcd-1", "w-etcd-2")}
 
 
@@ -108,20 +108,27 @@ def test_the_configuration_of_a_member_with_tls_and_without() -> None:
     assert plain["advertise-client-urls"] == "http://w-etcd-1.w-etcd.team.svc:2379"
     assert (plain["initial-cluster-state"], plain["initial-cluster-token"]) == ("new", "uid-1")
     assert not {"enable-v2", "client-transport-security", "peer-transport-security"} & plain.keys()
-    secured = Member("w-etcd-1", "fd00::7", "w-etcd.team.svc", 3, "uid-1", "/data", tls="/tls", v2=True)
+    secured = Member("w-etcd-1", "fd00::7", "w-etcd.team.svc", 3, "uid-1", "/data", 2**27, tls="/tls", v2=True)
     found = configuration(secured, Start(URLS, existing=True, why=""))
     assert found["listen-peer-urls"] == "https://[::]:2380"
     assert (found["initial-cluster-state"], found["enable-v2"]) == ("existing", True)
-    for side in ("client", "peer"):
+    for side, authority in (("client", "/tls/ca.crt"), ("peer", "/tls/peer-ca.crt")):
         security = found[f"{side}-transport-security"]
         assert security["client-cert-auth"] is True
-        assert security["trusted-ca-file"] == "/tls/ca.crt"
+        assert security["trusted-ca-file"] == authority
 
 
 @pytest.mark.parametrize(("said", "state"), [("uid-1", "new"), ("uid-of-a-namesake", "new")])
 def test_the_program_writes_what_etcd_reads(tmp_path: Path, said: str, state: str) -> None:
     (tmp_path / "formed").write_text(said)
-    words = {"name": "w-etcd-0", "address": "10.1.2.3", "domain": "w-etcd.team.svc", "members": "1", "token": "uid-1"}
+    words = {
+        "name": "w-etcd-0",
+        "address": "10.1.2.3",
+        "domain": "w-etcd.team.svc",
+        "members": "1",
+        "quota": "9",
+        "token": "uid-1",
+    }
     words |= {"data": str(tmp_path), "formed": str(tmp_path / "formed"), "output": str(tmp_path / "etcd.json")}
     assert member.main([f"--{key}={value}" for key, value in words.items()]) == 0
     written = json.loads((tmp_path / "etcd.json").read_text())
