@@ -73,3 +73,11 @@ policy
 webhook
 {{- end -}}
 {{- end -}}
+
+{{/*
+Name of the Lease that says which process writes. The same for every release of a namespace, so that a second one stands by; but
+releases that each serve namespaces of their own have nothing to do with each other.
+*/}}
+{{- define "rdzv.lease" -}}
+{{- ternary (include "rdzv.fullname" .) .Chart.Name (not (empty .Values.watchNamespaces)) -}}
+{{- end -}}
