@@ -2,6 +2,12 @@
 
 Run as `kopf run operator/main.py --all-namespaces --standalone`. The handler only tells memory (`rdzv.control.cache`) what there is, and
 which object wants a pass (see docs/adr/0002-kopf.md). No handler keeps state in kopf, so kopf writes neither annotations nor finalizers.
+
+Of several processes that share a Lease one writes at a time (docs/adr/0006-election.md); all keep their memory warm. Environment:
+
+- `RDZV_LEASE`: namespace/name of the Lease. Unset: this process is the only one.
+- `RDZV_RELEASE`, `RDZV_POD_NAME`, `RDZV_POD_UID`: what the Lease says about its holder.
+- `RDZV_READINESS_LISTEN`: address:port where `GET /readyz` is answered. Unset: nowhere.
 """
 
 from __future__ import annotations
@@ -10,19 +16,27 @@ import asyncio
 import datetime
 import itertools
 import logging
+import os
 import random
-from collections.abc import Iterable, Iterator, Sequence
+import time
+import uuid
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
 
 import click
 import kopf
+from aiohttp import web
 
+import rdzv
 from rdzv.control.apply import KubernetesAPI
 from rdzv.control.cache import KINDS, RENDEZVOUS, Cache, Key
+from rdzv.control.election import Candidate
 from rdzv.control.feed import WATCH, Comparison, Feed, Wake, fill
+from rdzv.control.leader import Leader, Leases
 from rdzv.control.queue import WorkQueue
+from rdzv.control.readiness import Progress, answer
 from rdzv.control.reconcile import Reconciler
 from rdzv.control.transport import RequestFailed
 from rdzv.registry import backend_registry
@@ -34,6 +48,8 @@ _log = logging.getLogger("rdzv.operator")
 RESYNC = 300.0
 #: Passes at once. More would only wait for the API server, which answers writes one after the other.
 PASSES = 8
+#: Seconds for the last write to end before the Lease is given back.
+LAST_WRITE_SECONDS = 4.0
 #: Seconds that kopf may take to end. Its shutdown can hang (seen after errors of all its watches), and would then be alive and deaf.
 EXIT = 10.0
 
@@ -50,10 +66,28 @@ async def start(settings: kopf.OperatorSettings, memo: kopf.Memo, **_: Any) -> N
     memo.cache = cache = Cache()
     reconciler = Reconciler(api, cache, registry)
     loop, executor, complete = asyncio.get_running_loop(), ThreadPoolExecutor(PASSES, "pass"), asyncio.Event()
+    memo.progress = progress = Progress()
+    memo.leader = leader = await asyncio.to_thread(_candidate, lambda leads: loop.call_soon_threadsafe(turn, leads))
+    may_write = asyncio.Event() if leader else complete
+
+    def troubles() -> list[str]:
+        """Why this process does not serve; empty texts: it does."""
+        return [
+            "" if complete.is_set() else "memory is not complete yet",
+            progress.stuck(time.monotonic()),
+            leader.deaf() if leader else "",
+        ]
+
+    def one_pass(key: Key) -> float | None:
+        progress.began(key, time.monotonic())
+        try:
+            return reconciler.reconcile(key)
+        finally:
+            progress.ended(key, time.monotonic())
 
     async def work(key: Key) -> float | None:
-        await complete.wait()
-        return await loop.run_in_executor(executor, reconciler.reconcile, key)
+        await may_write.wait()
+        return await loop.run_in_executor(executor, one_pass, key)
 
     memo.queue = queue = WorkQueue(work, expected=(RequestFailed,))
 
@@ -61,6 +95,14 @@ async def start(settings: kopf.OperatorSettings, memo: kopf.Memo, **_: Any) -> N
         """From any thread."""
         for key in keys:
             loop.call_soon_threadsafe(queue.add, key)
+
+    def turn(leads: bool) -> None:
+        """What another process has done meanwhile is in memory, as everything is."""
+        if not leads:
+            may_write.clear()
+            return
+        may_write.set()
+        wake(cache.keys())
 
     api.learned = lambda obj: wake(cache.learn(obj))
     served = namespaces()
@@ -74,18 +116,86 @@ async def start(settings: kopf.OperatorSettings, memo: kopf.Memo, **_: Any) -> N
         asyncio.create_task(_fill(api, cache, feeds, wake, complete)),
         asyncio.create_task(_resync(cache, queue)),
     ]
+    if leader:
+        api.fence = leader.fence
+        leader.unfit = lambda: progress.stuck(time.monotonic())
+        memo.tasks.append(asyncio.create_task(_stand(leader, complete)))
+    memo.probes = await _answer_probes(lambda: answer(troubles(), _standing(leader)))
     _log.info("backends: %s", ", ".join(registry.names()))
 
 
 @kopf.on.cleanup()
 async def stop(memo: kopf.Memo, **_: Any) -> None:
-    """Ends what `start` began. A pass cut off here is simply made again by the next process."""
-    if "tasks" in memo:
-        for task in memo.tasks:
-            task.cancel()
-        for thread in memo.threads:
-            thread.end()
-        await memo.queue.close()
+    """Ends what `start` began. A pass cut off here is simply made again by the process that leads next."""
+    if "probes" not in memo:
+        return
+    if memo.leader:
+        memo.leader.resign()
+    for task in memo.tasks:
+        task.cancel()
+    for thread in memo.threads:
+        thread.end()
+    await memo.queue.close()
+    if memo.leader and await _quiet(memo.progress):
+        await asyncio.to_thread(memo.leader.release)
+    if memo.probes:
+        await memo.probes.cleanup()
+
+
+async def _quiet(progress: Progress) -> bool:
+    """Whether the last write is through. Until then nobody else may lead, but when the Lease is over."""
+    deadline = time.monotonic() + LAST_WRITE_SECONDS
+    while progress.running and time.monotonic() < deadline:
+        await asyncio.sleep(0.02)
+    return not progress.running
+
+
+def _candidate(changed: Callable[[bool], object]) -> Leader | None:
+    """Who takes part in the election; None: no Lease is named.
+
+    Raises:
+        ValueError: `RDZV_LEASE` is not namespace/name.
+    """
+    place = os.environ.get("RDZV_LEASE")
+    if not place:
+        return None
+    namespace, _, name = place.partition("/")
+    if not namespace or not name:
+        raise ValueError(f"RDZV_LEASE={place}: namespace/name is wanted")
+    pod = os.environ.get("RDZV_POD_NAME", "")
+    identity = f"{pod or os.uname().nodename}_{uuid.uuid4().hex[:8]}"
+    release = os.environ.get("RDZV_RELEASE", "unknown")
+    me = Candidate(identity, release, rdzv.__version__, pod, os.environ.get("RDZV_POD_UID", ""))
+    return Leader(Leases.from_environment(), (namespace, name), me, changed)
+
+
+async def _stand(leader: Leader, complete: asyncio.Event) -> None:
+    """Who does not know everything yet is no candidate."""
+    await complete.wait()
+    leader.start()
+
+
+def _standing(leader: Leader | None) -> str:
+    return "" if leader is None or leader.leads else leader.standing
+
+
+async def _answer_probes(readiness: Callable[[], tuple[int, str]]) -> web.AppRunner | None:
+    """Answers `GET /readyz` from now on. kopf's own `/healthz` is always 200, and says only that its loop turns."""
+    listen = os.environ.get("RDZV_READINESS_LISTEN")
+    if not listen:
+        return None
+
+    async def readyz(_: web.Request) -> web.Response:
+        status, text = readiness()
+        return web.Response(status=status, text=text)
+
+    app = web.Application()
+    app.add_routes([web.get("/readyz", readyz)])
+    runner = web.AppRunner(app, access_log=None, shutdown_timeout=1.0)
+    await runner.setup()
+    host, _, port = listen.rpartition(":")
+    await web.TCPSite(runner, host or None, int(port)).start()
+    return runner
 
 
 def configure(settings: kopf.OperatorSettings) -> None:
@@ -95,7 +205,7 @@ def configure(settings: kopf.OperatorSettings) -> None:
     settings.posting.enabled = False  # our Events say what users need; kopf's say what handlers do
     settings.scanning.disabled = True  # else it needs to watch all CRDs and namespaces
     settings.admission.managed = None  # the chart owns the admission configuration
-    settings.peering.standalone = True  # peering is no leader election: one replica instead
+    settings.peering.standalone = True  # peering is no leader election; ours is `rdzv.control.leader`
     settings.process.ultimate_exiting_timeout = EXIT
     settings.watching.server_timeout = WATCH // 2  # a watch that goes silent is known by its not ending (kopf#957)
     settings.watching.inactivity_timeout = WATCH // 2 + 4

@@ -23,36 +23,17 @@ import pytest
 import yaml
 from hypothesis import HealthCheck, given, settings
 from kubernetes import client, config
+from support.admission import SETTINGS, of_kind, only_in, render
 from support.operator_process import ROOT, eventually
 from support.pod_strategies import pods
 
-from rdzv.control.inject import CONTAINERS_ANNOTATION, LIBRARY_ANNOTATION, InjectionSettings, inject
+from rdzv.control.inject import CONTAINERS_ANNOTATION, LIBRARY_ANNOTATION, inject
 from rdzv.spec import LABEL
 
 if TYPE_CHECKING:
     from support.cluster_fixtures import LocalCluster
 
 Object = dict[str, Any]
-
-CHART = ROOT / "charts" / "rendezvous-operator"
-SETTINGS = InjectionSettings(
-    delivery="init",
-    library_image="registry.example/library:7",
-    library_pull_policy="Always",
-    init_image="registry.example/operator@sha256:" + "a" * 64,
-    init_pull_policy="Never",
-)
-VALUES = {
-    "library": {
-        "delivery": SETTINGS.delivery,
-        "image": {"repository": "registry.example/library", "tag": "7", "pullPolicy": SETTINGS.library_pull_policy},
-    },
-    "image": {
-        "repository": "registry.example/operator",
-        "tag": "sha256:" + "a" * 64,
-        "pullPolicy": SETTINGS.init_pull_policy,
-    },
-}
 
 
 @dataclass
@@ -79,35 +60,6 @@ class Namespaces:
             assert self.create(way, pod) == expected, way
             assert self.create(way, expected) == expected, f"{way}, second pass"
         return expected
-
-
-def render(helm: str, mode: str, release: str, namespace: str) -> list[Object]:
-    values = json.dumps({**VALUES, "injection": {"mode": mode}})
-    command = [
-        helm,
-        "template",
-        release,
-        str(CHART),
-        "--namespace",
-        namespace,
-        "--values",
-        "-",
-        "--kube-version",
-        "1.36.0",
-    ]
-    done = subprocess.run(command, input=values, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    return [obj for obj in yaml.safe_load_all(done.stdout) if obj]
-
-
-def of_kind(objects: list[Object], kind: str) -> Object:
-    found: Object = next(obj for obj in objects if obj["kind"] == kind)
-    return found
-
-
-def only_in(namespace: str) -> Object:
-    """A further requirement for the chart's own namespace selector."""
-    return {"key": "kubernetes.io/metadata.name", "operator": "In", "values": [namespace]}
 
 
 def start_webhook(

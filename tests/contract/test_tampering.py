@@ -121,6 +121,14 @@ def as_the_operator(control_plane: LocalCluster, namespace: str, directory: Path
     control_plane.kubectl(
         "create", "clusterrolebinding", name, f"--clusterrole={name}", f"--serviceaccount={namespace}:{account_name}"
     )
+    (root,) = [d for d in documents if d["kind"] == "Role" and d["metadata"]["name"] == "rendezvous-operator-root"]
+    control_plane.kubectl(
+        "apply", "-n", namespace, "-f", "-", input=json.dumps({**root, "metadata": {"name": "operator-root"}})
+    )
+    control_plane.kubectl(
+        *("create", "rolebinding", "operator-root", "-n", namespace, "--role=operator-root"),
+        f"--serviceaccount={namespace}:{account_name}",
+    )
     kubeconfig = yaml.safe_load(control_plane.kubeconfig.read_text())
     token = control_plane.kubectl("create", "token", account_name, "-n", namespace).strip()
     kubeconfig["users"][0]["user"] = {"token": token}

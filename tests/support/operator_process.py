@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -24,6 +24,7 @@ Object = dict[str, Any]
 _GROUPS = {
     **dict.fromkeys(("Role", "RoleBinding"), "rbac.authorization.k8s.io/v1"),
     "EndpointSlice": "discovery.k8s.io/v1",
+    "Lease": "coordination.k8s.io/v1",
     "PodDisruptionBudget": "policy/v1",
     "StatefulSet": "apps/v1",
 }
@@ -96,16 +97,29 @@ def eventually(what: Callable[[], T | None], timeout: float = 30.0) -> T:
 
 
 class OperatorProcess:
-    """`kopf run operator/main.py`, as the image runs it; `namespace`: the only one it serves (None: all); `path`: of plug-ins."""
+    """`kopf run operator/main.py`, as the image runs it; `namespace`: the only one it serves (None: all); `path`: of plug-ins.
 
-    def __init__(self, kubeconfig: Path, log: Path, namespace: str | None, path: Path | None = None) -> None:
+    `root`: the checkout whose operator it is; `env`: what the chart sets.
+    """
+
+    def __init__(
+        self,
+        kubeconfig: Path,
+        log: Path,
+        namespace: str | None,
+        path: Path | None = None,
+        *,
+        root: Path = ROOT,
+        env: Mapping[str, str] | None = None,
+    ) -> None:
         self._kubeconfig, self.log, self._namespace, self._path = kubeconfig, log, namespace, path
+        self._root, self._env = root, dict(env or {})
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
-        env = {**os.environ, "KUBECONFIG": str(self._kubeconfig), "PYTHONPATH": str(ROOT / "src")}
+        env = {**os.environ, "KUBECONFIG": str(self._kubeconfig), "PYTHONPATH": str(self._root / "src"), **self._env}
         # As the chart does, with a key in the namespace that it serves.
-        env["RDZV_ROOT_SECRET"] = f"{self._namespace or 'default'}/rendezvous-operator-root"
+        env.setdefault("RDZV_ROOT_SECRET", f"{self._namespace or 'default'}/rendezvous-operator-root")
         if self._path is not None:
             env["PYTHONPATH"] += f":{self._path}"
         command = [
@@ -118,7 +132,7 @@ class OperatorProcess:
             "--standalone",
         ]
         with self.log.open("ab") as log:
-            self._process = subprocess.Popen(command, cwd=ROOT, env=env, stdout=log, stderr=log)
+            self._process = subprocess.Popen(command, cwd=self._root, env=env, stdout=log, stderr=log)
 
     def kill(self) -> None:
         """Ends it at once, wherever it is."""
@@ -126,6 +140,10 @@ class OperatorProcess:
 
     def stop(self) -> None:
         self._end(signal.SIGTERM)
+
+    def send(self, what: signal.Signals) -> None:
+        assert self._process is not None
+        self._process.send_signal(what)
 
     @property
     def running(self) -> bool:

@@ -74,8 +74,8 @@ def test_permissions_are_named_one_by_one(objects: list[Object]) -> None:
             assert not words & {"escalate", "bind", "impersonate", "pods/exec", "serviceaccounts/token"}
             if "secrets" in words:
                 # Written everywhere and read nowhere, but for the one key that all follows from.
-                own = [name.rpartition("-")[2] for name in rule.get("resourceNames", [])] == ["root"] and role["kind"] == "Role"
-                assert set(rule["verbs"]) == ({"get"} if own else {"create", "update"}), role["metadata"]["name"]
+                own = any(name.endswith("-root") for name in rule.get("resourceNames", [])) and role["kind"] == "Role"
+                assert set(rule["verbs"]) <= ({"get"} if own else {"create", "update"}), role["metadata"]["name"]
     for binding in of_kind(objects, "RoleBinding", "ClusterRoleBinding"):
         names = {role["metadata"]["name"] for role in of_kind(objects, binding["roleRef"]["kind"])}
         assert binding["roleRef"]["name"] in names, "bound to a role that is not the chart's own"
@@ -161,6 +161,54 @@ def test_what_the_operator_may_write_is_confined_by_a_policy() -> None:
     assert "'system:serviceaccount:rdzv-system:rendezvous-operator'" in account
 
 
+def test_the_operator_writes_one_lease_by_name_and_makes_no_other() -> None:
+    objects = rendered()
+    (deployment,) = (d for d in of_kind(objects, "Deployment") if d["metadata"]["name"] == "rendezvous-operator")
+    (container,) = deployment["spec"]["template"]["spec"]["containers"]
+    (lease,) = (variable["value"] for variable in container["env"] if variable["name"] == "RDZV_LEASE")
+    assert lease == "rdzv-system/rendezvous-operator"
+    (role,) = (r for r in of_kind(objects, "Role") if r["metadata"]["name"] == "rendezvous-operator-lease")
+    assert [(rule["verbs"], rule.get("resourceNames")) for rule in role["rules"]] == [
+        (["create"], None),
+        (["get", "update", "delete"], ["rendezvous-operator"]),
+    ]
+    (policy,) = (
+        p for p in of_kind(objects, "ValidatingAdmissionPolicy") if p["metadata"]["name"] == "rendezvous-operator-lease"
+    )
+    (rule,) = policy["spec"]["validations"]
+    assert rule["expression"] == "object.metadata.name == 'rendezvous-operator' && request.namespace == 'rdzv-system'"
+
+
+def test_releases_of_one_namespace_share_a_lease_unless_they_serve_others() -> None:
+    def lease(*arguments: str) -> str:
+        objects = rendered("--set", "fullnameOverride=second", *arguments)
+        containers = [d["spec"]["template"]["spec"]["containers"][0] for d in of_kind(objects, "Deployment")]
+        (found,) = (v["value"] for c in containers for v in c["env"] if v["name"] == "RDZV_LEASE")
+        return str(found)
+
+    assert lease() == "rdzv-system/rendezvous-operator"
+    assert lease("--set", "watchNamespaces={a}") == "rdzv-system/second"
+
+
+def test_with_namespaces_named_the_operator_has_the_same_rights_there_and_nowhere_else() -> None:
+    everywhere, named = rendered(), rendered(*FORMS["namespaced-values.yaml"])
+    (role,) = (r for r in of_kind(everywhere, "ClusterRole") if r["metadata"]["name"] == "rendezvous-operator")
+    roles = [r for r in of_kind(named, "Role") if r["metadata"]["name"] == "rendezvous-operator"]
+    assert {r["metadata"]["namespace"]: r["rules"] for r in roles} == dict.fromkeys(("team-a", "team-b"), role["rules"])
+    bindings = [b for b in of_kind(named, "RoleBinding") if b["metadata"]["name"] == "rendezvous-operator"]
+    assert {b["metadata"]["namespace"] for b in bindings} == {"team-a", "team-b"}
+    account = [{"kind": "ServiceAccount", "name": "rendezvous-operator", "namespace": "rdzv-system"}]
+    assert all(binding["subjects"] == account for binding in bindings)
+    assert not [b for b in of_kind(named, "ClusterRoleBinding") if account[0] in b["subjects"]]
+    (deployment,) = (d for d in of_kind(named, "Deployment") if d["metadata"]["name"] == "rendezvous-operator")
+    (container,) = deployment["spec"]["template"]["spec"]["containers"]
+    assert {"--namespace=team-a", "--namespace=team-b"} <= {*container["command"]}
+    assert "--all-namespaces" not in container["command"]
+    (policy,) = of_kind(named, "MutatingAdmissionPolicy")
+    wanted = {"key": "kubernetes.io/metadata.name", "operator": "In", "values": ["team-a", "team-b"]}
+    assert wanted in policy["spec"]["matchConstraints"]["namespaceSelector"]["matchExpressions"]
+
+
 @pytest.mark.parametrize(("version", "library"), [("1.30.0", False), ("1.31.0", True)])
 def test_addresses_are_checked_by_what_the_cluster_has(version: str, library: bool) -> None:
     policies = of_kind(rendered(capabilities=("--kube-version", version)), "ValidatingAdmissionPolicy")
@@ -216,8 +264,10 @@ def test_every_object_is_labelled_and_placed(objects: list[Object]) -> None:
         meta = obj["metadata"]
         assert meta["labels"]["app.kubernetes.io/name"] == "rendezvous-operator", meta["name"]
         assert meta["labels"]["app.kubernetes.io/instance"] == "rendezvous-operator", meta["name"]
-        assert meta.get("namespace") == (None if obj["kind"] in cluster_wide else "rdzv-system"), meta["name"]
-        key = (obj["kind"], meta["name"])
+        served = obj["kind"] in {"Role", "RoleBinding"} and meta["namespace"] in {"team-a", "team-b"}
+        wanted = meta["namespace"] if served else None if obj["kind"] in cluster_wide else "rdzv-system"
+        assert meta.get("namespace") == wanted, meta["name"]
+        key = (obj["kind"], meta["name"], wanted)
         assert key not in seen
         seen.add(key)
 
@@ -267,7 +317,8 @@ def test_pods_are_injected_in_one_way(mode: str, capabilities: tuple[str, ...], 
         ("crds.keep=true", "keep"),
         ("logLevel=chatty", "logLevel"),
         ("resources.limit.memory=1Gi", "limit"),
-        ("replicas=2", "replicas"),
+        ("replicas=0", "replicas"),
+        ("watchNamespaces={team-*}", "watchNamespaces"),
         ("fullnameOverride=Rdzv", "fullnameOverride"),
     ],
 )

@@ -10,10 +10,12 @@ from typing import Any
 
 import pytest
 import yaml
+from hypothesis import given
+from hypothesis import strategies as st
 
 from rdzv.backends.kubernetes import role_rules
 from rdzv.cli import commands as cli
-from rdzv.cli import doctor
+from rdzv.cli import doctor, installation, picture
 from rdzv.cli.doctor import NOTE, OK, PROBLEM, Finding
 from rdzv.cli.examination import target
 from rdzv.cli.probe import Probe, _shebang, interpreter, read
@@ -314,7 +316,7 @@ def test_conditions_that_are_as_they_should_be_are_not_shown() -> None:
     shown = world(rendezvous=rendezvous(conditions=[stuck]))
     assert unexpected_conditions(shown) == [stuck]
     assert the(doctor.check_rendezvous(shown, "kubernetes"), "condition").verdict == PROBLEM
-    assert "Degraded is True: PodsStuck: why" in cli.picture(shown)
+    assert "Degraded is True: PodsStuck: why" in picture.picture(shown)
     forming = {"type": "Formed", "status": "False", "reason": "Forming", "message": "1 of 2"}
     shown = world(rendezvous=rendezvous(conditions=[forming]))
     assert the(doctor.check_rendezvous(shown, "kubernetes"), "condition").verdict == NOTE
@@ -395,8 +397,8 @@ def test_findings_as_text() -> None:
 
 
 def test_a_picture_fits_a_screen() -> None:
-    picture = cli.picture(world(round=running(0, 1), members=[member(0), member(1)]))
-    assert picture.splitlines() == [
+    text = picture.picture(world(round=running(0, 1), members=[member(0), member(1)]))
+    assert text.splitlines() == [
         "Rendezvous team/mnist: backend kubernetes, endpoint team/mnist",
         "round 3, Running, 2 nodes, led by slot 0 at 10.0.0.1:1",
         "",
@@ -404,14 +406,14 @@ def test_a_picture_fits_a_screen() -> None:
         "mnist-0  0     0     joined  n",
         "mnist-1  1     1     joined  n",
     ]
-    assert "its agents meet without one" in cli.picture(world(rendezvous=None, round=running(0)))
-    assert "no operator has looked" in cli.picture(world(rendezvous={**rendezvous(), "status": {}}))
-    assert "not read: 403" in cli.picture(world(errors={"rendezvousmembers": "403"}))
+    assert "its agents meet without one" in picture.picture(world(rendezvous=None, round=running(0)))
+    assert "no operator has looked" in picture.picture(world(rendezvous={**rendezvous(), "status": {}}))
+    assert "not read: 403" in picture.picture(world(errors={"rendezvousmembers": "403"}))
 
 
 def test_the_list_of_a_namespace() -> None:
     other = {"metadata": {"name": "b"}, "spec": {"backend": "c10d"}}
-    assert cli.overview([rendezvous(round=2, nodes={"summary": "2/2"}), other]).splitlines() == [
+    assert picture.overview([rendezvous(round=2, nodes={"summary": "2/2"}), other]).splitlines() == [
         "NAME   BACKEND     NODES  ROUND  READY  REASON",
         "mnist  kubernetes  2/2    2      True   NodesPresent",
         "b      c10d        -      -      -      -",
@@ -436,7 +438,7 @@ def test_it_is_kubectls_plug_in_too(monkeypatch: pytest.MonkeyPatch, capsys: pyt
 
 def test_it_runs_where_only_the_library_is() -> None:
     """No torch either: a laptop has none, and importing it costs seconds."""
-    names = "{'kopf', 'kubernetes', 'yaml', 'aiohttp', 'torch', 'rdzv.control'}"
+    names = "{'kopf', 'kubernetes', 'yaml', 'aiohttp', 'torch', 'rdzv.control.transport'}"
     code = f"import sys, rdzv.cli; print(sorted({names} & set(sys.modules)))"
     done = subprocess.run(
         [sys.executable, "-c", code],
@@ -446,3 +448,97 @@ def test_it_runs_where_only_the_library_is() -> None:
         check=True,
     )
     assert done.stdout == "[]\n"
+
+
+# For programs and terminals.
+
+#: As deep as what is printed, with all that YAML has opinions about.
+DATA = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.text(max_size=12)
+    | st.sampled_from(["yes", "No", "null", "~", "1e3", "0x1f", "12:30", "2026-01-01", "- a", "a: b", "# c", "y", "="]),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=6), inner, max_size=3),
+    max_leaves=12,
+)
+
+
+@given(DATA)
+def test_yaml_says_what_it_was_given(data: Any) -> None:
+    assert yaml.safe_load(picture.dump(data, "yaml")) == data
+
+
+def test_yaml_is_as_people_write_it() -> None:
+    data = {"name": "mnist", "nodes": [{"pod": "a", "rank": 0}, {"pod": "b", "rank": None}], "wrong": [], "x": "true"}
+    assert picture.dump(data, "yaml").splitlines() == [
+        "name: mnist",
+        "nodes:",
+        "- pod: a",
+        "  rank: 0",
+        "- pod: b",
+        "  rank: null",
+        "wrong: []",
+        'x: "true"',
+    ]
+
+
+def test_what_scripts_are_told_of_one_rendezvous() -> None:
+    stuck = {"type": "Degraded", "status": "True", "reason": "PodsStuck", "message": "why"}
+    forming = {"type": "Formed", "status": "False", "reason": "Forming", "message": "1 of 2"}
+    shown = world(rendezvous=rendezvous(conditions=[stuck, forming]), round=running(0), members=[member(0)])
+    data = picture.as_data(shown)
+    assert (data["round"], data["phase"], data["wrong"]) == (3, "Running", ["Degraded", "Formed"])
+    assert data["nodes"][0] == {"pod": "mnist-0", "slot": 0, "rank": 0, "state": "joined", "node": "n", "reason": ""}
+    assert cli.is_troubled(shown)
+    assert not cli.is_troubled(world(rendezvous=rendezvous(conditions=[forming])))
+
+
+def test_verdicts_and_headers_stand_out_on_a_terminal() -> None:
+    text = picture.highlighted("ok       a\nproblem  b\nNAME  READY\nno problem here\nnotes")
+    assert text.splitlines() == [
+        "\x1b[32mok\x1b[0m       a",
+        "\x1b[1;31mproblem\x1b[0m  b",
+        "\x1b[1mNAME  READY\x1b[0m",
+        "no problem here",
+        "notes",
+    ]
+
+
+# An installation.
+
+
+def deployment(ready: int, version: str = "0.1.0") -> dict[str, Any]:
+    labels = {"app.kubernetes.io/version": version}
+    told = [{"status": "False", "message": "quota exceeded"}] if not ready else []
+    metadata = {"name": "op", "namespace": "rdzv-system", "labels": labels}
+    return {"metadata": metadata, "spec": {"replicas": 1}, "status": {"readyReplicas": ready, "conditions": told}}
+
+
+@pytest.mark.parametrize(
+    ("finding", "verdict", "said"),
+    [
+        (installation.check_injection(True, "team", "", PROBLEM), OK, "gets its environment"),
+        (installation.check_injection(False, "team", "", PROBLEM), PROBLEM, "gets nothing"),
+        (installation.check_injection(False, "team", "", NOTE), NOTE, "gets nothing"),
+        (installation.check_injection(None, "team", "403 Forbidden", PROBLEM), PROBLEM, "403 Forbidden"),
+        (installation.check_operator(None, NOTE)[0], NOTE, "may not list Deployments"),
+        (installation.check_operator([], PROBLEM)[0], PROBLEM, "no Deployment of it"),
+        (installation.check_operator([deployment(0)], NOTE)[0], PROBLEM, "quota exceeded"),
+        (installation.check_operator([deployment(1)], NOTE)[0], OK, "rdzv-system/op runs"),
+        (installation.check_operator([deployment(1, "9.9.9")], NOTE)[0], NOTE, "version 9.9.9"),
+        (installation.check_trial(0.42, "team", "", ()), OK, "served in 0.4 s"),
+        (installation.check_trial(None, "team", "403", ()), PROBLEM, "could not be made"),
+        (installation.check_trial(None, "team", "", ()), PROBLEM, "no operator has looked at it"),
+        (
+            installation.check_trial(
+                None, "team", "", [{"type": "Ready", "status": "False", "reason": "NameTaken", "message": ""}]
+            ),
+            PROBLEM,
+            "Ready is False: NameTaken",
+        ),
+    ],
+)
+def test_verdicts_on_an_installation(finding: Finding, verdict: str, said: str) -> None:
+    assert finding.verdict == verdict
+    assert said in f"{finding.text} {finding.cause}"

@@ -74,7 +74,18 @@ webhook
 {{- end -}}
 {{- end -}}
 
-{{/* The Secret with the key that all certificates follow from. */}}
+{{/*
+Name of the Lease that says which process writes. The same for every release of a namespace, so that a second one stands by; but
+releases that each serve namespaces of their own have nothing to do with each other.
+*/}}
+{{- define "rdzv.lease" -}}
+{{- ternary (include "rdzv.fullname" .) .Chart.Name (not (empty .Values.watchNamespaces)) -}}
+{{- end -}}
+
+{{/*
+The Secret with the key that all certificates follow from. The same for every release of a namespace, as the Lease: who takes over
+has to make the same ones.
+*/}}
 {{- define "rdzv.rootSecret" -}}
-{{- include "rdzv.fullname" . }}-root
+{{- include "rdzv.lease" . }}-root
 {{- end -}}

@@ -7,25 +7,30 @@ import os
 import re
 import shlex
 import sys
-from collections.abc import Mapping, Sequence
-from typing import Any
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
 import rdzv
-from rdzv.cli import backends, conformance, probe
-from rdzv.cli.doctor import PROBLEM, describe_round, render
+from rdzv.cli import backends, check, conformance, inquiry, picture, probe
+from rdzv.cli.doctor import PROBLEM, Finding, is_harmless, render
 from rdzv.cli.examination import examine, target
-from rdzv.cli.probe import BACKEND
-from rdzv.cli.snapshot import Snapshot, nodes, take, unexpected_conditions
+from rdzv.cli.snapshot import Snapshot, take, unexpected_conditions
 from rdzv.kube import config as kube_config
-from rdzv.kube.api import ApiError, NotFound, Resource
+from rdzv.kube.api import ApiError, NotFound
 from rdzv.kube.client import Client
 from rdzv.kube.config import ConfigError
 from rdzv.registry import backend_registry
 from rdzv.resources import RENDEZVOUS
 
-CONFIG_MAPS = Resource("v1", "configmaps")
+__all__ = ["main", "parser"]
 
 _NAME = re.compile(r"[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?")
+_KINDS = {"pod": "pod", "pods": "pod", "po": "pod", "rdzv": "rendezvous", "rendezvous": "rendezvous"}
+#: Between two looks of `status --watch`.
+_LOOK_SECONDS = 2.0
+
+Run = Callable[[argparse.Namespace, Mapping[str, str]], int]
 
 
 class CommandError(Exception):
@@ -34,10 +39,10 @@ class CommandError(Exception):
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command. Returns its exit status: 0, 1 for a problem or an error, 2 for wrong usage."""
-    options = _parser().parse_args(arguments)
+    options = parser().parse_args(arguments)
     try:
         status: int = options.run(options, os.environ)
-    except (CommandError, ApiError, ConfigError) as error:
+    except (CommandError, inquiry.NothingSuchError, ApiError, ConfigError) as error:
         print(f"rdzv: {' '.join(str(error).split())}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
@@ -49,41 +54,77 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return status
 
 
-def _parser() -> argparse.ArgumentParser:
+# What can be asked. docs/cli.md is made from it.
+
+
+def parser() -> argparse.ArgumentParser:
+    """The parser of the whole command."""
     prog = "kubectl rdzv" if os.path.basename(sys.argv[0]).startswith("kubectl-") else "rdzv"
-    parser = argparse.ArgumentParser(
+    top = argparse.ArgumentParser(
         prog=prog, description="Look at a Rendezvous, and find out what is wrong with it.",
         epilog="The API server is the one of $KUBECONFIG, of the pod this runs in, or of ~/.kube/config.",
     )  # fmt: skip
-    parser.add_argument("--version", action="version", version=f"rdzv {rdzv.__version__}")
-    commands = parser.add_subparsers(metavar="COMMAND", required=True)
-    for name, run, optional, text in (
-        ("doctor", _doctor, True, "check everything that training needs here; exit status 1 if something is wrong"),
-        ("status", _status, True, "who is in the world, who is missing, and what is not as it should be"),
-        ("env", _env, False, "the variables that pods get, as lines for a shell"),
-    ):
-        command = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
-        command.add_argument(
-            "name", metavar="NAME", nargs="?" if optional else None, type=_name,
-            help="name of the Rendezvous" + (" (default: this pod's; for status: all of the namespace)" if name == "status"
-                                             else " (default: this pod's)" if optional else ""),
-        )  # fmt: skip
-        command.add_argument(
-            "-n",
-            "--namespace",
-            type=_name,
-            help="its namespace (default: that of the pod or of the kubeconfig's context)",
-        )
-        command.set_defaults(run=run)
+    top.add_argument("--version", action="version", version=f"rdzv {rdzv.__version__}")
+    commands = top.add_subparsers(metavar="COMMAND", required=True)
+
+    def command(name: str, run: Run, text: str) -> argparse.ArgumentParser:
+        added = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
+        added.set_defaults(run=run)
+        return added
+
+    _explain_options(
+        command("explain", _explain, "why a pod, or a Rendezvous, does not do what it should; exit status 1 if so")
+    )
+    text = (
+        "who is in the world, who is missing, and what is not as it should be (then exit status 1, for one Rendezvous)"
+    )
+    _status_options(command("status", _status, text))
+    _check_options(command("check", _check, "whether an installation serves a namespace; exit status 0 if it does"))
+    doctor = command(
+        "doctor", _doctor, "check everything that training needs here; exit status 1 if something is wrong"
+    )
+    doctor.add_argument(
+        "name", metavar="NAME", nargs="?", type=_name, help="name of the Rendezvous (default: this pod's)"
+    )
+    _namespace_option(doctor)
+    env = command("env", _env, "the variables that pods get, as lines for a shell")
+    env.add_argument("name", metavar="NAME", type=_name, help="name of the Rendezvous")
+    _namespace_option(env)
     text = "the backends that this Python knows, and where they come from; exit status 1 if one is broken"
-    command = commands.add_parser("backends", help=text, description=text[0].upper() + text[1:] + ".")
-    command.add_argument("-o", "--output", choices=["table", "json"], default="table", help="how to print them")
-    command.set_defaults(run=_backends)
+    command("backends", _backends, text).add_argument(
+        "-o", "--output", choices=["table", "json"], default="table", help="how to print them"
+    )
     text = "test whether a backend keeps the contract that torchrun relies on; exit status 1 if not"
-    command = commands.add_parser("conformance", help=text, description=text[0].upper() + text[1:] + ".")
-    conformance.add_arguments(command)
-    command.set_defaults(run=conformance.run)
-    return parser
+    conformance.add_arguments(command("conformance", conformance.run, text))
+    return top
+
+
+def _explain_options(explain: argparse.ArgumentParser) -> None:
+    explain.add_argument(
+        "subject", metavar="POD", nargs="?", type=_subject,
+        help="name of a pod, or rdzv/NAME for a Rendezvous (default: this pod's Rendezvous, else all of the namespace)",
+    )  # fmt: skip
+    _namespace_option(explain)
+
+
+def _status_options(status: argparse.ArgumentParser) -> None:
+    text = "name of the Rendezvous (default: this pod's, else all of the namespace)"
+    status.add_argument("name", metavar="NAME", nargs="?", type=_name, help=text)
+    _namespace_option(status)
+    status.add_argument("-A", "--all-namespaces", action="store_true", help="list those of all namespaces")
+    status.add_argument("-o", "--output", choices=["text", "json", "yaml"], default="text", help="how to print it")
+    status.add_argument("-w", "--watch", action="store_true", help="go on, and print it again whenever it changes")
+
+
+def _check_options(options: argparse.ArgumentParser) -> None:
+    _namespace_option(options)
+    options.add_argument("--wait", action="store_true", help="until it does, or the time is up")
+    options.add_argument("--timeout", type=float, default=120.0, metavar="SECONDS", help="of --wait (default: 120)")
+
+
+def _namespace_option(command: argparse.ArgumentParser) -> None:
+    text = "its namespace (default: that of the pod or of the kubeconfig's context)"
+    command.add_argument("-n", "--namespace", type=_name, help=text)
 
 
 def _name(text: str) -> str:
@@ -92,26 +133,67 @@ def _name(text: str) -> str:
     return text
 
 
+def _subject(text: str) -> tuple[str, str]:
+    """Kind (empty: either) and name."""
+    kind, slash, name = text.rpartition("/")
+    if slash and kind not in _KINDS:
+        raise argparse.ArgumentTypeError(f"{text!r}: write POD, pod/POD or rdzv/NAME")
+    return _KINDS[kind] if slash else "", _name(name)
+
+
 # Commands.
 
 
+def _explain(options: argparse.Namespace, environ: Mapping[str, str]) -> int:
+    with _client(environ) as client:
+        namespace, meant = target(environ, options.namespace, None, client.config.namespace)
+        kind, name = options.subject or ("rendezvous", meant)
+        if name is not None:
+            return _report(inquiry.explain_name(client, namespace, kind, name))
+        found = inquiry.explain_namespace(client, namespace)
+        if not found:
+            raise CommandError(
+                f"namespace {namespace} has no Rendezvous. Apply one, or correct --namespace (kubectl get rendezvous -A "
+                "lists all)"
+            )
+        return _report(found)
+
+
 def _doctor(options: argparse.Namespace, environ: Mapping[str, str]) -> int:
-    findings = examine(environ, options.namespace, options.name)
-    print(render(findings))
-    return int(any(finding.verdict == PROBLEM for finding in findings))
+    return _report(examine(environ, options.namespace, options.name))
+
+
+def _check(options: argparse.Namespace, environ: Mapping[str, str]) -> int:
+    with _client(environ) as client:
+        namespace = options.namespace or client.config.namespace
+        return _report(check.check_until(client, namespace, options.timeout if options.wait else 0.0))
 
 
 def _status(options: argparse.Namespace, environ: Mapping[str, str]) -> int:
-    client = Client(kube_config.load(environ))
-    try:
+    with _client(environ) as client:
         namespace, name = target(environ, options.namespace, options.name, client.config.namespace)
-        if name is None:
-            items = client.list(RENDEZVOUS, namespace)["items"]
-            print(overview(items) if items else f"no Rendezvous in namespace {namespace}")
-            return 0
-        shown = take(client, namespace, name)
-    finally:
-        client.close()
+        name = options.name if options.all_namespaces else name
+        where = None if options.all_namespaces and name is None else namespace
+        shown = ""
+        while True:
+            text, status = _look(client, where, name, namespace, options.output)
+            if text != shown:
+                shown = text
+                _print(f"{picture.CLEAR}{text}" if options.watch and _on_a_terminal() else text)
+            if not options.watch:
+                return status
+            time.sleep(_LOOK_SECONDS)
+
+
+def _look(client: Client, where: str | None, name: str | None, namespace: str, output: str) -> tuple[str, int]:
+    """What to print of one Rendezvous, or of all, and the exit status."""
+    if name is None:
+        items = client.list(RENDEZVOUS, where)["items"]
+        if output != "text":
+            return picture.dump(items, output), 0
+        nothing = "no Rendezvous" + (f" in namespace {where}" if where is not None else "")
+        return (picture.overview(items, namespaces=where is None) if items else nothing), 0
+    shown = take(client, namespace, name)
     if "rendezvous" in shown.errors:
         raise CommandError(shown.errors["rendezvous"])
     if shown.rendezvous is None and shown.round is None:
@@ -119,22 +201,25 @@ def _status(options: argparse.Namespace, environ: Mapping[str, str]) -> int:
             f"Rendezvous {namespace}/{name}: does not exist. Apply it, or correct the name or --namespace "
             f"(kubectl get rendezvous -A lists all)"
         )
-    print(picture(shown))
-    return 0
+    text = picture.picture(shown) if output == "text" else picture.dump(picture.as_data(shown), output)
+    return text, int(is_troubled(shown))
+
+
+def is_troubled(shown: Snapshot) -> bool:
+    """Whether something of it is not as it should be. A world that forms is no trouble."""
+    return any(not is_harmless(condition) for condition in unexpected_conditions(shown))
 
 
 def _env(options: argparse.Namespace, environ: Mapping[str, str]) -> int:
-    client = Client(kube_config.load(environ))
-    try:
+    with _client(environ) as client:
         namespace, name = target(environ, options.namespace, options.name, client.config.namespace)
-        config_map = client.get(CONFIG_MAPS, namespace, f"rdzv-{name}")
-    except NotFound:
-        raise CommandError(
-            f"ConfigMap {namespace}/rdzv-{options.name}: does not exist. The operator makes it for each Rendezvous: "
-            f"see rdzv status -n {namespace} {options.name}"
-        ) from None
-    finally:
-        client.close()
+        try:
+            config_map = client.get(inquiry.CONFIG_MAPS, namespace, f"rdzv-{name}")
+        except NotFound:
+            raise CommandError(
+                f"ConfigMap {namespace}/rdzv-{options.name}: does not exist. The operator makes it for each Rendezvous: "
+                f"see rdzv status -n {namespace} {options.name}"
+            ) from None
     print(exports(config_map.get("data") or {}))
     return 0
 
@@ -142,72 +227,39 @@ def _env(options: argparse.Namespace, environ: Mapping[str, str]) -> int:
 def _backends(options: argparse.Namespace, environ: Mapping[str, str]) -> int:
     lines = backends.collect(backend_registry(), probe.look(environ))
     header, *rows = backends.rows(lines)
-    print(backends.as_json(lines) if options.output == "json" else table(header, rows))
+    _print(backends.as_json(lines) if options.output == "json" else picture.table(header, rows))
     return int(any(line.broken for line in lines))
+
+
+@contextmanager
+def _client(environ: Mapping[str, str]) -> Iterator[Client]:
+    client = Client(kube_config.load(environ))
+    try:
+        yield client
+    finally:
+        client.close()
 
 
 # What they print.
 
 
+def _report(findings: Sequence[Finding]) -> int:
+    _print(render(findings))
+    return int(any(finding.verdict == PROBLEM for finding in findings))
+
+
+def _print(text: str) -> None:
+    print(picture.highlighted(text) if _on_a_terminal() else text, flush=True)
+
+
+def _on_a_terminal() -> bool:
+    """Whether somebody looks who wants colours (https://no-color.org)."""
+    return sys.stdout.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+
+
 def exports(data: Mapping[str, str]) -> str:
     """Variables as lines that a POSIX shell reads."""
     return "\n".join(f"export {name}={shlex.quote(value)}" for name, value in sorted(data.items()))
-
-
-def overview(items: Sequence[Mapping[str, Any]]) -> str:
-    """One line for each Rendezvous."""
-    rows = []
-    for item in items:
-        status = item.get("status") or {}
-        ready: Mapping[str, Any] = next((c for c in status.get("conditions") or [] if c["type"] == "Ready"), {})
-        rows.append([
-            item["metadata"]["name"], item["spec"]["backend"], (status.get("nodes") or {}).get("summary", "-"),
-            str(status.get("round", "-")), ready.get("status", "-"), ready.get("reason", "-"),
-        ])  # fmt: skip
-    return table(["NAME", "BACKEND", "NODES", "ROUND", "READY", "REASON"], rows)
-
-
-def picture(shown: Snapshot) -> str:
-    """One Rendezvous on one screen."""
-    status, where = shown.status, f"{shown.namespace}/{shown.name}"
-    if shown.rendezvous is None:
-        parts = [f"Rendezvous {where} does not exist; its agents meet without one"]
-    else:
-        counts = status.get("nodes") or {}
-        parts = [
-            f"Rendezvous {where}: backend {shown.backend}, endpoint {status.get('endpoint', '-')}"
-            + (f", nodes {counts['summary']}" if "summary" in counts else "")
-        ]
-        if not status:
-            parts.append("no status: no operator has looked at it")
-    if shown.backend in ("", BACKEND):
-        parts.append(describe_round(shown))
-    lines = nodes(shown)
-    if lines:
-        rows = [
-            [line.pod, _number(line.slot), _number(line.rank), line.state, line.node or "-", line.reason]
-            for line in lines
-        ]
-        parts += ["", table(["POD", "SLOT", "RANK", "STATE", "NODE", "REASON"], rows)]
-    wrong = unexpected_conditions(shown)
-    if wrong:
-        parts += [
-            "",
-            *(f"{c['type']} is {c['status']}: {c['reason']}: {c.get('message', '')}".rstrip(": ") for c in wrong),
-        ]
-    unread = [f"not read: {text}" for what, text in sorted(shown.errors.items()) if what != "pods" or not lines]
-    return "\n".join([*parts, *([""] if unread else []), *unread])
-
-
-def _number(value: int | None) -> str:
-    return "-" if value is None else str(value)
-
-
-def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Columns as wide as what is in them, the last one as it is."""
-    widths = [max(len(row[column]) for row in [header, *rows]) for column in range(len(header))]
-    lines = ["  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)) for row in [header, *rows]]
-    return "\n".join(line.rstrip() for line in lines)
 
 
 if __name__ == "__main__":

@@ -350,10 +350,13 @@ def _unreadable(where: str, error: str, backend: str) -> Finding:
 
 
 def _condition(condition: Mapping[str, Any]) -> Finding:
-    # A world that forms, or has ended well, is no fault; the line about the world says who is missing.
-    harmless = condition["type"] == "Formed" and condition["reason"] in {"Forming", "FormingAnew", "ClosedSucceeded"}
     text = f"{condition['type']} is {condition['status']}: {condition['reason']}"
-    return Finding("condition", NOTE if harmless else PROBLEM, text, str(condition.get("message", "")))
+    return Finding("condition", NOTE if is_harmless(condition) else PROBLEM, text, str(condition.get("message", "")))
+
+
+def is_harmless(condition: Mapping[str, Any]) -> bool:
+    """Whether a condition that is not as it should be is no fault: a world that forms, or has ended well."""
+    return condition["type"] == "Formed" and condition["reason"] in {"Forming", "FormingAnew", "ClosedSucceeded"}
 
 
 def check_world(snapshot: Snapshot, backend: str) -> list[Finding]:

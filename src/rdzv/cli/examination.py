@@ -10,12 +10,12 @@ from typing import Any
 from rdzv import env
 from rdzv.backends import BackendError
 from rdzv.backends.kubernetes import role_rules
-from rdzv.cli import doctor, probe, snapshot
+from rdzv.cli import check, doctor, probe, snapshot
 from rdzv.cli.doctor import NOTE, OK, PROBLEM, Finding
 from rdzv.cli.schemas import written
 from rdzv.cli.snapshot import Snapshot
 from rdzv.kube import config as kube_config
-from rdzv.kube.api import ApiError, Resource, Unauthorized, UnknownResource, Unreachable, Untrusted
+from rdzv.kube.api import ApiError, Resource, Unauthorized, Unreachable, Untrusted
 from rdzv.kube.client import Client
 from rdzv.kube.config import ConfigError
 from rdzv.registry import backend_registry
@@ -24,8 +24,6 @@ from rdzv.spec import GROUP, Rendezvous
 
 WHO = Resource("authentication.k8s.io/v1", "selfsubjectreviews")
 MAY_I = Resource("authorization.k8s.io/v1", "selfsubjectaccessreviews")
-#: Discovery: the list of what a group serves has the path of a resource without a name.
-KINDS = Resource(RENDEZVOUS.group_version, "")
 
 _SERVICE_ACCOUNT = "system:serviceaccount:"
 
@@ -68,13 +66,16 @@ def target(environ: Mapping[str, str], namespace: str | None, name: str | None, 
 def _cluster(client: Client, environ: Mapping[str, str], meant: tuple[str, str | None], who: str) -> list[Finding]:
     where, chosen = meant
     shown = Snapshot(where, chosen or "")
-    served = _served(client)
+    served = check.served(client)
     if chosen and RENDEZVOUS.plural in served:
         shown = snapshot.take(client, where, chosen)
     backend = shown.backend or (environ.get("PET_RDZV_BACKEND", "") if environ.get("RDZV_NAME") == chosen else "")
     found = [doctor.check_crds(served, _with_store(shown, environ))]
     if backend in ("", probe.BACKEND):
         found += _schemas(client, _with_store(shown, environ))
+    if RENDEZVOUS.plural in served and not doctor.in_pod(environ):
+        # A pod's service account may do none of what this takes.
+        found += check.cluster_side(client, where)
     if chosen is None:
         fix = "rdzv doctor [--namespace NAMESPACE] NAME"
         return [*found, Finding("Rendezvous", NOTE, "none was named, so none was looked at", fix=fix)]
@@ -131,17 +132,9 @@ def _people(who: str) -> str:
     return "service account " + who.removeprefix(_SERVICE_ACCOUNT).replace(":", "/")
 
 
-def _served(client: Client) -> list[str]:
-    try:
-        kinds = client.list(KINDS, None)["resources"]
-    except UnknownResource:
-        return []
-    return [kind["name"] for kind in kinds if "/" not in kind["name"]]
-
-
 def _schemas(client: Client, with_store: bool) -> list[Finding]:
     try:
-        document = client.schemas(KINDS.group_version)
+        document = client.schemas(RENDEZVOUS.group_version)
     except ApiError:
         return []  # It may be closed to this user; then the first agent's own error says the same.
     return doctor.check_schemas(document, written(with_store=with_store))

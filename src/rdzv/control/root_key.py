@@ -42,14 +42,14 @@ class RootKey:
         if not self._name:
             text = f"this operator makes no certificates, since its environment lacks {PLACE}: use its chart, or set tls: false"
             raise RequestFailed(None, text)
-        found = self._api.read(path("v1", "Secret", self._namespace, self._name))
+        found = self._api.look(path("v1", "Secret", self._namespace, self._name))
         if found is None:
             try:
                 return self._key(self._api.make(path("v1", "Secret", self._namespace), self._new()))
             except RequestFailed as error:
                 if error.status != 409:  # Another operator was faster.
                     raise
-            found = self._api.read(path("v1", "Secret", self._namespace, self._name))
+            found = self._api.look(path("v1", "Secret", self._namespace, self._name))
         return self._key(found or {})
 
     def _new(self) -> Object:

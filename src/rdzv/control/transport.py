@@ -37,6 +37,7 @@ _PLURALS = {
     "ConfigMap": "configmaps",
     "EndpointSlice": "endpointslices",
     "Event": "events",
+    "Lease": "leases",
     "Pod": "pods",
     "PodDisruptionBudget": "poddisruptionbudgets",
     "Rendezvous": PLURAL,
@@ -61,8 +62,12 @@ class RequestFailed(Exception):  # noqa: N818 - an event, named as such; `rdzv.k
 class Transport:
     """Every method may raise `RequestFailed`."""
 
+    timeout = TIMEOUT
+
     def __init__(self, api_client: client.ApiClient) -> None:
         self._client = api_client
+        self.fence: Callable[[], object] = lambda: None
+        """Called before every write, which it may refuse by raising `RequestFailed`."""
         self.learned: Callable[[Object], object] = lambda _: None
         """Told of every object that a write left behind."""
 
@@ -82,7 +87,7 @@ class Transport:
         """One object as of now, or None if there is none."""
         return self._get(path(kind.api_version, kind.kind, namespace, name))
 
-    def read(self, target: str) -> Object | None:
+    def look(self, target: str) -> Object | None:
         """What is at this path, or None."""
         return self._get(target)
 
@@ -191,7 +196,7 @@ class Transport:
         query: Mapping[str, str] | None,
         *,
         accept: str = JSON,
-        timeout: tuple[float, float] = TIMEOUT,
+        timeout: tuple[float, float] | None = None,
     ) -> Any:
         """The response, whose body is still to be read."""
         headers = {"Accept": accept, **({"Content-Type": content_type} if content_type else {})}
@@ -203,8 +208,10 @@ class Transport:
             body=body,
             auth_settings=["BearerToken"],
         )
+        if method != "GET":
+            self.fence()
         try:
-            response = self._client.call_api(*serialized, _request_timeout=timeout)
+            response = self._client.call_api(*serialized, _request_timeout=timeout or self.timeout)
             data = b"" if 200 <= response.status <= 299 else response.read()
         except HTTPError as error:
             self._drop_idle()

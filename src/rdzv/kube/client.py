@@ -84,10 +84,19 @@ class Client(HttpClient):
         target = f"{self.config.path}/openapi/v3/apis/{group_version}"
         return self.run(Request(Call("get", Resource(group_version, "openapi")), "GET", target, safe=True), retry)
 
-    def create(self, resource: Resource, namespace: str | None, obj: Object, *, retry: Retry | None = None) -> Object:
-        """Create an object; returns it as stored. Raises `AlreadyExists`."""
+    def create(
+        self,
+        resource: Resource,
+        namespace: str | None,
+        obj: Object,
+        *,
+        dry_run: bool = False,
+        retry: Retry | None = None,
+    ) -> Object:
+        """Create an object; returns it as stored. Raises `AlreadyExists`. `dry_run`: as it would be, admission included."""
         name = obj.get("metadata", {}).get("name")
-        return self._call(Call("create", resource, namespace, name), "POST", query=_STRICT, body=obj, retry=retry)
+        query = {**_STRICT, "dryRun": "All"} if dry_run else _STRICT
+        return self._call(Call("create", resource, namespace, name), "POST", query=query, body=obj, retry=retry)
 
     def replace(self, resource: Resource, namespace: str | None, obj: Object, *, retry: Retry | None = None) -> Object:
         """PUT. With `metadata.resourceVersion` it is a compare-and-set, and raises `Conflict`."""

@@ -19,6 +19,11 @@ namespaceSelector:
     - key: kubernetes.io/metadata.name
       operator: NotIn
       values: [kube-system, {{ .Release.Namespace }}]
+    {{- with .Values.watchNamespaces }}
+    - key: kubernetes.io/metadata.name
+      operator: In
+      values: {{ toJson . }}
+    {{- end }}
 objectSelector:
   matchExpressions:
     - key: rdzv.dev/rendezvous

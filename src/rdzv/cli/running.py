@@ -1,0 +1,255 @@
+"""What a pod's containers run, what they run with, and what became of it: the second half of `rdzv explain` (pure)."""
+
+from __future__ import annotations
+
+from rdzv.cli import command_line, settings
+from rdzv.cli.command_line import Runs
+from rdzv.cli.doctor import NOTE, OK, PROBLEM, Finding
+from rdzv.cli.pod_facts import AGAIN, PodFacts, ago, mounted, names, seconds, training_containers
+from rdzv.cli.probe import BACKEND
+from rdzv.cli.snapshot import Node, nodes
+from rdzv.control.inject import CONTAINERS_ANNOTATION, LIBRARY, LIBRARY_ANNOTATION
+from rdzv.env import LIBRARY_PATH
+from rdzv.objects import ReadOnlyObject
+from rdzv.observed import Pod
+
+_TOKEN_PATH = "/var/run/secrets/kubernetes.io/serviceaccount"  # noqa: S105 - a path
+#: Age of a container, in seconds, at which it is odd that its agent has not asked to join: torch's import from a cold disk.
+_ODD_AGE = 60.0
+
+
+def check(facts: PodFacts) -> list[Finding]:
+    """Of a pod that is injected: from its settings to its place in the world."""
+    found = settings.overridden(facts.pod, facts.shown.backend, facts.config_maps)
+    found += [finding for container in training_containers(facts.pod) for finding in _command(facts, container)]
+    found += [*_library(facts), *_token(facts), *_network(facts), *_init_containers(facts)]
+    return [*found, *_containers(facts), *_index(facts), *_place(facts)]
+
+
+# What the container runs, and what it runs with.
+
+
+def _command(facts: PodFacts, container: ReadOnlyObject) -> list[Finding]:
+    name, text = container["name"], command_line.shown(container)
+    found = []
+    if command_line.is_standalone(container):
+        cause = f"container {name} runs: {text}"
+        fix = "remove --standalone from the command line"
+        found.append(Finding("command", PROBLEM, "--standalone wins: torchrun trains alone here", cause, fix))
+    if command_line.is_isolated(container) and LIBRARY in mounted(container):
+        cause, fix = f"container {name} runs: {text}", "run Python without -I and -E"
+        found.append(Finding("command", PROBLEM, f"Python ignores PYTHONPATH={LIBRARY_PATH}", cause, fix))
+    spec = (facts.shown.rendezvous or {}).get("spec") or {}
+    runs = command_line.runs(container)
+    if facts.joined or (runs is Runs.PYTHON and spec.get("launcher") == "none"):
+        return found
+    fix = "run: torchrun train.py (python -m torch.distributed.run train.py)"
+    if runs is Runs.PYTHON:
+        cause = f"container {name} runs: {text}. The variables PET_… are torchrun's: nobody reads them here"
+        found.append(Finding("command", PROBLEM, "the command line is not torchrun, as far as it shows", cause, fix))
+    elif runs is Runs.NOTHING:
+        found.append(
+            Finding("command", PROBLEM, "nothing is run that could join", f"container {name} runs: {text}", fix)
+        )
+    elif runs is Runs.TORCHRUN:
+        found.append(Finding("command", OK, f"{name}: {text}"))
+    else:
+        what = f"a script, {text}," if text else "its image's entry point"
+        found.append(Finding("command", OK, f"{name} runs {what} and what that runs is not to be seen from here"))
+    return found
+
+
+def _library(facts: PodFacts) -> list[Finding]:
+    if facts.shown.backend not in (BACKEND, "etcd-v3"):
+        return []
+    without = [c["name"] for c in training_containers(facts.pod) if LIBRARY not in mounted(c)]
+    if not without or facts.joined:
+        return []
+    annotation = (facts.pod["metadata"].get("annotations") or {}).get(LIBRARY_ANNOTATION)
+    cause = f"annotation {LIBRARY_ANNOTATION}: none" if annotation == "none" else "the chart's library.delivery is none"
+    text = f"container {names(without)} gets no library, and torch does not have backend {facts.shown.backend}"
+    fix = f"put rendezvous-operator into the image, or set annotation {LIBRARY_ANNOTATION}: init in the template"
+    return [Finding("library", NOTE, text, cause, fix)]
+
+
+def _token(facts: PodFacts) -> list[Finding]:
+    """Backend kubernetes talks to the API server as the pod's service account."""
+    if facts.shown.backend != BACKEND or facts.joined:
+        return []
+    spec = facts.pod["spec"]
+    projected = {
+        volume["name"]
+        for volume in spec.get("volumes") or []
+        for source in (volume.get("projected") or {}).get("sources") or []
+        if "serviceAccountToken" in source
+    }
+    without = [
+        container["name"]
+        for container in training_containers(facts.pod)
+        if not any(
+            mount["name"] in projected and mount["mountPath"].rstrip("/") == _TOKEN_PATH
+            for mount in container.get("volumeMounts") or []
+        )
+    ]
+    if not without:
+        return []
+    cause = f"no token of service account {spec.get('serviceAccountName', 'default')} is mounted at {_TOKEN_PATH}"
+    fix = "set automountServiceAccountToken: true in the pod's template (or remove it there and in the ServiceAccount)"
+    return [Finding("token", PROBLEM, f"container {names(without)} can't ask the API server", cause, fix)]
+
+
+def _network(facts: PodFacts) -> list[Finding]:
+    """Whether the pod can look the endpoint up, and listen where the others look for it."""
+    spec, backend = facts.pod["spec"], facts.shown.backend
+    endpoint = str(facts.shown.status.get("endpoint") or "")
+    host = endpoint.rpartition(":")[0]
+    found = []
+    if host.endswith(".svc") or ".svc." in host:
+        policy = str(spec.get("dnsPolicy", "ClusterFirst"))
+        text = f"it can't look up {host}"
+        if spec.get("hostNetwork") and policy == "ClusterFirst":
+            cause = "with hostNetwork, dnsPolicy ClusterFirst means the node's own DNS, which has no Services"
+            fix = "set dnsPolicy: ClusterFirstWithHostNet in the pod's template"
+            found.append(Finding("DNS", PROBLEM, text, cause, fix))
+        elif policy == "Default" or (policy == "None" and not _asks_the_cluster(spec)):
+            cause = f"dnsPolicy {policy} leads to a DNS that has no Services"
+            found.append(Finding("DNS", PROBLEM, text, cause, "leave dnsPolicy out of the pod's template"))
+    if spec.get("hostNetwork") and backend in ("c10d", "static") and facts.shown.rendezvous is not None:
+        port = endpoint.rpartition(":")[2]
+        cause = f"agents listen on port {port} of the node itself: two pods on one node can't both have it"
+        fix = "keep the pods apart (podAntiAffinity by hostname), or use backend kubernetes, which takes any free port"
+        found.append(Finding("network", NOTE, f"hostNetwork with backend {backend}", cause, fix))
+    return found
+
+
+def _asks_the_cluster(spec: ReadOnlyObject) -> bool:
+    return any("svc" in search for search in (spec.get("dnsConfig") or {}).get("searches") or [])
+
+
+def _init_containers(facts: PodFacts) -> list[Finding]:
+    config_map = f"rdzv-{facts.rendezvous}"
+    for container in facts.pod["spec"].get("initContainers") or []:
+        text = str([container.get("command"), container.get("args")])
+        needs = "PET_" in text or "RDZV_" in text or command_line.runs(container) is Runs.TORCHRUN
+        if container["name"] != LIBRARY and needs and config_map not in settings.sources(container):
+            cause = "init containers are injected only when they are asked for"
+            regular = ",".join(c["name"] for c in training_containers(facts.pod))
+            fix = f"set annotation {CONTAINERS_ANNOTATION}: {container['name']},{regular} in the template"
+            text = f"init container {container['name']} uses a rendezvous, and was given none"
+            return [Finding("init", PROBLEM, text, cause, fix)]
+    return []
+
+
+# What became of it.
+
+
+def _containers(facts: PodFacts) -> list[Finding]:
+    """Why its containers do not run, or did not to the end."""
+    status = facts.pod.get("status") or {}
+    found = [
+        finding
+        for each in [*(status.get("initContainerStatuses") or []), *(status.get("containerStatuses") or [])]
+        if (finding := _ended(each)) is not None
+    ]
+    reason = Pod.from_object(facts.pod).reason
+    told = {entry.pod: entry.reason for entry in nodes(facts.shown) if entry.reason}.get(facts.name, "")
+    if not found and reason and status.get("phase") not in ("Succeeded", "Running"):
+        said = told if told and told not in (reason, "NotJoined") else reason
+        found.append(Finding("containers", NOTE if said in ("Pending", "ContainerCreating") else PROBLEM, said))
+    return found
+
+
+def _ended(status: ReadOnlyObject) -> Finding | None:
+    """The last end of a container that did not end well."""
+    state = status.get("state") or {}
+    ended = state.get("terminated") or (status.get("lastState") or {}).get("terminated")
+    waiting = (state.get("waiting") or {}).get("reason", "")
+    if not ended or (ended.get("exitCode") == 0 and waiting != "CrashLoopBackOff"):
+        return None
+    count = int(status.get("restartCount") or 0)
+    again = f", started again {count} time{'s' if count > 1 else ''}" if count else ""
+    text = f"container {status['name']} ended with exit code {ended.get('exitCode')}{again}"
+    lines = str(ended.get("message") or "").strip().splitlines()
+    last = f": {lines[-1][:200]}" if lines else ""
+    if ended.get("reason") == "OOMKilled" or ended.get("exitCode") == 137:
+        fix = "raise resources.limits.memory, or make batches or workers fewer"
+        return Finding("containers", PROBLEM, text, f"it was killed, most likely for its memory (OOMKilled){last}", fix)
+    where = f"kubectl logs {'--previous ' if waiting or state.get('running') else ''}-c {status['name']}"
+    return Finding("containers", PROBLEM, text, f"{ended.get('reason', 'Error')}{last}", f"see {where} for why")
+
+
+def _index(facts: PodFacts) -> list[Finding]:
+    pod = Pod.from_object(facts.pod)
+    if pod.unusable_index is not None:
+        text = f"its index is {pod.unusable_index[:60]!r}, which is no number"
+        return [Finding("index", PROBLEM, text, "the label that gives it says so", "write 0, 1, 2, …")]
+    if pod.slot is None and facts.shown.backend == "static":
+        cause = "backend static takes ranks from the pods' indexes"
+        return [Finding("index", PROBLEM, "it has no index", cause, "run it in an Indexed Job or a StatefulSet")]
+    return []
+
+
+def _place(facts: PodFacts) -> list[Finding]:
+    """Its place in the world, where that can be seen."""
+    shown, phase = facts.shown, (facts.pod.get("status") or {}).get("phase")
+    if shown.rendezvous is None or phase not in ("Running", "Succeeded"):
+        return []
+    if shown.backend != BACKEND:
+        text = (
+            f"backend {shown.backend} keeps its world in a store of its own: whether this pod joined is in its log only"
+        )
+        return [Finding("world", OK, text)]
+    found = _left_out(facts) or _ranked(facts) or _of_another_run(facts) or _waits(facts)
+    if found is None and phase == "Running":
+        found = _has_not_joined(facts)
+    return [found] if found is not None else []
+
+
+def _left_out(facts: PodFacts) -> Finding | None:
+    record = facts.shown.round
+    why = next((one.reason for one in (record.left_out if record else ()) if one.name == facts.name), None)
+    if why is None:
+        return None
+    fix = "see NetworkPolicies and firewalls between these pods: agents connect to each other on any port"
+    return Finding("world", PROBLEM, "the world goes on without it", why, fix)
+
+
+def _ranked(facts: PodFacts) -> Finding | None:
+    record, line = facts.shown.round, _line(facts)
+    if record is None or line is None or line.rank is None:
+        return None
+    return Finding("world", OK, f"in round {record.round} it is rank {line.rank} of {record.size}")
+
+
+def _of_another_run(facts: PodFacts) -> Finding | None:
+    uid, run = facts.pod["metadata"].get("uid"), facts.shown.run_id
+    if not any(member.pod_uid == uid and member.run_id != run for member in facts.shown.members):
+        return None
+    text = "its agent joined another run: that of an earlier Rendezvous of this name, or of its own --rdzv-id"
+    return Finding("world", PROBLEM, text, f"the present run is {run}", AGAIN)
+
+
+def _waits(facts: PodFacts) -> Finding | None:
+    line = _line(facts)
+    if line is None or not facts.joined:
+        return None
+    return Finding("world", NOTE, f"its agent has joined ({line.state}) and waits for the others", line.reason)
+
+
+def _line(facts: PodFacts) -> Node | None:
+    return next((line for line in nodes(facts.shown) if line.pod == facts.name), None)
+
+
+def _has_not_joined(facts: PodFacts) -> Finding:
+    began = [
+        seconds(((each.get("state") or {}).get("running") or {}).get("startedAt"))
+        for each in (facts.pod.get("status") or {}).get("containerStatuses") or []
+    ]
+    age = facts.now - max(began, default=facts.now)
+    verdict = PROBLEM if age > _ODD_AGE else NOTE
+    text = f"its agent has not asked to join, {ago(age)} after its container started"
+    cause = "torchrun starts still, was not started, or failed: the log says"
+    exec_ = f"kubectl exec -n {facts.shown.namespace} {facts.name} -- python -m rdzv doctor"
+    return Finding(
+        "world", verdict, text, cause, f"see kubectl logs -n {facts.shown.namespace} {facts.name}, and {exec_}"
+    )

@@ -1,0 +1,51 @@
+"""Whether the operator serves: passes end, its memory is complete, the API server answers. Pure, but for the lock."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Hashable, Iterable
+
+#: Seconds that passes run without one of them ending, after which the queue is stuck. A pass is a few requests of seconds each at most.
+STUCK_SECONDS = 45.0
+
+
+class Progress:
+    """Which passes run, and when the last one ended. Thread-safe; `now` is of any clock that goes forward."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._running: dict[Hashable, float] = {}
+        self._ended = float("-inf")
+
+    def began(self, key: Hashable, now: float) -> None:
+        """A pass has a thread."""
+        with self._lock:
+            self._running[key] = now
+
+    def ended(self, key: Hashable, now: float) -> None:
+        """It ended, however it did."""
+        with self._lock:
+            self._running.pop(key, None)
+            self._ended = now
+
+    @property
+    def running(self) -> int:
+        """How many passes run."""
+        return len(self._running)
+
+    def stuck(self, now: float) -> str:
+        """Why nothing gets done, if it does not: passes run, and none has ended for long."""
+        with self._lock:
+            if not self._running:
+                return ""
+            since = max(self._ended, min(self._running.values()))
+            count = len(self._running)
+        return f"{count} passes run, and none has ended for {now - since:.0f} s" if now - since > STUCK_SECONDS else ""
+
+
+def answer(troubles: Iterable[str], standing: str) -> tuple[int, str]:
+    """The answer to a readiness probe: HTTP status and text. `standing`: why this process only stands by, which is being ready too."""
+    found = "; ".join(trouble for trouble in troubles if trouble)
+    if found:
+        return 503, f"not ready: {found}\n"
+    return 200, f"stands by: {standing}\n" if standing else "leads\n"
