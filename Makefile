@@ -13,7 +13,7 @@ export BACKEND
 help: ## what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
 
-demo: $(if $(KUBECONFIG),,tools) ## the main job: a real cluster, the chart, a Rendezvous, training pods (BACKEND=kubernetes|c10d|static, KUBECONFIG=… for a cluster you have)
+demo: $(if $(KUBECONFIG),,tools) ## the main job: a real cluster, the chart, a Rendezvous, training pods (BACKEND=kubernetes|c10d|static|etcd|etcd-v2|etcd-v3, KUBECONFIG=… for a cluster you have)
 	$(PYTHON) deploy/demo/demo.py
 
 test: lint test-unit test-contract test-cluster ## everything

@@ -21,7 +21,7 @@ def comments(text: str) -> dict[str, str]:
         if match := re.match(r"( *)# ?(.*)", line):
             choice = re.match(r"  +(\S+)  +(.*)", match[2])
             above.append(f"`{choice[1]}`: {choice[2]};" if choice else match[2].strip())
-        elif match := re.match(r"( *)([A-Za-z]+):", line):
+        elif match := re.match(r"( *)([A-Za-z0-9]+):", line):
             depth = len(match[1])
             path = [*(part for part in path if part[0] < depth), (depth, match[2])]
             found[".".join(name for _, name in path)] = " ".join(above).rstrip(";")

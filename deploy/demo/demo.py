@@ -23,6 +23,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from deploy.demo import sample, view
 from deploy.demo.kube import ROOT, Cluster, DemoError, Object, run
+from deploy.local.cluster.images import etcd_image
+from deploy.local.cluster.tools import etcds as etcds_here
 
 LOCAL = ROOT / "deploy" / "local" / "main.py"
 DIRECTORY = ROOT / ".local"
@@ -36,12 +38,17 @@ DEADLINE = 300.0
 
 @dataclass(frozen=True)
 class Images:
-    """References for the three images, and where torch is on the nodes when the training image has none."""
+    """References for the images, and where torch is on the nodes when the training image has none.
+
+    `etcd`, `etcd_v2`: what the operator's etcds run from; empty: what the chart says.
+    """
 
     operator: str
     library: str
     train: str
     torch: Path | None = None
+    etcd: str = ""
+    etcd_v2: str = ""
 
 
 class Clock:
@@ -98,8 +105,9 @@ def local_images(directory: Path) -> Images:
             "build-image", "--tag", names[name], "--file", dockerfile, "--context", ROOT, *arguments, "-o", archives[-1]
         )
     pytorch = Path(run(sys.executable, LOCAL, "torch", "--image").strip())
-    local("load-image", "--dir", directory, *archives, pytorch)
-    return Images(names["operator"], names["library"], "localhost/pytorch:2.15.0", torch)
+    etcds = {name: etcd_image(program, name) for name, program in etcds_here().items()}
+    local("load-image", "--dir", directory, *archives, pytorch, *etcds.values())
+    return Images(names["operator"], names["library"], "localhost/pytorch:2.15.0", torch, *etcds)
 
 
 def given_images() -> Images:
@@ -126,7 +134,13 @@ def install(cluster: Cluster, images: Images) -> None:
         if release["info"]["status"].startswith("pending"):  # a Helm that was killed leaves its lock
             cluster.helm("uninstall", RELEASE, "-n", SYSTEM, "--wait")
     values = []
-    for prefix, image in (("image", images.operator), ("library.image", images.library)):
+    given = {
+        "image": images.operator,
+        "library.image": images.library,
+        "etcd.image": images.etcd,
+        "etcd.v2Image": images.etcd_v2,
+    }
+    for prefix, image in ((prefix, image) for prefix, image in given.items() if image):
         repository, tag = sample.split_reference(image)
         values += ["--set-string", f"{prefix}.repository={repository},{prefix}.tag={tag}"]
     cluster.helm("upgrade", "--install", RELEASE, CHART, "-n", SYSTEM, *values, "--wait", "--timeout", "3m")
@@ -178,11 +192,13 @@ def train(cluster: Cluster, clock: Clock, backend: str, images: Images) -> tuple
             for line in view.changed(shown, lines):
                 clock.say(line)
             shown = lines
-            running = [pod for pod in kinds["Pod"] if pod["status"]["phase"] != "Pending"]
+            # Others are those of an etcd that the operator runs.
+            training = [pod for pod in kinds["Pod"] if LABEL in pod["metadata"]["labels"]]
+            running = [pod for pod in training if pod["status"]["phase"] != "Pending"]
             if logs is None and len(running) == sample.PODS:
                 logs = cluster.follow_logs(sample.NAMESPACE, LABEL, show)
             if _finished(kinds["Job"]):
-                return applied, kinds["Pod"]
+                return applied, training
             time.sleep(1)
     finally:
         if logs is not None:

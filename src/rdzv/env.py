@@ -23,6 +23,9 @@ MONITOR_INTERVAL = "0.1"
 #: Where injection mounts the library in a pod; the library's and the operator's image hold it at the same place.
 LIBRARY_PATH = "/opt/rdzv"
 
+#: Where injection mounts Secret `rdzv-NAME-client`, if there is one: what a client of the backend's server proves itself with.
+CLIENT_PATH = "/var/run/secrets/rdzv.dev/client"
+
 #: Seconds. torchrun's `LaunchConfig` passes `timeout=900` to every handler when the user said nothing (`launcher/api.py`).
 LAUNCH_TIMEOUT = 900
 

@@ -112,6 +112,11 @@ class Observed:
         """Pods that are, may yet be, or were to the end, a node of the world."""
         return [pod for pod in self.pods if pod.live or pod.phase == "Succeeded"]
 
+    def ready_replicas(self, name: str) -> int:
+        """How many pods of the child StatefulSet of this name are ready; 0 as well when there is none."""
+        found = (obj for obj in self.children if (obj["kind"], obj["metadata"]["name"]) == ("StatefulSet", name))
+        return max((int((obj.get("status") or {}).get("readyReplicas") or 0) for obj in found), default=0)
+
     def told_apart(self, rendezvous: Rendezvous) -> Observed:
         """With a reason for each pod that can't be of this incarnation: its containers were started before that was made.
 

@@ -6,6 +6,7 @@ admitted. What an older or hand-edited object may still lack gets the schema's d
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -108,6 +109,9 @@ def index_of(text: str) -> int | None:
 
 
 def settings_key(backend: str) -> str:
-    """The spec member that holds a backend's own settings: its name in the API's camelCase (`etcd-v2` → `etcdV2`)."""
-    first, *rest = backend.split("-")
+    """The spec member that holds a backend's own settings: its name in the API's camelCase (`my-own` → `myOwn`).
+
+    Backends that speak different versions of one server's API share its settings (`etcd-v2` → `etcd`).
+    """
+    first, *rest = re.sub(r"-v[0-9]+$", "", backend).split("-")
     return first + "".join(part.capitalize() for part in rest)

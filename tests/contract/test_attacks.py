@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import secrets
 from collections.abc import Iterator
@@ -13,7 +14,9 @@ from support.accounts import Account, account, install_crds, policies, rights
 from support.cluster_fixtures import LocalCluster
 from support.operator_process import eventually
 
+from rdzv.backends.etcd_server import EtcdServer
 from rdzv.backends.kubernetes import role_rules
+from rdzv.spec import Rendezvous
 
 Object = dict[str, Any]
 RBAC = "rbac.authorization.k8s.io/v1"
@@ -67,6 +70,37 @@ def endpoints(of: str, target: Object | None, **rest: Any) -> Object:
 
 def service(**spec: Any) -> Object:
     return made("Service", spec={"ports": [{"port": 443}], **spec})
+
+
+def etcd(pod: Object | None = None, container: Object | None = None, **template: Any) -> Object:
+    """A StatefulSet as the operator makes it, changed."""
+    subject = Rendezvous.from_object(
+        {
+            "metadata": {"name": "mnist", "namespace": "NAMESPACE", "uid": "u"},
+            "spec": {"backend": "etcd-v3", "nodes": {"min": 2}, "etcd": {"replicas": 3}},
+        }
+    )
+    (found,) = (obj for obj in EtcdServer(subject, v2=False).objects() if obj["kind"] == "StatefulSet")
+    found = copy.deepcopy(found)
+    found["metadata"]["ownerReferences"] = [OWNER]
+    spec = found["spec"]["template"]["spec"]
+    spec |= pod or {}
+    spec["containers"][0] |= container or {}
+    found["spec"]["template"]["metadata"]["labels"] |= template.get("labels", {})
+    return found
+
+
+def secret(name: str, type_: str = "kubernetes.io/tls", **metadata: Any) -> Object:
+    tls = {"tls.crt": "", "tls.key": ""} if type_ == "kubernetes.io/tls" else {}
+    return {**made("Secret", name, metadata=metadata), "type": type_, "data": tls}
+
+
+def runs(**changes: Any) -> Attack:
+    return Attack("operator", ("create",), etcd(**changes))
+
+
+def mounts(**volume: Any) -> Attack:
+    return runs(pod={"volumes": [{"name": "v", **volume}, *etcd()["spec"]["template"]["spec"]["volumes"]]})
 
 
 SOMEBODY = {"kind": "ServiceAccount", "name": "trainer", "namespace": "default"}
@@ -128,6 +162,59 @@ ATTACKS = {
     ),
     "catches-an-address": Attack("operator", ("create",), service(externalIPs=["192.0.2.7"])),
     "leads-to-a-name": Attack("operator", ("create",), service(type="ExternalName", externalName="evil.example.com")),
+    # A StatefulSet is pods.
+    "runs-pods-as-somebody": runs(pod={"serviceAccountName": "trainer"}),
+    "runs-pods-with-a-token": runs(pod={"automountServiceAccountToken": True}),
+    "runs-pods-on-the-hosts-network": runs(pod={"hostNetwork": True}),
+    "runs-pods-among-the-hosts-processes": runs(pod={"hostPID": True}),
+    "runs-pods-on-a-chosen-node": runs(pod={"nodeName": "control-plane"}),
+    "runs-pods-before-all-others": runs(pod={"priorityClassName": "system-node-critical"}),
+    "runs-pods-as-root": runs(pod={"securityContext": {"runAsUser": 0}}),
+    "runs-a-container-as-root": runs(container={"securityContext": {"runAsUser": 0}}),
+    "runs-a-privileged-container": runs(container={"securityContext": {"privileged": True}}),
+    "runs-a-container-with-a-hosts-port": runs(container={"ports": [{"containerPort": 80, "hostPort": 80}]}),
+    "runs-a-container-with-a-secret-in-its-environment": runs(
+        container={"env": [{"name": "A", "valueFrom": {"secretKeyRef": {"name": "theirs", "key": "a"}}}]}
+    ),
+    "runs-a-container-with-all-of-a-secret": runs(container={"envFrom": [{"secretRef": {"name": "theirs"}}]}),
+    "runs-a-training-pod": runs(labels={"rdzv.dev/rendezvous": "mnist"}),
+    "mounts-a-host": mounts(hostPath={"path": "/"}),
+    "mounts-a-secret-of-somebody": mounts(secret={"secretName": "theirs"}),
+    "mounts-a-token": mounts(projected={"sources": [{"serviceAccountToken": {"path": "token"}}]}),
+    "mounts-a-volume-of-somebody": mounts(persistentVolumeClaim={"claimName": "theirs"}),
+    "reads-the-secret-that-it-made": Attack("operator", ("get", "secret", "rdzv-mnist-client")),
+    "reads-a-secret-of-that-name": Attack("operator", ("get", "secret", "rdzv-theirs-client")),
+    "patches-a-secret-to-see-it": Attack(
+        "operator", ("patch", "secret", "rdzv-mnist-client", "--type=merge", '-p={"metadata":{"labels":{"a":"b"}}}')
+    ),
+    "deletes-a-secret": Attack("operator", ("delete", "secret", "rdzv-mnist-client")),
+    "makes-a-token-by-a-secret": Attack(
+        "operator",
+        ("create",),
+        secret(
+            "rdzv-mnist-server",
+            "kubernetes.io/service-account-token",
+            annotations={"kubernetes.io/service-account.name": "trainer"},
+        ),
+    ),
+    "makes-a-secret-of-another-name": Attack("operator", ("create",), secret("evil")),
+    "makes-a-secret-of-another-rendezvous": Attack("operator", ("create",), secret("rdzv-other-client")),
+    "makes-a-secret-that-no-etcd-has": Attack("operator", ("create",), secret("rdzv-mnist-pull")),
+    "makes-a-secret-in-kube-system": Attack("operator", ("create",), secret("rdzv-mnist-client"), elsewhere=True),
+    "replaces-a-secret-of-somebody": Attack(
+        "operator",
+        ("replace", "--raw", "/api/v1/namespaces/NAMESPACE/secrets/rdzv-theirs-client"),
+        secret("rdzv-theirs-client", ownerReferences=[{**OWNER, "name": "theirs"}]),
+    ),
+    "makes-an-etcd-of-another-name": Attack(
+        "operator", ("create",), {**etcd(), "metadata": {"name": "evil", "ownerReferences": [OWNER]}}
+    ),
+    "makes-an-etcd-in-kube-system": Attack("operator", ("create",), etcd(), elsewhere=True),
+    "keeps-others-from-being-drained": Attack(
+        "operator",
+        ("create",),
+        made("PodDisruptionBudget", "evil", api_version="policy/v1", spec={"maxUnavailable": 0}),
+    ),
     "writes-a-round": Attack(
         "operator",
         ("create",),
@@ -188,6 +275,7 @@ def scene(control_plane: LocalCluster, tmp_path_factory: pytest.TempPathFactory)
         control_plane.kubectl(*admin, "create", "rolebinding", "trainer", "--role=trainer", subject)
         for name in ("theirs", "rdzv-theirs"):
             control_plane.kubectl(*admin, "create", "configmap", name, "--from-literal=a=b")
+        control_plane.kubectl(*admin, "create", "secret", "generic", "rdzv-theirs-client", "--from-literal=a=b")
         accounts = {
             "operator": account(control_plane, scratch, namespace, operator),
             "trainer": account(control_plane, scratch, namespace, "trainer", pod="victim"),
@@ -206,10 +294,13 @@ def test_all_is_refused_and_the_audit_log_says_to_whom(scene: Scene) -> None:
         service(),
         endpoints("rdzv-mnist", {"kind": "Pod", "name": "victim", "namespace": scene.namespace}),
         made("Role", api_version=RBAC, rules=role_rules("mnist", with_store=True)),
+        etcd(),
+        secret("rdzv-mnist-server"),
+        secret("rdzv-mnist-client"),
         binding(("Role", "rdzv-mnist"), {"kind": "ServiceAccount", "name": "trainer", "namespace": scene.namespace}),
     ):
         # A Role that is not there can't be bound.
-        dry = () if own["kind"] == "Role" else ("--dry-run=server",)
+        dry = () if own["kind"] == "Role" or own["metadata"]["name"].endswith("-client") else ("--dry-run=server",)
         assert operator.does("create", *dry, obj=own) == "", own["kind"]
     succeeded = {name: said for name, attack in ATTACKS.items() if "orbidden" not in (said := attempt(scene, attack))}
     assert succeeded == {}

@@ -49,6 +49,19 @@ ACCEPTED: dict[str, Object] = {
         "endpoint": "etcd-0.etcd:2379,10.0.0.7:2379,[fd00::1]:2379",
         "config": {"credentials": "/etc/etcd-client", "store": "etcd"},
     },
+    "etcd-of-the-operator": {"backend": "etcd", "nodes": {"min": 2}},
+    "etcd-v2-of-the-operator": {
+        "backend": "etcd-v2",
+        "nodes": {"min": 2},
+        "etcd": {
+            "replicas": 3,
+            "storage": {"size": "1Gi", "storageClassName": "fast"},
+            "resources": {"requests": {"cpu": "0.5", "memory": "128Mi"}, "limits": {"cpu": 1, "memory": "1G"}},
+            "image": "registry:5000/team/etcd@sha256:0123",
+        },
+    },
+    "etcd-v3-secured": {"backend": "etcd-v3", "nodes": {"min": 2}, "endpoint": "etcd:2379", "etcd": {"tls": True}},
+    "etcd-v3-of-the-operator": {"backend": "etcd-v3", "nodes": {"min": 2}, "etcd": {}},
     "no-restarts": {"backend": "c10d", "nodes": {"min": 2}, "maxRestarts": 0},
     "nproc-word": {"backend": "c10d", "nodes": {"min": 2}, "nprocPerNode": "gpu"},
     "nproc-text": {"backend": "c10d", "nodes": {"min": 2}, "nprocPerNode": "8"},
@@ -83,7 +96,9 @@ ACCEPTED: dict[str, Object] = {
 }
 
 #: How each answer begins; what begins with <nil> is the API server's own remark about the object as a whole.
-ANSWER = re.compile(r"(?:spec|metadata)[.\w]*(?:\[\w*])?: (?:Invalid value|Required value|Too long|Too many)")
+ANSWER = re.compile(
+    r"(?:spec|metadata)[.\w]*(?:\[\w*])?: (?:Invalid value|Unsupported value|Required value|Too long|Too many)"
+)
 
 
 @pytest.fixture(scope="module")
@@ -206,6 +221,41 @@ def test_backend_is_for_life_and_the_rest_is_not(api: LocalCluster, light_namesp
         'spec.backend: Invalid value: "kubernetes": can\'t be changed from c10d, because pods that run would lose each other: '
         "delete and re-create this Rendezvous, or create a second one"
     ) in complaint(api, changed, namespace=light_namespace)
+
+
+ETCD: Object = {"backend": "etcd-v3", "nodes": {"min": 2}}
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "field"),
+    [
+        ({}, {"etcd": {"replicas": 3}}, "replicas"),
+        ({"etcd": {"replicas": 3}}, {"etcd": {}}, "replicas"),
+        ({}, {"etcd": {"storage": {"size": "1Gi"}}}, "storage"),
+        ({"etcd": {"storage": {"size": "1Gi"}}}, {}, "storage"),
+        ({"etcd": {"storage": {"size": "1Gi"}}}, {"etcd": {"storage": {"size": "2Gi"}}}, "storage"),
+        ({}, {"etcd": {"tls": False}}, "tls"),
+    ],
+)
+def test_members_and_volumes_of_an_etcd_that_runs_stay(
+    api: LocalCluster, light_namespace: str, before: Object, after: Object, field: str
+) -> None:
+    apply(api, rendezvous({**ETCD, **before}), namespace=light_namespace, dry_run=False)
+    assert f"spec.etcd.{field}: Invalid value: can't be changed while the etcd runs: delete and re-create" in complaint(
+        api, rendezvous({**ETCD, **after}), namespace=light_namespace
+    )
+
+
+def test_the_rest_of_an_etcd_can_be_changed(api: LocalCluster, light_namespace: str) -> None:
+    for spec in (ETCD, {**ETCD, "etcd": {"replicas": 1, "image": "etcd:4"}}, {**ETCD, "endpoint": "etcd:2379"}, ETCD):
+        obj = rendezvous(spec)
+        api.kubectl("apply", "-n", light_namespace, "-f", "-", input=json.dumps(obj))
+
+
+def test_a_name_leaves_room_for_that_of_the_etcd(api: LocalCluster) -> None:
+    apply(api, rendezvous(ETCD, "e" * 42))
+    apply(api, rendezvous({**ETCD, "endpoint": "etcd:2379"}, "e" * 58))
+    assert "must have at most 42 characters, because the etcd" in complaint(api, rendezvous(ETCD, "e" * 43))
 
 
 def test_definition_is_served_without_complaints(api: LocalCluster) -> None:

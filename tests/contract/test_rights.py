@@ -102,9 +102,10 @@ def live(kube: Kube, namespace: str) -> None:
 
     kube.create(pod(namespace, "orphan", 0, labels={"rdzv.dev/rendezvous": "nobody"}))
     for backend in backend_registry().names():
-        endpoint = {"endpoint": "etcd.invalid:2379"} if backend.startswith("etcd") else {}
-        kube.create(named(rendezvous(namespace, backend, **endpoint), f"with-{backend}"))
-        eventually(lambda backend=backend: reason(f"with-{backend}") == "Provisioned")  # type: ignore[misc]
+        kube.create(named(rendezvous(namespace, backend), f"with-{backend}"))
+        # No pod of an etcd ever runs here.
+        expected = "ServerNotReady" if backend.startswith("etcd") else "Provisioned"
+        eventually(lambda backend=backend, expected=expected: reason(f"with-{backend}") == expected)  # type: ignore[misc]
 
     for obj in (rendezvous(namespace), pod(namespace, "a", 0), pod(namespace, "b", 1)):
         kube.create(obj)
@@ -120,20 +121,31 @@ def live(kube: Kube, namespace: str) -> None:
     made_anew(kube, rendezvous(namespace, "c10d"))
     eventually(lambda: is_there("EndpointSlice") and not is_there("RoleBinding") and not is_there("Role"))
 
+    made_anew(kube, rendezvous(namespace, "etcd-v3", etcd={"replicas": 3}))
+    eventually(lambda: is_there("StatefulSet", "mnist-etcd") and is_there("Secret", "mnist-client"))
+    for kind in ("StatefulSet", "PodDisruptionBudget"):
+        tamper(kube, kind, namespace, "rdzv-mnist-etcd")
+    made_anew(kube, rendezvous(namespace, "etcd-v2"))
+    eventually(lambda: reason("mnist") == "ServerNotReady" and not is_there("PodDisruptionBudget", "mnist-etcd"))
+    made_anew(kube, rendezvous(namespace, "c10d"))
+    eventually(lambda: is_there("EndpointSlice") and not is_there("StatefulSet", "mnist-etcd"))
+
     for backend, kinds in (
         ("c10d", ["Service", "EndpointSlice"]),
         ("static", ["ConfigMap"]),
         ("kubernetes", ["Role", "RoleBinding"]),
+        ("etcd-v3", ["StatefulSet", "PodDisruptionBudget"]),
     ):
-        name = f"taken-{backend}"
+        name, of_etcd = f"taken-{backend}", backend == "etcd-v3"
+        child, more = f"rdzv-{name}{'-etcd' * of_etcd}", {"etcd": {"replicas": 3}} if of_etcd else {}
         for kind in kinds:
-            kube.create(somebodys(kind, namespace, f"rdzv-{name}"))
+            kube.create(somebodys(kind, namespace, child))
         kube.create(pod_of(name, namespace))
-        kube.create(named(rendezvous(namespace, backend), name))
+        kube.create(named(rendezvous(namespace, backend, **more), name))
         eventually(lambda name=name: reason(name) == "NameTaken")  # type: ignore[misc]
         for kind in kinds:
-            kube.delete(kind, namespace, f"rdzv-{name}")
-        eventually(lambda name=name: reason(name) == "Provisioned")  # type: ignore[misc]
+            kube.delete(kind, namespace, child)
+        eventually(lambda name=name: reason(name) in {"Provisioned", "ServerNotReady"})  # type: ignore[misc]
     kube.delete("Rendezvous", namespace, "mnist")
 
 
@@ -154,17 +166,30 @@ def made_anew(kube: Kube, obj: Object) -> None:
     kube.create(obj)
 
 
-def tamper(kube: Kube, kind: str, namespace: str) -> None:
+def tamper(kube: Kube, kind: str, namespace: str, name: str = "rdzv-mnist") -> None:
     """Takes its annotations off a child; they come back."""
-    kube.patch(kind, namespace, "rdzv-mnist", {"metadata": {"annotations": None}})
-    eventually(lambda: (kube.get(kind, namespace, "rdzv-mnist") or {}).get("metadata", {}).get("annotations"))
+    kube.patch(kind, namespace, name, {"metadata": {"annotations": None}})
+    eventually(lambda: (kube.get(kind, namespace, name) or {}).get("metadata", {}).get("annotations"))
 
 
 def somebodys(kind: str, namespace: str, name: str) -> Object:
     api_version = {"EndpointSlice": "discovery.k8s.io/v1", "ConfigMap": "v1", "Service": "v1"}
+    api_version |= {"StatefulSet": "apps/v1", "PodDisruptionBudget": "policy/v1"}
+    theirs = {"matchLabels": {"app": "theirs"}}
     rest: dict[str, Object] = {
         "Service": {"spec": {"ports": [{"port": 80}]}},
         "EndpointSlice": {"addressType": "IPv4", "endpoints": []},
+        "PodDisruptionBudget": {"spec": {"maxUnavailable": 1, "selector": theirs}},
+        "StatefulSet": {
+            "spec": {
+                "serviceName": "theirs",
+                "selector": theirs,
+                "template": {
+                    "metadata": {"labels": {"app": "theirs"}},
+                    "spec": {"containers": [{"name": "c", "image": "registry.invalid/x"}]},
+                },
+            }
+        },
         "Role": {"rules": []},
         "RoleBinding": {"roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": name}},
     }

@@ -26,8 +26,17 @@ Object = dict[str, Any]
 Change = Callable[[Object], None]
 
 #: Rendezvous of the module by backend: together they have children of every kind.
-NAMES = {"c10d": "mnist", "kubernetes": "world"}
-HOLDER = {"ConfigMap": "mnist", "Service": "mnist", "EndpointSlice": "mnist", "Role": "world", "RoleBinding": "world"}
+NAMES = {"c10d": "mnist", "kubernetes": "world", "etcd-v3": "tank"}
+#: What follows `rdzv-` in the child's name.
+HOLDER = {
+    "ConfigMap": "mnist",
+    "Service": "mnist",
+    "EndpointSlice": "mnist",
+    "Role": "world",
+    "RoleBinding": "world",
+    "StatefulSet": "tank-etcd",
+    "PodDisruptionBudget": "tank-etcd",
+}
 FINALIZER = "example.com/mine"
 
 
@@ -75,7 +84,12 @@ def condition(kube: Kube, namespace: str, name: str, type_: str = "Provisioned")
 
 
 def is_provisioned(kube: Kube, namespace: str, name: str) -> bool:
-    return condition(kube, namespace, name).get("reason") == "Provisioned"
+    """As far as it can be where no pod of an etcd ever runs."""
+    return condition(kube, namespace, name).get("reason") in {"Provisioned", "ServerNotReady"}
+
+
+ETCD_KINDS = ("StatefulSet", "PodDisruptionBudget")
+ETCD: dict[str, Object] = {"etcd-v3": {"etcd": {"replicas": 3, "storage": {"size": "1024Mi"}}}}
 
 
 def rendezvous(namespace: str, name: str, backend: str) -> Object:
@@ -83,7 +97,7 @@ def rendezvous(namespace: str, name: str, backend: str) -> Object:
         "apiVersion": "rdzv.dev/v1alpha1",
         "kind": "Rendezvous",
         "metadata": {"name": name, "namespace": namespace},
-        "spec": {"backend": backend, "nodes": {"min": 1}},
+        "spec": {"backend": backend, "nodes": {"min": 1}, **ETCD.get(backend, {})},
     }
 
 
@@ -106,6 +120,14 @@ def as_the_operator(control_plane: LocalCluster, namespace: str, directory: Path
     control_plane.kubectl("create", "serviceaccount", account_name, "-n", namespace)
     control_plane.kubectl(
         "create", "clusterrolebinding", name, f"--clusterrole={name}", f"--serviceaccount={namespace}:{account_name}"
+    )
+    (root,) = [d for d in documents if d["kind"] == "Role" and d["metadata"]["name"] == "rendezvous-operator-root"]
+    control_plane.kubectl(
+        "apply", "-n", namespace, "-f", "-", input=json.dumps({**root, "metadata": {"name": "operator-root"}})
+    )
+    control_plane.kubectl(
+        *("create", "rolebinding", "operator-root", "-n", namespace, "--role=operator-root"),
+        f"--serviceaccount={namespace}:{account_name}",
     )
     kubeconfig = yaml.safe_load(control_plane.kubeconfig.read_text())
     token = control_plane.kubectl("create", "token", account_name, "-n", namespace).strip()
@@ -309,6 +331,37 @@ ON_CONTENT: dict[str, dict[str, Change]] = {
     },
 }
 
+POD = ("spec", "template", "spec")
+ON_CONTENT["StatefulSet"] = {
+    "image-changed": at(*POD, "containers", 0, "image", to="evil:1"),
+    "command-changed": at(*POD, "containers", 0, "command", to=["sh"]),
+    "variable-added": at(*POD, "containers", 0, "env", to=[{"name": "LD_PRELOAD", "value": "/tmp/evil.so"}]),
+    "container-added": adding(*POD, "containers", item={"name": "evil", "image": "evil:1"}),
+    "init-container-changed": at(*POD, "initContainers", 0, "image", to="evil:1"),
+    "argument-added": adding(*POD, "initContainers", 0, "args", item="--members=5"),
+    "probe-removed": without(*POD, "containers", 0, "readinessProbe"),
+    "probe-changed": at(*POD, "containers", 0, "readinessProbe", "httpGet", "path", to="/"),
+    "memory-changed": at(*POD, "containers", 0, "resources", "limits", "memory", to="1Ti"),
+    "privileged": at(*POD, "containers", 0, "securityContext", to={"privileged": True}),
+    "root": at(*POD, "securityContext", to={}),
+    "host-network": at(*POD, "hostNetwork", to=True),
+    "account": at(*POD, "serviceAccountName", to="theirs"),
+    "account-mounted": at(*POD, "automountServiceAccountToken", to=True),
+    "volume-added": adding(*POD, "volumes", item={"name": "host", "hostPath": {"path": "/"}}),
+    "grace-changed": at(*POD, "terminationGracePeriodSeconds", to=0),
+    "training-pod": at("spec", "template", META, "labels", LABEL, to="tank"),
+    "replicas-changed": at("spec", "replicas", to=5),
+    "strategy-changed": at("spec", "updateStrategy", to={"type": "OnDelete"}),
+    "volumes-stay": at("spec", "persistentVolumeClaimRetentionPolicy", "whenDeleted", to="Retain"),
+}
+ON_CONTENT["PodDisruptionBudget"] = {
+    "none-may-go": at("spec", "maxUnavailable", to=0),
+    "all-may-go": at("spec", "maxUnavailable", to=3),
+    "of-other-pods": at("spec", "selector", "matchLabels", to={"app": "theirs"}),
+    "least-instead": all_of(without("spec", "maxUnavailable"), at("spec", "minAvailable", to=1)),
+    "evicts-what-is-not-healthy": at("spec", "unhealthyPodEvictionPolicy", to="AlwaysAllow"),
+}
+
 #: Done by deleting a child and making another one in its place, with its marks. None: it stays away.
 RECREATED: dict[str, dict[str, Change | None]] = {
     "ConfigMap": {
@@ -344,6 +397,26 @@ RECREATED: dict[str, dict[str, Change | None]] = {
         "made-again-with-a-cluster-role": at("roleRef", "kind", to="ClusterRole"),
         "made-again-for-a-namesake": at(META, "ownerReferences", 0, "uid", to=SOMEBODY["uid"]),
     },
+}
+
+RECREATED["StatefulSet"] = {
+    "deleted": None,
+    "made-again-of-another-service": at("spec", "serviceName", to="theirs"),
+    "made-again-for-other-pods": all_of(
+        at("spec", "selector", "matchLabels", "app", to="theirs"),
+        at("spec", "template", META, "labels", "app", to="theirs"),
+    ),
+    "made-again-one-after-the-other": at("spec", "podManagementPolicy", to="OrderedReady"),
+    "made-again-with-larger-volumes": at(
+        "spec", "volumeClaimTemplates", 0, "spec", "resources", "requests", "storage", to="9Ti"
+    ),
+    "made-again-without-owner": without(META, "ownerReferences"),
+    "made-again-for-a-namesake": at(META, "ownerReferences", 0, "uid", to=SOMEBODY["uid"]),
+}
+RECREATED["PodDisruptionBudget"] = {
+    "deleted": None,
+    "made-again-without-owner": without(META, "ownerReferences"),
+    "made-again-for-a-namesake": at(META, "ownerReferences", 0, "uid", to=SOMEBODY["uid"]),
 }
 
 CHANGES = [
@@ -454,6 +527,26 @@ FOREIGN: dict[str, Object] = {
         "subjects": [{"kind": "ServiceAccount", "name": "theirs", "namespace": "default"}],
     },
 }
+FOREIGN["StatefulSet"] = {
+    "apiVersion": "apps/v1",
+    "spec": {
+        "serviceName": "theirs",
+        "selector": {"matchLabels": {"app": "theirs"}},
+        "template": {
+            "metadata": {"labels": {"app": "theirs"}},
+            "spec": {"containers": [{"name": "c", "image": "theirs"}]},
+        },
+    },
+}
+FOREIGN["PodDisruptionBudget"] = {
+    "apiVersion": "policy/v1",
+    "spec": {"maxUnavailable": 1, "selector": {"matchLabels": {"app": "theirs"}}},
+}
+#: Of which backend a child of this kind is, and what follows `rdzv-NAME` in its name.
+OF = {
+    **dict.fromkeys(("Service", "EndpointSlice"), ("c10d", "")),
+    **dict.fromkeys(("StatefulSet", "PodDisruptionBudget"), ("etcd-v3", "-etcd")),
+}
 #: Marks that somebody's own object may have by chance, or as copied from ours in part.
 NOT_ENOUGH: dict[str, Object] = {
     "plain": {},
@@ -475,9 +568,11 @@ def test_what_somebody_else_made_is_refused_by_name_and_left_alone_until_it_goes
     metadata = copy.deepcopy(NOT_ENOUGH[marks])
     if metadata.get("labels", {}).get(LABEL) == "NAME":
         metadata["labels"][LABEL] = name
-    metadata |= {"name": f"rdzv-{name}", "namespace": namespace}
+    backend, suffix = OF.get(kind, ("kubernetes", ""))
+    child = f"rdzv-{name}{suffix}"
+    metadata |= {"name": child, "namespace": namespace}
     made = kube.create({"kind": kind, "metadata": metadata, **FOREIGN[kind]})
-    kube.create(rendezvous(namespace, name, "c10d" if kind in {"Service", "EndpointSlice"} else "kubernetes"))
+    kube.create(rendezvous(namespace, name, backend))
     kube.create(pod(namespace, name))
 
     def refused() -> Object | None:
@@ -487,16 +582,15 @@ def test_what_somebody_else_made_is_refused_by_name_and_left_alone_until_it_goes
     found = eventually(refused)
     assert found["status"] == "False"
     assert (
-        f"{kind} rdzv-{name} exists and does not belong to this Rendezvous: delete it (kubectl delete"
-        in found["message"]
+        f"{kind} {child} exists and does not belong to this Rendezvous: delete it (kubectl delete" in found["message"]
     )
-    assert essence(kube.get(kind, namespace, f"rdzv-{name}") or {}) == essence(made)
+    assert essence(kube.get(kind, namespace, child) or {}) == essence(made)
     if kind not in {"ConfigMap", "EndpointSlice"}:
         assert kube.get("ConfigMap", namespace, f"rdzv-{name}") is None, "it would release the pods"
 
-    kube.delete(kind, namespace, f"rdzv-{name}")
+    kube.delete(kind, namespace, child)
     eventually(partial(is_provisioned, kube, namespace, name), timeout=10)
-    assert kube.get("ConfigMap", namespace, f"rdzv-{name}") is not None
+    assert kube.get("ConfigMap" if kind not in ETCD_KINDS else kind, namespace, child) is not None
     kube.delete("Rendezvous", namespace, name)
 
 

@@ -43,11 +43,11 @@ def status_of(
     return compute_status(subject, observed, world, decided, previous, now, failures, beside).status
 
 
-def rendezvous(backend: str = "c10d", *, uid: str = "uid-1", **spec: Any) -> Rendezvous:
+def rendezvous(backend: str = "c10d", *, uid: str = "uid-1", name: str = "mnist", **spec: Any) -> Rendezvous:
     nodes = spec.pop("nodes", {"min": 2, "max": 2})
     return Rendezvous.from_object(
         {
-            "metadata": {"name": "mnist", "namespace": "team", "uid": uid, "generation": 1},
+            "metadata": {"name": name, "namespace": "team", "uid": uid, "generation": 1},
             "spec": {"backend": backend, "nodes": nodes, **spec},
         }
     )
@@ -88,7 +88,9 @@ def running(members: list[Member], number: int = 1, **changes: Any) -> Round:
 class FakeNamespace:
     """What a plan leaves behind when it is executed: enough of the API server to plan again. Not a mock of its behaviour."""
 
-    def __init__(self, pods: list[Object]) -> None:
+    def __init__(self, pods: list[Object], ready: int | None = None) -> None:
+        """`ready`: so many pods of each StatefulSet become ready at once; None: all."""
+        self.ready = ready
         self.pods = {pod["metadata"]["name"]: pod for pod in pods}
         self.children: dict[tuple[str, str], Object] = {}
 
@@ -103,7 +105,11 @@ class FakeNamespace:
             if verb == "delete":
                 self.children.pop(key(what), None)
             else:
-                self.children[key(what)] = copy.deepcopy(what)
+                self.children[key(what)] = made = copy.deepcopy(what)
+                if made["kind"] == "StatefulSet":
+                    made["status"] = {
+                        "readyReplicas": self.ready if self.ready is not None else made["spec"]["replicas"]
+                    }
         return len(steps)
 
     def hosts(self) -> list[str]:

@@ -45,7 +45,6 @@ _NAME_A_BACKEND = (
 )
 _NOT_A_BACKEND = "is a field of spec, not a backend: write c10d, static, kubernetes"
 _NPROC = "write auto, cpu, gpu, or a number from 1 to 10000"
-_NEEDS_ENDPOINT = "needs spec.endpoint: HOST:PORT of an etcd server (3.5 or older, started with --enable-v2)"
 _KEY = "has a key that torchrun can't take"
 _RESERVED = "write spec.backend, spec.endpoint and spec.nodes, the operator sets the others"
 _SECONDS = 'write seconds as digits in quotes, such as join_timeout: "600"'
@@ -132,13 +131,6 @@ REFUSED = [
     ),
     Refused("restarts-text", "spec.maxRestarts in body must be of type integer", {"maxRestarts": "3"}),
     # endpoint: where it belongs
-    Refused("etcd-without-endpoint", f"backend etcd {_NEEDS_ENDPOINT}", {"backend": "etcd"}),
-    Refused("etcd-v2-without-endpoint", f"backend etcd-v2 {_NEEDS_ENDPOINT}", {"backend": "etcd-v2"}),
-    Refused(
-        "etcd-v3-without-endpoint",
-        "backend etcd-v3 needs spec.endpoint: HOST:PORT of an etcd server, 3.4 or later",
-        {"backend": "etcd-v3"},
-    ),
     Refused(
         "kubernetes-with-endpoint",
         "spec.endpoint: Invalid value: backend kubernetes meets in the Kubernetes API, which the pods find by themselves: remove",
@@ -291,6 +283,43 @@ REFUSED = [
         "spec.static: Invalid value: is about the store that the operator provides, but spec.endpoint names your own",
         {"backend": "static", "endpoint": "master:29500", "static": {}},
     ),
+    Refused(
+        "etcd-settings-with-c10d",
+        "spec.etcd: Invalid value: holds settings of backends etcd, etcd-v2 and etcd-v3, but spec.backend is c10d: remove spec.etcd",
+        {"etcd": {}},
+    ),
+    Refused(
+        "etcd-settings-with-endpoint",
+        "spec.etcd: Invalid value: is about the etcd that the operator runs, but spec.endpoint names your own: keep one of the two",
+        {"backend": "etcd-v3", "endpoint": "etcd:2379", "etcd": {"replicas": 3}},
+    ),
+    Refused("etcd-of-two", "spec.etcd.replicas: Unsupported value: 2", {"backend": "etcd", "etcd": {"replicas": 2}}),
+    Refused(
+        "etcd-storage-without-size",
+        "spec.etcd.storage.size: Required value",
+        {"backend": "etcd", "etcd": {"storage": {"storageClassName": "fast"}}},
+    ),
+    Refused(
+        "etcd-storage-of-words",
+        "spec.etcd.storage.size in body should match",
+        {"backend": "etcd-v2", "etcd": {"storage": {"size": "large"}}},
+    ),
+    Refused(
+        "etcd-storage-ephemeral-by-name",
+        "spec.etcd.storage in body must be of type object",
+        {"backend": "etcd", "etcd": {"storage": "ephemeral"}},
+    ),
+    Refused(
+        "etcd-memory-of-words",
+        "spec.etcd.resources.limits.memory in body should match",
+        {"backend": "etcd", "etcd": {"resources": {"limits": {"memory": "much"}}}},
+    ),
+    Refused(
+        "etcd-image-of-two-words",
+        "spec.etcd.image in body should match",
+        {"backend": "etcd", "etcd": {"image": "etcd --evil"}},
+    ),
+    Refused("etcd-unknown-setting", 'unknown field "spec.etcd.members"', {"backend": "etcd", "etcd": {"members": 3}}),
     # what the schema does not know
     Refused("unknown-field", 'unknown field "spec.timeout"', {"timeout": 600}),
     Refused("misspelt-field", 'unknown field "spec.nProcPerNode"', {"nProcPerNode": 2}),

@@ -25,6 +25,8 @@ _GROUPS = {
     **dict.fromkeys(("Role", "RoleBinding"), "rbac.authorization.k8s.io/v1"),
     "EndpointSlice": "discovery.k8s.io/v1",
     "Lease": "coordination.k8s.io/v1",
+    "PodDisruptionBudget": "policy/v1",
+    "StatefulSet": "apps/v1",
 }
 
 
@@ -116,6 +118,8 @@ class OperatorProcess:
 
     def start(self) -> None:
         env = {**os.environ, "KUBECONFIG": str(self._kubeconfig), "PYTHONPATH": str(self._root / "src"), **self._env}
+        # As the chart does, with a key in the namespace that it serves.
+        env.setdefault("RDZV_ROOT_SECRET", f"{self._namespace or 'default'}/rendezvous-operator-root")
         if self._path is not None:
             env["PYTHONPATH"] += f":{self._path}"
         command = [

@@ -80,6 +80,24 @@ _other_configs = st.dictionaries(
 )
 
 
+ETCDS = ("etcd", "etcd-v2", "etcd-v3")
+_amounts = st.dictionaries(
+    st.sampled_from(["cpu", "memory"]), st.one_of(st.integers(1, 9), st.sampled_from(["100m", "0.5", "64Mi", "1G"]))
+)
+_etcd_settings = st.fixed_dictionaries(
+    {},
+    optional={
+        "replicas": st.sampled_from([1, 3]),
+        "storage": st.fixed_dictionaries(
+            {"size": st.sampled_from(["1Gi", "512Mi", "2T"])},
+            optional={"storageClassName": st.sampled_from(["fast", "a.b"])},
+        ),
+        "resources": st.fixed_dictionaries({}, optional={"requests": _amounts, "limits": _amounts}),
+        "image": st.sampled_from(["etcd:3", "registry:5000/team/etcd@sha256:0123"]),
+    },
+)
+
+
 @st.composite
 def _config(draw: st.DrawFn, backend: str) -> Object:
     if backend not in CONFIG_KEYS:
@@ -99,7 +117,10 @@ def specs(draw: st.DrawFn) -> Object:
     if draw(st.booleans()):
         nodes["max"] = low if backend == "static" else draw(st.integers(low, most))
     spec: Object = {"backend": backend, "nodes": nodes}
-    if backend == "etcd-v3":
+    if backend in ETCDS and draw(st.booleans()):
+        if draw(st.booleans()):
+            spec["etcd"] = draw(_etcd_settings)
+    elif backend == "etcd-v3":
         spec["endpoint"] = ",".join(draw(st.lists(endpoints, min_size=1, max_size=5)))
     elif backend in {"etcd", "etcd-v2"} or (backend != "kubernetes" and draw(st.booleans())):
         spec["endpoint"] = draw(endpoints)

@@ -17,6 +17,7 @@ from hypothesis import given
 from support.pod_strategies import pods
 
 from rdzv.control.inject import (
+    CLIENT,
     DELIVERIES,
     LIBRARY,
     LIBRARY_ANNOTATION,
@@ -25,7 +26,7 @@ from rdzv.control.inject import (
     is_injected,
     shadowed,
 )
-from rdzv.env import PodEnvironment, render
+from rdzv.env import CLIENT_PATH, PodEnvironment, render
 from rdzv.registry import backend_registry
 from rdzv.spec import INDEX_LABELS, LABEL, Rendezvous
 
@@ -76,10 +77,16 @@ def test_everything_that_a_plain_pod_gets() -> None:
                     field("PET_NODE_RANK", label),
                     {"name": "PYTHONPATH", "value": "/opt/rdzv"},
                 ],
-                "volumeMounts": [{"name": LIBRARY, "mountPath": "/opt/rdzv", "readOnly": True}],
+                "volumeMounts": [
+                    {"name": LIBRARY, "mountPath": "/opt/rdzv", "readOnly": True},
+                    {"name": CLIENT, "mountPath": CLIENT_PATH, "readOnly": True},
+                ],
             }
         ],
-        "volumes": [{"name": LIBRARY, "image": {"reference": "library:1", "pullPolicy": "IfNotPresent"}}],
+        "volumes": [
+            {"name": LIBRARY, "image": {"reference": "library:1", "pullPolicy": "IfNotPresent"}},
+            {"name": CLIENT, "secret": {"secretName": "rdzv-mnist-client", "optional": True}},
+        ],
     }
 
 
@@ -186,14 +193,15 @@ def test_the_init_container_of_a_pod_of_root_is_not_root(user: int | None, expec
 def test_a_volume_of_our_name_is_used_and_not_filled() -> None:
     volumes = [{"name": LIBRARY, "persistentVolumeClaim": {"claimName": "mine"}}]
     spec = injected(pod(volumes=volumes), "init")["spec"]
-    assert spec["volumes"] == volumes
+    assert [volume for volume in spec["volumes"] if volume["name"] != CLIENT] == volumes
     assert "initContainers" not in spec
     assert spec["containers"][0]["volumeMounts"][0]["name"] == LIBRARY
 
 
 def test_with_a_container_of_our_name_nothing_can_be_copied() -> None:
     spec = injected(pod({"name": LIBRARY}), "init")["spec"]
-    assert {"volumes", "initContainers"}.isdisjoint(spec)
+    assert [volume["name"] for volume in spec["volumes"]] == [CLIENT]
+    assert "initContainers" not in spec
     assert "PYTHONPATH" not in {entry["name"] for entry in spec["containers"][0]["env"]}
 
 
@@ -201,7 +209,17 @@ def test_with_a_container_of_our_name_nothing_can_be_copied() -> None:
 def test_what_the_user_mounts_at_our_path_stays(path: str) -> None:
     mounts = [{"name": "mine", "mountPath": path}]
     container = injected(pod({"name": "main", "volumeMounts": mounts}), "image-volume")["spec"]["containers"][0]
-    assert container["volumeMounts"] == mounts
+    assert [mount for mount in container["volumeMounts"] if mount["name"] != CLIENT] == mounts
+
+
+@pytest.mark.parametrize("path", [CLIENT_PATH, f"{CLIENT_PATH}/"])
+def test_credentials_that_the_user_mounts_stay(path: str) -> None:
+    volumes = [{"name": CLIENT, "secret": {"secretName": "mine"}}]
+    mounts = [{"name": "other", "mountPath": path}]
+    spec = injected(pod({"name": "main", "volumeMounts": mounts}, {"name": "side"}, volumes=volumes))["spec"]
+    assert spec["volumes"] == volumes
+    assert spec["containers"][0]["volumeMounts"] == mounts
+    assert spec["containers"][1]["volumeMounts"] == [{"name": CLIENT, "mountPath": CLIENT_PATH, "readOnly": True}]
 
 
 def test_a_delivery_that_does_not_exist_is_refused_by_name() -> None:

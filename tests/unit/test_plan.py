@@ -15,7 +15,7 @@ from rdzv.control.compare import Verdict, compare
 from rdzv.control.plan import Plan, name_taken, plan
 from rdzv.observed import Observed
 from rdzv.registry import BackendRegistry, backend_registry
-from rdzv.spec import Rendezvous
+from rdzv.spec import LABEL, Rendezvous
 
 
 def planned(subject: Rendezvous, namespace: FakeNamespace) -> Plan:
@@ -24,7 +24,10 @@ def planned(subject: Rendezvous, namespace: FakeNamespace) -> Plan:
 
 
 def settle(subject: Rendezvous, namespace: FakeNamespace) -> None:
-    namespace.execute(planned(subject, namespace))
+    first = planned(subject, namespace)
+    namespace.execute(first)
+    if first.held:  # The ConfigMap comes when the server is ready.
+        namespace.execute(planned(subject, namespace))
     assert namespace.execute(planned(subject, namespace)) == 0, "a second pass has nothing to write"
 
 
@@ -144,8 +147,7 @@ def test_giving_an_endpoint_later_removes_the_service_and_where_it_leads() -> No
     [
         (rendezvous("my-own"), "UnknownBackend", "registered: c10d, etcd, etcd-v2"),
         (rendezvous("my-own"), "UnknownBackend", "set spec.endpoint"),
-        (rendezvous("etcd"), "EndpointRequired", "--enable-v2"),
-        (rendezvous("etcd-v3"), "EndpointRequired", "3.4 or later"),
+        (rendezvous("etcd", name="n" * 43), "NameTooLong", "choose a shorter one, or set spec.endpoint"),
         (rendezvous("static", nodes={"min": 1, "max": 2}), "FixedWorldRequired", "the same number"),
     ],
 )
@@ -242,6 +244,71 @@ def test_a_world_that_is_too_large_for_the_backend_is_refused() -> None:
     refused = planned(rendezvous("kubernetes", nodes={"min": 4097, "max": 4097}), FakeNamespace([])).refused
     assert refused is not None
     assert "at most 4096 nodes: lower spec.nodes.min" in str(refused)
+
+
+ETCDS = {"etcd": "etcd:v2", "etcd-v2": "etcd:v2", "etcd-v3": "etcd:v3"}
+
+
+@pytest.mark.parametrize("backend", ETCDS)
+def test_an_etcd_is_made_and_the_pods_wait_until_most_of_its_members_are_ready(backend: str) -> None:
+    subject, namespace = rendezvous(backend, etcd={"replicas": 3}), FakeNamespace([], ready=1)
+    first = planned(subject, namespace)
+    namespace.execute(first)
+    assert set(namespace.children) == {
+        ("Service", "rdzv-mnist"),
+        ("Service", "rdzv-mnist-etcd"),
+        ("PodDisruptionBudget", "rdzv-mnist-etcd"),
+        ("StatefulSet", "rdzv-mnist-etcd"),
+    }
+    assert planned(subject, namespace).held, "one of three is no majority"
+    namespace.children["StatefulSet", "rdzv-mnist-etcd"]["status"]["readyReplicas"] = 2
+    settle(subject, namespace)
+    env = namespace.children["ConfigMap", "rdzv-mnist"]["data"]
+    assert env["PET_RDZV_ENDPOINT"] == "rdzv-mnist.team.svc:2379"
+    # Who has been let in stays so.
+    namespace.children["StatefulSet", "rdzv-mnist-etcd"]["status"] = {}
+    later = planned(subject, namespace)
+    assert (later.held, later.delete) == (False, [])
+
+
+def test_an_etcd_of_one_member_has_no_budget_that_would_only_stop_drains() -> None:
+    namespace = FakeNamespace([])
+    settle(rendezvous("etcd-v3"), namespace)
+    assert {kind for kind, _ in namespace.children} == {"Service", "StatefulSet", "ConfigMap"}
+
+
+@pytest.mark.parametrize(("backend", "image"), ETCDS.items())
+def test_torchs_own_backends_have_an_etcd_with_the_v2_api(backend: str, image: str) -> None:
+    namespace = FakeNamespace([])
+    settle(rendezvous(backend), namespace)
+    pod = namespace.children["StatefulSet", "rdzv-mnist-etcd"]["spec"]["template"]["spec"]
+    assert pod["containers"][0]["image"] == image
+    assert ("--v2" in pod["initContainers"][0]["args"]) == (image == "etcd:v2")
+    settle(rendezvous(backend, etcd={"image": "mine:1"}), namespace)
+    pod = namespace.children["StatefulSet", "rdzv-mnist-etcd"]["spec"]["template"]["spec"]
+    assert pod["containers"][0]["image"] == "mine:1"
+
+
+def test_the_etcds_pods_take_no_part_in_the_training() -> None:
+    namespace = FakeNamespace([])
+    settle(rendezvous("etcd-v3"), namespace)
+    labels = namespace.children["StatefulSet", "rdzv-mnist-etcd"]["spec"]["template"]["metadata"]["labels"]
+    assert labels["rdzv.dev/server"] == "mnist"
+    assert LABEL not in labels
+
+
+def test_giving_an_endpoint_later_removes_the_etcd() -> None:
+    namespace = FakeNamespace([])
+    settle(rendezvous("etcd-v3", etcd={"replicas": 3}), namespace)
+    settle(rendezvous("etcd-v3", endpoint="etcd.team.svc:2379"), namespace)
+    assert set(namespace.children) == {("ConfigMap", "rdzv-mnist")}
+
+
+def test_without_an_image_to_run_an_etcd_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RDZV_ETCD_IMAGE")
+    refused = planned(rendezvous("etcd-v3"), FakeNamespace([])).refused
+    assert refused is not None
+    assert "RDZV_ETCD_IMAGE: use its chart, or set spec.endpoint" in str(refused)
 
 
 def pods_strategy() -> st.SearchStrategy[list[dict[str, Any]]]:

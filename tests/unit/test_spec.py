@@ -59,7 +59,10 @@ def test_nodes_in_torchruns_form(nodes: Nodes, text: str) -> None:
     assert str(nodes) == text
 
 
-@pytest.mark.parametrize(("backend", "key"), [("c10d", "c10d"), ("etcd-v2", "etcdV2"), ("my-own-one", "myOwnOne")])
+@pytest.mark.parametrize(
+    ("backend", "key"),
+    [("c10d", "c10d"), ("etcd-v2", "etcd"), ("etcd", "etcd"), ("my-v2-own", "myV2Own"), ("my-own-one", "myOwnOne")],
+)
 def test_settings_stand_under_the_backends_name(backend: str, key: str) -> None:
     assert settings_key(backend) == key
     assert read({"backend": backend, "nodes": {"min": 1}, key: {"port": 1}}).settings == {"port": 1}

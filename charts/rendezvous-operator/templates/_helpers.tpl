@@ -81,3 +81,11 @@ releases that each serve namespaces of their own have nothing to do with each ot
 {{- define "rdzv.lease" -}}
 {{- ternary (include "rdzv.fullname" .) .Chart.Name (not (empty .Values.watchNamespaces)) -}}
 {{- end -}}
+
+{{/*
+The Secret with the key that all certificates follow from. The same for every release of a namespace, as the Lease: who takes over
+has to make the same ones.
+*/}}
+{{- define "rdzv.rootSecret" -}}
+{{- include "rdzv.lease" . }}-root
+{{- end -}}

@@ -140,8 +140,21 @@ def base_image() -> Path:
     return cached(f"images/debian-bookworm-{digest(BASE_PACKAGES, BASE_REVISION)}", build) / "image.tar"
 
 
+def etcd_image(program: Path, name: str) -> Path:
+    """Return the archive of an image with this etcd on its PATH: the base, since Debian's is linked dynamically."""
+
+    def build(stage: Path) -> None:
+        settings = {"Cmd": ["etcd"]}
+        write_archive(
+            stage / "image.tar", name, lambda tar: tar.add(program, "usr/local/bin/etcd"), settings, base=base
+        )
+
+    base = base_image()
+    return cached(f"images/etcd-{digest(name, str(base), archive_digest(program))}", build) / "image.tar"
+
+
 def archive_digest(archive: Path) -> str:
-    """Return an archive's SHA-256, remembered by path, size and time in the cache."""
+    """Return a file's SHA-256, remembered by path, size and time in the cache."""
     try:
         status = archive.stat()
     except FileNotFoundError as error:

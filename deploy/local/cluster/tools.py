@@ -163,6 +163,15 @@ def build_all() -> Tools:
     )
 
 
+def etcds() -> dict[str, Path]:
+    """Return the servers by the names of their images: the current one, and Debian's, the last here that has the v2 API."""
+    (part,) = (part for part in PARTS if part.name == "etcd")
+    return {
+        f"localhost/etcd:{part.version}": build(part) / "server",
+        "localhost/etcd:v3.4-debian": Path("/usr/bin/etcd"),
+    }
+
+
 def missing_packages() -> list[str]:
     """Return the Debian packages of PACKAGES that are not installed."""
     if not shutil.which("dpkg-query"):

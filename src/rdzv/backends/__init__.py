@@ -42,12 +42,28 @@ class Host:
 
 
 @dataclass(frozen=True)
+class Certificate:
+    """Asks the operator for a certificate, its key and its authority's certificate, in a Secret, renewed before it ends.
+
+    `secret`: name of the Secret, which begins with that of the children; `hosts`: names and addresses of the server (none: for a client);
+    `authority`: who signs, a word of the backend's own; `prefix`: of the files' names ca.crt, tls.crt and tls.key.
+    """
+
+    secret: str
+    hosts: Sequence[str] = ()
+    authority: str = "clients"
+    prefix: str = ""
+
+
+@dataclass(frozen=True)
 class Provision:
     """What a backend needs to be there, and what its pods have to know.
 
     `objects`: children to apply (owner and namespace are added by the plan); `endpoint`: `PET_RDZV_ENDPOINT`; `env`: further
     variables; `config`: `PET_RDZV_CONF` for every pod, the user's `spec.config` included; `host`: a pod that the endpoint leads to;
-    `rules`: what the pods' service accounts may do in the Kubernetes API, as rules of a Role.
+    `rules`: what the pods' service accounts may do in the Kubernetes API, as rules of a Role; `server`: name of the StatefulSet among
+    `objects` that the pods can do nothing without: they are let in once most of its members have been ready; `certificates`: what
+    the operator has to sign for them.
     """
 
     endpoint: str
@@ -56,6 +72,8 @@ class Provision:
     config: Mapping[str, str] = field(default_factory=dict)
     host: Host | None = None
     rules: Sequence[Mapping[str, Any]] = ()
+    server: str | None = None
+    certificates: Sequence[Certificate] = ()
 
 
 @dataclass(frozen=True)
@@ -76,7 +94,7 @@ class World:
         formed: condition `Formed`.
         joined: names of the pods whose agents have joined; None: that can't be seen, and a pod that runs counts.
         problems: what keeps these pods from meeting by this backend, most harmful first, each a reason and a text.
-        fatal: reasons among them that nothing but somebody's hand ends: condition Ready is False.
+        fatal: reasons among them for which nobody can meet, or that nothing but somebody's hand ends: condition Ready is False.
         outcome: Succeeded or Failed when the agents say that the job has ended; empty when they do not, or can't be heard.
         reasons: of pods that run and have not joined, by name: what the backend knows of why.
         status: further fields of `Rendezvous.status`, which this backend's agents read.

@@ -1,4 +1,4 @@
-"""Backend `etcd-v3`: the protocol of backend `kubernetes` over etcd's v3 API, for an etcd 3.4 or later.
+"""Backend `etcd-v3`: the protocol of backend `kubernetes` over etcd's v3 API: by an etcd that the operator runs, or one of the user's.
 
 torch has none: its own `etcd` and `etcd-v2` need the v2 API, which etcd 3.6 removed. Works off Kubernetes, too. See
 docs/backends/etcd-v3.md.
@@ -6,13 +6,17 @@ docs/backends/etcd-v3.md.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
-from rdzv.backends import Backend, BackendError, Provision
+from rdzv.backends import Backend, Provision, World, observe_pods
+from rdzv.backends.etcd_server import EtcdServer
+from rdzv.env import CLIENT_PATH
 
 if TYPE_CHECKING:
     from torch.distributed.elastic.rendezvous import RendezvousHandler, RendezvousParameters
 
+    from rdzv.observed import Observed
     from rdzv.spec import Rendezvous
 
 NAME = "etcd-v3"
@@ -21,17 +25,33 @@ _NO_ID = "none"
 
 
 def provision(rendezvous: Rendezvous) -> Provision:
-    """The user's endpoint and configuration. Keys are apart by namespace and name, so that etcd's roles can tell them apart.
+    """The user's endpoint and configuration, or an etcd and its address.
+
+    Keys are apart by namespace and name, so that etcd's roles can tell them apart.
 
     Raises:
-        BackendError: `spec.endpoint` is missing (the CRD refuses this; an object older than the rule gets here).
+        BackendError: an etcd can't be run for this spec.
     """
-    if rendezvous.endpoint is None:
-        raise BackendError(
-            "EndpointRequired", f"backend {NAME} needs spec.endpoint: HOST:PORT of an etcd server, 3.4 or later"
-        )
-    prefix = f"/rdzv/{rendezvous.namespace}/{rendezvous.name}"
-    return Provision(endpoint=rendezvous.endpoint, config={"prefix": prefix, **rendezvous.config})
+    config = {"prefix": f"/rdzv/{rendezvous.namespace}/{rendezvous.name}", **rendezvous.config}
+    tls = {"protocol": "https", "credentials": CLIENT_PATH}
+    if rendezvous.endpoint is not None:
+        secured = bool(rendezvous.settings.get("tls", False))
+        return Provision(endpoint=rendezvous.endpoint, config={**(tls if secured else {}), **config})
+    server = EtcdServer(rendezvous, v2=False)
+    return Provision(
+        endpoint=server.endpoint,
+        objects=server.objects(),
+        config={**(tls if server.secured else {}), **config},
+        server=server.name,
+        certificates=server.certificates,
+    )
+
+
+def observe(rendezvous: Rendezvous, observed: Observed, previous: Mapping[str, Any], now: float) -> World:
+    """What can be told of it from outside: whether its server is ready."""
+    if rendezvous.endpoint is not None:
+        return observe_pods(rendezvous, observed, previous, now)
+    return EtcdServer(rendezvous, v2=False).observe(observed)
 
 
 def create_handler(params: RendezvousParameters) -> RendezvousHandler:
@@ -66,4 +86,4 @@ def create_handler(params: RendezvousParameters) -> RendezvousHandler:
     return AgentRendezvousHandler(params, place)
 
 
-BACKEND = Backend(NAME, provision, create_handler)
+BACKEND = Backend(NAME, provision, create_handler, observe)

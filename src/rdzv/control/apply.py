@@ -24,6 +24,9 @@ ATTEMPTS = 3
 #: Seconds for which an operator gives way to a newer one that has written over what it had taken over.
 GIVES_WAY = 600.0
 
+#: Seconds after which a Secret is written again though it has not changed: it is never read.
+KEEP = 600.0
+
 APPLY = "application/apply-patch+yaml"
 
 
@@ -42,21 +45,32 @@ class KubernetesAPI(Transport):
         super().__init__(api_client)
         # What admission made of our own last write of a child: (kind, namespace, name) → (resourceVersion, what we wrote).
         self._admitted: dict[tuple[str, str, str], tuple[str, str]] = {}
+        # What was last written of each Secret, and when: (kind, namespace, name) → (digest, monotonic time).
+        self._kept: dict[tuple[str, str, str], tuple[str, float]] = {}
         # When this process took a Rendezvous (uid) over from a newer operator.
         self._took_over: dict[str, float] = {}
 
-    def execute(self, plan: Plan, rendezvous: Rendezvous) -> Outcome:
+    def execute(
+        self, plan: Plan, rendezvous: Rendezvous, secrets: Sequence[Object] = (), failures: Sequence[Failure] = ()
+    ) -> Outcome:
         """Writes a plan. Repeating it, or stopping anywhere in it, does no harm.
 
         One child's failure does not stop what does not depend on it: the endpoint moves whatever becomes of the others, and only the
         ConfigMap, which releases the pods, waits for all of them.
+
+        Args:
+            plan: what the pass decided.
+            rendezvous: the object.
+            secrets: children that have to be there, and that are never read.
+            failures: what has failed before, which the ConfigMap waits for too.
         """
         if plan.newer and self._gives_way(rendezvous):
             return Outcome(gave_way=True)
-        failures: list[Failure] = []
+        failures = [*failures]
         for obj in plan.delete:
             self._attempt(failures, self._delete, obj)
-        succeeded = [self._attempt(failures, self._put_right, write) for write in plan.apply]
+        succeeded = [not failures, *(self._attempt(failures, self._keep, obj) for obj in secrets)]
+        succeeded += [self._attempt(failures, self._put_right, write) for write in plan.apply]
         if plan.release is not None and all(succeeded):
             self._attempt(failures, self._put_right, plan.release)
         elif plan.release is not None:
@@ -137,6 +151,22 @@ class KubernetesAPI(Transport):
         waiting = (actual or {}).get("metadata", {}).get("finalizers") or []
         reason = f"is being deleted, which waits for finalizers {', '.join(waiting)}" if waiting else str(refused)
         return Failure(REQUEST_FAILED, f"{title(wanted)}: {reason}"[:500])
+
+    def _keep(self, secret: Object) -> Failure | None:
+        """Writes a Secret that may be there. It is written again after `KEEP`: that it was deleted nobody would tell."""
+        place, now = _place(secret), time.monotonic()
+        digest, written = self._kept.get(place, ("", 0.0))
+        if digest == _applied(secret) and now - written < KEEP:
+            return None
+        try:
+            self._request("POST", _path_of(secret, collection=True), secret, JSON, _WRITE_QUERY)
+        except RequestFailed as error:
+            if error.status != 409:
+                raise
+            # The policy of our account refuses this for a Secret that no Rendezvous owns.
+            self._request("PUT", _path_of(secret), secret, JSON, _WRITE_QUERY)
+        self._kept[place] = (_applied(secret), now)
+        return None
 
     def _carry_out(self, verdict: Verdict, actual: ReadOnlyObject | None, wanted: Object) -> Object:
         if verdict is Verdict.REPLACE and actual is not None:

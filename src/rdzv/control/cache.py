@@ -128,6 +128,8 @@ CHILDREN = tuple(
         ("discovery.k8s.io/v1", "EndpointSlice"),
         (RBAC, "Role"),
         (RBAC, "RoleBinding"),
+        ("apps/v1", "StatefulSet"),
+        ("policy/v1", "PodDisruptionBudget"),
     )
 )
 KINDS = (RENDEZVOUS, PODS, ROUNDS, MEMBERS, *CHILDREN)

@@ -11,6 +11,7 @@ import enum
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from rdzv.control import defaults
 from rdzv.control.children import is_marked, is_of_predecessor, is_owned
 from rdzv.objects import Object, ReadOnlyObject
 from rdzv.spec import LABEL
@@ -39,6 +40,8 @@ _DEFAULTS: dict[str, Object] = {
     "Role": {"rules": []},
     "RoleBinding": {"subjects": []},
     "Service": {},
+    "StatefulSet": {},
+    "PodDisruptionBudget": {},
 }
 _SERVICE = {"type": "ClusterIP", "sessionAffinity": "None", "publishNotReadyAddresses": False}
 _ADDRESSED = {"internalTrafficPolicy": "Cluster", "ipFamilyPolicy": "SingleStack"}
@@ -105,6 +108,9 @@ def _differs_for_good(actual: ReadOnlyObject, wanted: ReadOnlyObject) -> bool:
         # What Kubernetes made for a selector stays behind when that goes, and would lead elsewhere too. With the Service it goes.
         stays_behind = bool(actual["spec"].get("selector")) and not wanted["spec"].get("selector")
         return stays_behind or _is_headless(actual) != _is_headless(wanted)
+    if actual["kind"] == "StatefulSet":
+        ours, theirs = (defaults.stateful_set(obj["spec"]) for obj in (wanted, actual))
+        return any(ours.get(field) != theirs.get(field) for field in defaults.FIXED)
     return False
 
 
@@ -141,6 +147,8 @@ def _content(obj: ReadOnlyObject, wanted: ReadOnlyObject) -> Object:
         content["spec"] = _service_spec(obj["spec"], wanted["spec"])
     elif kind == "RoleBinding":
         content["subjects"] = [_subject(subject) for subject in content["subjects"]]
+    elif kind == "StatefulSet":
+        content["spec"] = defaults.stateful_set(obj["spec"])
     return content
 
 

@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from rdzv.env import LIBRARY_PATH
+from rdzv.env import CLIENT_PATH, LIBRARY_PATH
 from rdzv.objects import ReadOnlyObject
 from rdzv.spec import GROUP, INDEX_LABELS, LABEL
 
@@ -27,6 +27,8 @@ MIRROR_ANNOTATION = "kubernetes.io/config.mirror"
 
 #: Name of the library's volume and of the init container that fills it.
 LIBRARY = "rdzv-library"
+#: Name of the volume with what a client of the backend's server proves itself with.
+CLIENT = "rdzv-client"
 DELIVERIES = ("image-volume", "init", "none")
 
 #: The user of the operator's image.
@@ -92,11 +94,17 @@ def inject(pod: ReadOnlyObject, settings: InjectionSettings) -> dict[str, Any]:
             container["envFrom"] = [{"configMapRef": {"name": name}}, *(container.get("envFrom") or [])]
         taken = _names(container.get("env"))
         container["env"] = [*(container.get("env") or []), *(entry for entry in env if entry["name"] not in taken)]
-        if library and not _has_library_path(container):
-            mount = {"name": LIBRARY, "mountPath": LIBRARY_PATH, "readOnly": True}
-            container["volumeMounts"] = [*(container.get("volumeMounts") or []), mount]
-    if library and LIBRARY not in _names(result["spec"].get("volumes")):
+        for volume, path in ((LIBRARY, LIBRARY_PATH), (CLIENT, CLIENT_PATH)):
+            if (volume != LIBRARY or library) and not _mounts(container, path):
+                mount = {"name": volume, "mountPath": path, "readOnly": True}
+                container["volumeMounts"] = [*(container.get("volumeMounts") or []), mount]
+    volumes = _names(result["spec"].get("volumes"))
+    if library and LIBRARY not in volumes:
         _add_volume(result["spec"], delivery, settings)
+    if CLIENT not in volumes:
+        # Optional, as nobody looks up whether this Rendezvous has a server with certificates.
+        secret = {"name": CLIENT, "secret": {"secretName": f"{name}-client", "optional": True}}
+        result["spec"]["volumes"] = [*(result["spec"].get("volumes") or []), secret]
     return result
 
 
@@ -118,7 +126,7 @@ def shadowed(pod: ReadOnlyObject) -> list[tuple[str, str]]:
         for entry in container.get("env") or []:
             name = entry["name"]
             harmless = name == "PYTHONPATH" and (
-                not _has_library_path(container) or LIBRARY_PATH in str(entry.get("value")).split(":")
+                not _mounts(container, LIBRARY_PATH) or LIBRARY_PATH in str(entry.get("value")).split(":")
             )
             if name in _VARIABLES and _plain(entry) != ours.get(name) and not harmless:
                 found.append((container["name"], name))
@@ -221,10 +229,8 @@ def _refers(container: ReadOnlyObject, config_map: str) -> bool:
     )
 
 
-def _has_library_path(container: ReadOnlyObject) -> bool:
-    return any(
-        mount["mountPath"] in {LIBRARY_PATH, f"{LIBRARY_PATH}/"} for mount in container.get("volumeMounts") or []
-    )
+def _mounts(container: ReadOnlyObject, path: str) -> bool:
+    return any(mount["mountPath"] in {path, f"{path}/"} for mount in container.get("volumeMounts") or [])
 
 
 def _plain(entry: ReadOnlyObject) -> dict[str, Any]:

@@ -54,6 +54,7 @@ class Plan:
         host: the pod that the backend's Service is to lead to.
         leads_there: the Service leads to it already.
         newer: the version of a newer operator that wrote the children; empty if none did.
+        held: the pods' server has not been ready yet, so there is no `release`.
         notice: why a plug-in that wants this backend's name is not used; empty if none does.
     """
 
@@ -65,6 +66,7 @@ class Plan:
     host: Pod | None = None
     leads_there: bool = False
     newer: str = ""
+    held: bool = False
     notice: str = ""
 
 
@@ -84,18 +86,33 @@ def plan(rendezvous: Rendezvous, observed: Observed, registry: BackendRegistry) 
     endpoint = _endpoint(rendezvous, provision.host, host)
     relied_on = [child(obj, rendezvous) for obj in (*endpoint, *access, *provision.objects)]
     released_by = child(_config_map(rendezvous, provision), rendezvous)
-    wanted = {key(obj) for obj in (*relied_on, released_by)}
     present = {key(obj): obj for obj in observed.children}
+    held = _awaits_server(provision, observed) and not _has_released(present.get(key(released_by)), rendezvous)
+    wanted = {key(obj) for obj in (*relied_on, *([] if held else [released_by]))}
     return Plan(
         delete=[obj for obj in belonging if key(obj) not in wanted],
         apply=[write for obj in relied_on if (write := _write(obj, present)) is not None],
-        release=_write(released_by, present),
+        release=None if held else _write(released_by, present),
         provision=provision,
         host=host,
         leads_there=host is not None and host.uid == led_to,
         newer=newer,
+        held=held,
         notice=registry.failed.get(rendezvous.backend, ""),
     )
+
+
+def _awaits_server(provision: Provision, observed: Observed) -> bool:
+    """Whether the server that the pods can do nothing without is not ready: torch's own clients end at once if nobody answers."""
+    sets = [obj for obj in provision.objects if key(obj) == ("StatefulSet", provision.server)]
+    return any(observed.ready_replicas(obj["metadata"]["name"]) <= obj["spec"]["replicas"] // 2 for obj in sets)
+
+
+def _has_released(config_map: ReadOnlyObject | None, rendezvous: Rendezvous) -> bool:
+    """Whether the pods of this Rendezvous, not of an earlier one of its name, have been let in before."""
+    if config_map is None or is_of_predecessor(config_map, rendezvous.name, rendezvous.uid):
+        return False
+    return is_owned(config_map, rendezvous.uid) or is_marked(config_map, rendezvous.name)
 
 
 def name_taken(wanted: ReadOnlyObject) -> Failure:
@@ -119,7 +136,7 @@ def _belongs(obj: ReadOnlyObject, rendezvous: Rendezvous) -> bool:
     if not f"{name}-".startswith(f"{rendezvous.child_name}-"):
         return False
     owned = is_owned(obj, rendezvous.uid) or is_of_predecessor(obj, rendezvous.name, rendezvous.uid)
-    return owned or (name == rendezvous.child_name and is_marked(obj, rendezvous.name))
+    return owned or is_marked(obj, rendezvous.name)
 
 
 def _no_longer_served(

@@ -6,21 +6,25 @@ A pass looks into memory, so one over a Rendezvous of which nothing has changed 
 from __future__ import annotations
 
 import logging
+import os
 import random
 import time
-from collections.abc import Mapping, Set
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import replace
 from typing import Any
 
 from rdzv.control.apply import KubernetesAPI
 from rdzv.control.cache import PODS, RENDEZVOUS, Cache, Key, View
+from rdzv.control.children import child
 from rdzv.control.events import EventToPost, events_for, events_without_rendezvous, gave_way
 from rdzv.control.noted import Noted
-from rdzv.control.plan import NAME_TAKEN, REQUEST_FAILED, plan
+from rdzv.control.plan import NAME_TAKEN, REQUEST_FAILED, Failure, Plan, plan
 from rdzv.control.poster import EventPoster
 from rdzv.control.remembered import Remembered
+from rdzv.control.root_key import RootKey
 from rdzv.control.status import Beside, compute_status, look_again
 from rdzv.control.transport import RequestFailed
+from rdzv.objects import Object
 from rdzv.observed import Observed
 from rdzv.registry import BackendRegistry
 from rdzv.spec import LABEL, Rendezvous
@@ -37,6 +41,7 @@ class Reconciler:
         self._gone = Remembered()
         """UIDs of pods that are known to be gone. They never come back."""
         self._noted = Noted()
+        self._root = RootKey(api, os.environ)
 
     def reconcile(self, key: Key) -> float | None:
         """One pass over one Rendezvous (namespace, name).
@@ -59,7 +64,8 @@ class Reconciler:
         previous = view.rendezvous.get("status") or {}
         world = self._registry.observe(rendezvous, observed, previous, time.time())
 
-        outcome = self._api.execute(decided, rendezvous)
+        secrets, unsigned, renewal = self._certificates(rendezvous, decided)
+        outcome = self._api.execute(decided, rendezvous, secrets, unsigned)
         if outcome.gave_way:
             return self._post([gave_way(rendezvous, decided.newer)])
         now = time.time()
@@ -74,7 +80,7 @@ class Reconciler:
         # No watch tells of somebody else's objects.
         taken = any(failure.reason == NAME_TAKEN for failure in outcome.failures)
         look = random.uniform(0.8, 1.2) * look_again(previous, now) if taken else None  # noqa: S311 - jitter
-        waits = [later, world.again, computed.again, look]
+        waits = [later, world.again, renewal, computed.again, look]
         return min((wait for wait in waits if wait is not None), default=None)
 
     def _beside(self, rendezvous: Rendezvous, observed: Observed, view: View, now: float) -> Beside:
@@ -87,6 +93,21 @@ class Reconciler:
             rounds_lately=self._noted.rounds_lately(uid, record.round, now) if record is not None and of_this else 0,
             short_for=self._noted.lasts(uid, "short", holds=0 < pods < rendezvous.nodes.min, now=now),
         )
+
+    def _certificates(
+        self, rendezvous: Rendezvous, plan: Plan
+    ) -> tuple[Sequence[Object], Sequence[Failure], float | None]:
+        """The Secrets that the plan asks for, or why there are none, and after how many seconds they are renewed."""
+        wanted = plan.provision.certificates if plan.provision is not None else ()
+        if not wanted:
+            return [], [], None
+        try:
+            authority = self._root.authority()
+        except RequestFailed as error:
+            return [], [Failure(REQUEST_FAILED, str(error))], None
+        now = time.time()
+        secrets = [child(obj, rendezvous) for obj in authority.secrets(rendezvous, wanted, now)]
+        return secrets, [], max(1.0, authority.renewal(rendezvous, now) + 1.0)
 
     def _look_again(self, key: Key) -> View:
         """Nobody is told that a Rendezvous does not exist only because its watch is behind that of its pods."""

@@ -148,6 +148,9 @@ def _provisioned(seen: Seen) -> Condition:
     failed = next(iter(problems.not_written(seen)), None)
     if failed is not None:
         return Condition("Provisioned", "False", failed.reason, failed.message)
+    if plan.held and plan.provision is not None:
+        text = f"new pods wait until most pods of StatefulSet {plan.provision.server} are ready"
+        return Condition("Provisioned", "False", "ServerNotReady", text)
     text = f"pods find backend {rendezvous.backend} by ConfigMap {rendezvous.child_name}"
     text += f"; not used: {plan.notice}" if plan.notice else ""
     return Condition("Provisioned", "True", "Provisioned", text)

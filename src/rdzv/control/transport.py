@@ -39,12 +39,15 @@ _PLURALS = {
     "Event": "events",
     "Lease": "leases",
     "Pod": "pods",
+    "PodDisruptionBudget": "poddisruptionbudgets",
     "Rendezvous": PLURAL,
     "RendezvousMember": MEMBERS.plural,
     "RendezvousRound": ROUNDS.plural,
     "Role": "roles",
     "RoleBinding": "rolebindings",
+    "Secret": "secrets",
     "Service": "services",
+    "StatefulSet": "statefulsets",
 }
 
 
@@ -83,6 +86,14 @@ class Transport:
     def get(self, kind: Kind, namespace: str, name: str) -> Object | None:
         """One object as of now, or None if there is none."""
         return self._get(path(kind.api_version, kind.kind, namespace, name))
+
+    def look(self, target: str) -> Object | None:
+        """What is at this path, or None."""
+        return self._get(target)
+
+    def make(self, target: str, obj: Object) -> Object:
+        """Creates an object in the collection at this path."""
+        return self._request("POST", target, obj, JSON)
 
     def find(self, kind: Kind, namespace: str, name: str) -> Object | None:
         """One object as of now, or None: there is none, or it does not have the labels of its kind."""

@@ -1,0 +1,309 @@
+"""The etcd that the operator runs for a Rendezvous without `spec.endpoint`: one StatefulSet, one Service for the members, one for clients.
+
+Backends `etcd`, `etcd-v2` and `etcd-v3` share it, and the member `spec.etcd` of the spec. What a member does before it starts is in
+`rdzv.etcd.member`. docs/adr/0014-provisioned-etcd.md says why it is as it is.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from rdzv.backends import BackendError, Certificate, Condition, World
+from rdzv.etcd.member import CLIENT_PORT, METRICS_PORT, PEER_PORT
+
+if TYPE_CHECKING:
+    from rdzv.observed import Observed
+    from rdzv.spec import Rendezvous
+
+#: Label of the server's pods; its value is the Rendezvous. Not `rdzv.dev/rendezvous`: they take no part in the training.
+SERVER_LABEL = "rdzv.dev/server"
+
+#: Why nobody can meet: too few members are ready.
+NOT_READY = "ServerNotReady"
+
+#: Characters that the name of a Rendezvous may have, since a StatefulSet's may have 52 (its pods have a label with a hash behind it).
+MAX_NAME = 42
+
+#: The user of etcd and of what prepares it; the volumes are its group's.
+_USER = 65532
+_DATA, _CONFIG, _FORMED, _TLS = "/var/lib/etcd", "/config", "/formed", "/tls"
+_RESOURCES = {"requests": {"cpu": "50m", "memory": "128Mi"}, "limits": {"memory": "512Mi"}}
+#: Without storage a member has its data in memory: they are gone when the node restarts, and then the member knows that they are. On the
+#: node's disk they might come back without what was promised last. Of the whole; etcd's log takes some 130 MiB.
+_EPHEMERAL = "320Mi"
+#: Bytes that the database may have, without storage and with one.
+_QUOTA_EPHEMERAL, _QUOTA = 128 * 1024**2, 1024**3
+#: Added to what the pod needs only as far as it is more than etcd's own.
+_PREPARE = {"requests": {"cpu": "50m", "memory": "64Mi"}, "limits": {"memory": "128Mi"}}
+_RESTRICTED = {
+    "allowPrivilegeEscalation": False,
+    "capabilities": {"drop": ["ALL"]},
+    "readOnlyRootFilesystem": True,
+}
+
+
+@dataclass(frozen=True)
+class Images:
+    """What the servers run from: `etcd`; `etcd_v2`, 3.5 or older; `prepare`, the operator's own, which holds this library."""
+
+    etcd: str
+    etcd_v2: str
+    prepare: str
+
+    @classmethod
+    def from_environment(cls, environ: Mapping[str, str]) -> Images:
+        """As the chart tells the operator.
+
+        Raises:
+            BackendError: it does not.
+        """
+        names = ("RDZV_ETCD_IMAGE", "RDZV_ETCD_V2_IMAGE", "RDZV_IMAGE")
+        missing = [name for name in names if not environ.get(name)]
+        if missing:
+            text = f"this operator can run no etcd, because its environment lacks {', '.join(missing)}: use its chart"
+            raise BackendError("NoServerImage", f"{text}, or set spec.endpoint")
+        return cls(*(environ[name] for name in names))
+
+
+@dataclass(frozen=True)
+class EtcdServer:
+    """The etcd of one Rendezvous."""
+
+    rendezvous: Rendezvous
+    v2: bool
+
+    @property
+    def name(self) -> str:
+        """Of the StatefulSet, of its pods but for their index, and of the Service that gives each of these a name."""
+        return f"{self.rendezvous.child_name}-etcd"
+
+    @property
+    def domain(self) -> str:
+        """What the names of the pods end with."""
+        return f"{self.name}.{self.rendezvous.namespace}.svc"
+
+    @property
+    def endpoint(self) -> str:
+        """Where clients reach whichever members are ready."""
+        return f"{self.rendezvous.child_name}.{self.rendezvous.namespace}.svc:{CLIENT_PORT}"
+
+    @property
+    def members(self) -> int:
+        """How many there are."""
+        return int(self.rendezvous.settings.get("replicas", 1))
+
+    @property
+    def secured(self) -> bool:
+        """Whether it has certificates, and admits nobody without."""
+        return bool(self.rendezvous.settings.get("tls", True))
+
+    @property
+    def certificates(self) -> list[Certificate]:
+        """Of the members, for clients and for each other, and of the clients. Peers have an authority of their own: no client is one."""
+        if not self.secured:
+            return []
+        name, pods = self.rendezvous.child_name, [f"{self.name}-{index}.{self.domain}" for index in range(self.members)]
+        service = self.endpoint.rpartition(":")[0]
+        hosts = [service, f"{service}.cluster.local", *pods, "localhost", "127.0.0.1", "::1"]
+        return [
+            Certificate(f"{name}-server", hosts),
+            Certificate(f"{name}-server", pods, authority="peers", prefix="peer-"),
+            Certificate(f"{name}-client"),
+        ]
+
+    def objects(self) -> list[dict[str, Any]]:
+        """All but the Secrets.
+
+        Raises:
+            BackendError: the name is too long, or the operator was not told of an image.
+        """
+        if len(self.rendezvous.name) > MAX_NAME:
+            text = f"the name has more than {MAX_NAME} characters, which leaves none for the etcd that the operator would run"
+            raise BackendError("NameTooLong", f"{text}: choose a shorter one, or set spec.endpoint")
+        images = Images.from_environment(os.environ)
+        return [
+            self._service(self.name, headless=True),
+            self._service(self.rendezvous.child_name, headless=False),
+            *([self._budget()] if self.members > 1 else []),
+            self._stateful_set(images),
+        ]
+
+    @property
+    def _labels(self) -> dict[str, str]:
+        return {SERVER_LABEL: self.rendezvous.name}
+
+    def _service(self, name: str, *, headless: bool) -> dict[str, Any]:
+        ports = {"client": CLIENT_PORT, **({"peer": PEER_PORT} if headless else {})}
+        spec: dict[str, Any] = {
+            "selector": self._labels,
+            "ports": [{"name": f"etcd-{key}", "port": port, "targetPort": port} for key, port in ports.items()],
+        }
+        if headless:
+            # The members have to find each other before any of them is ready.
+            spec |= {"clusterIP": "None", "publishNotReadyAddresses": True}
+        return {"apiVersion": "v1", "kind": "Service", "metadata": {"name": name}, "spec": spec}
+
+    def _budget(self) -> dict[str, Any]:
+        """With one member alone it would only stop nodes from being drained."""
+        return {
+            "apiVersion": "policy/v1",
+            "kind": "PodDisruptionBudget",
+            "metadata": {"name": self.name},
+            "spec": {"maxUnavailable": 1, "selector": {"matchLabels": self._labels}},
+        }
+
+    def _stateful_set(self, images: Images) -> dict[str, Any]:
+        storage = self.rendezvous.settings.get("storage")
+        spec: dict[str, Any] = {
+            "replicas": self.members,
+            "serviceName": self.name,
+            # The volumes go with the Rendezvous: they hold nothing that another one could use.
+            "persistentVolumeClaimRetentionPolicy": {"whenDeleted": "Delete", "whenScaled": "Delete"},
+            "podManagementPolicy": "Parallel",  # No member is ready before most of them run.
+            "updateStrategy": {"type": "RollingUpdate"},
+            "selector": {"matchLabels": self._labels},
+            "template": {
+                "metadata": {
+                    "labels": {
+                        **self._labels,
+                        "app.kubernetes.io/name": "etcd",
+                        "app.kubernetes.io/component": "rendezvous",
+                    }
+                },
+                "spec": self._pod(images, ephemeral=storage is None),
+            },
+        }
+        if storage is not None:
+            spec["volumeClaimTemplates"] = [_claim(storage)]
+        return {"apiVersion": "apps/v1", "kind": "StatefulSet", "metadata": {"name": self.name}, "spec": spec}
+
+    def _pod(self, images: Images, *, ephemeral: bool) -> dict[str, Any]:
+        volumes: list[dict[str, Any]] = [
+            {"name": "config", "emptyDir": {"sizeLimit": "1Mi"}},
+            # There once pods have been let in: from then on an empty disk is one that was lost.
+            {"name": "formed", "configMap": {"name": self.rendezvous.child_name, "optional": True}},
+        ]
+        if self.secured:
+            volumes.append({"name": "tls", "secret": {"secretName": f"{self.rendezvous.child_name}-server"}})
+        if ephemeral:
+            volumes.append({"name": "data", "emptyDir": {"medium": "Memory", "sizeLimit": _EPHEMERAL}})
+        return {
+            "automountServiceAccountToken": False,
+            "enableServiceLinks": False,
+            "securityContext": {
+                "runAsNonRoot": True,
+                "runAsUser": _USER,
+                "runAsGroup": _USER,
+                "fsGroup": _USER,
+                "fsGroupChangePolicy": "OnRootMismatch",
+                "seccompProfile": {"type": "RuntimeDefault"},
+            },
+            "topologySpreadConstraints": [
+                {
+                    "topologyKey": "kubernetes.io/hostname",
+                    "maxSkew": 1,
+                    "whenUnsatisfiable": "ScheduleAnyway",
+                    "labelSelector": {"matchLabels": self._labels},
+                }
+            ],
+            "initContainers": [self._prepare(images)],
+            "containers": [self._etcd(images)],
+            "volumes": volumes,
+        }
+
+    @property
+    def _tls_mount(self) -> list[dict[str, Any]]:
+        return [{"name": "tls", "mountPath": _TLS, "readOnly": True}] if self.secured else []
+
+    def _prepare(self, images: Images) -> dict[str, Any]:
+        words = {
+            "name": "$(POD_NAME)",
+            "address": "$(POD_IP)",
+            "domain": self.domain,
+            "members": str(self.members),
+            "quota": str(_QUOTA if self.rendezvous.settings.get("storage") else _QUOTA_EPHEMERAL),
+            "token": self.rendezvous.uid,
+            "data": _DATA,
+            "formed": f"{_FORMED}/PET_RDZV_ID",
+            "output": f"{_CONFIG}/etcd.json",
+            **({"tls": _TLS} if self.secured else {}),
+        }
+        fields = {"POD_NAME": "metadata.name", "POD_IP": "status.podIP"}
+        return {
+            "name": "prepare",
+            "image": images.prepare,
+            "imagePullPolicy": "IfNotPresent",
+            "command": ["python", "-m", "rdzv.etcd.member"],
+            "args": [*(f"--{key}={value}" for key, value in words.items()), *(["--v2"] if self.v2 else [])],
+            "env": [{"name": name, "valueFrom": {"fieldRef": {"fieldPath": path}}} for name, path in fields.items()],
+            "resources": _PREPARE,
+            "securityContext": _RESTRICTED,
+            "volumeMounts": [
+                {"name": "config", "mountPath": _CONFIG},
+                {"name": "data", "mountPath": _DATA, "readOnly": True},
+                {"name": "formed", "mountPath": _FORMED, "readOnly": True},
+                *self._tls_mount,
+            ],
+        }
+
+    def _etcd(self, images: Images) -> dict[str, Any]:
+        settings = self.rendezvous.settings
+        ports = {"client": CLIENT_PORT, "peer": PEER_PORT, "metrics": METRICS_PORT}
+        return {
+            "name": "etcd",
+            "image": settings.get("image") or (images.etcd_v2 if self.v2 else images.etcd),
+            "imagePullPolicy": "IfNotPresent",
+            "command": ["etcd", f"--config-file={_CONFIG}/etcd.json"],
+            "ports": [{"name": name, "containerPort": port} for name, port in ports.items()],
+            # Healthy: it can serve a quorum read. Live: it listens; without its peers it has to wait for them, not to end.
+            "readinessProbe": {
+                "httpGet": {"path": "/health", "port": METRICS_PORT},
+                "periodSeconds": 2,
+                "timeoutSeconds": 5,
+                "failureThreshold": 5,
+            },
+            "livenessProbe": {
+                "tcpSocket": {"port": METRICS_PORT},
+                "initialDelaySeconds": 60,
+                "periodSeconds": 10,
+                "timeoutSeconds": 5,
+                "failureThreshold": 6,
+            },
+            "resources": settings.get("resources") or _RESOURCES,
+            "securityContext": _RESTRICTED,
+            "volumeMounts": [
+                {"name": "config", "mountPath": _CONFIG, "readOnly": True},
+                {"name": "data", "mountPath": _DATA},
+                *self._tls_mount,
+            ],
+        }
+
+    def observe(self, observed: Observed) -> World:
+        """Whether enough members serve; the world itself is in etcd, where the operator does not look."""
+        formed = Condition(
+            "Formed", "Unknown", "NotObservable", f"backend {self.rendezvous.backend} keeps its world in its etcd"
+        )
+        ready, wanted = observed.ready_replicas(self.name), self.members
+        there = f"{ready} of {wanted} members of etcd {self.name} are ready"
+        look = f"kubectl describe pods -n {self.rendezvous.namespace} -l {SERVER_LABEL}={self.rendezvous.name}"
+        if ready <= wanted // 2:
+            text = f"{there}, and {wanted // 2 + 1} have to be: {look}"
+            return World(formed, problems=[(NOT_READY, text)], fatal=frozenset({NOT_READY}))
+        if ready < wanted:
+            return World(formed, problems=[("ServerMemberNotReady", f"{there}; the others serve without it: {look}")])
+        return World(formed)
+
+
+def _claim(storage: Mapping[str, Any]) -> dict[str, Any]:
+    """The volume of each member."""
+    spec: dict[str, Any] = {
+        "accessModes": ["ReadWriteOnce"],
+        "resources": {"requests": {"storage": storage["size"]}},
+        "volumeMode": "Filesystem",
+    }
+    if storage.get("storageClassName") is not None:
+        spec["storageClassName"] = storage["storageClassName"]
+    return {"apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": {"name": "data"}, "spec": spec}

@@ -1,0 +1,161 @@
+"""Certificates: the same in every process, good for whom they are for and no longer than they should be, and renewed without a break."""
+
+from __future__ import annotations
+
+import base64
+import socket
+import ssl
+import threading
+from collections.abc import Mapping
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cryptography import x509
+from cryptography.x509.oid import ExtendedKeyUsageOID
+from hypothesis import given
+from hypothesis import strategies as st
+from support.builders import rendezvous
+
+from rdzv.backends import Certificate
+from rdzv.control.certificates import PERIOD, Authority
+from rdzv.registry import backend_registry
+
+ROOT = b"r" * 32
+NOW = 1_795_600_000.0
+WANTED = [
+    Certificate("rdzv-mnist-server", ["rdzv-mnist.team.svc", "127.0.0.1"]),
+    Certificate("rdzv-mnist-server", ["rdzv-mnist-etcd-0.rdzv-mnist-etcd.team.svc"], authority="peers", prefix="peer-"),
+    Certificate("rdzv-mnist-client"),
+]
+
+
+def files(now: float = NOW, uid: str = "uid-1", root: bytes = ROOT) -> dict[str, dict[str, bytes]]:
+    found = Authority(root).secrets(rendezvous("etcd-v3", uid=uid), WANTED, now)
+    return {
+        secret["metadata"]["name"].removeprefix("rdzv-mnist-"): {
+            name: base64.b64decode(data) for name, data in secret["data"].items()
+        }
+        for secret in found
+    }
+
+
+def certificate(pem: bytes) -> x509.Certificate:
+    return x509.load_pem_x509_certificate(pem)
+
+
+def test_a_server_gets_one_secret_and_its_clients_another() -> None:
+    found = files()
+    assert set(found["server"]) == {*("ca.crt", "tls.crt", "tls.key"), *("peer-ca.crt", "peer-tls.crt", "peer-tls.key")}
+    assert set(found["client"]) == {"ca.crt", "tls.crt", "tls.key"}
+    assert found["client"]["ca.crt"] == found["server"]["ca.crt"] != found["server"]["peer-ca.crt"]
+
+
+def test_they_are_the_same_in_every_process_and_others_for_another_rendezvous_key_or_period() -> None:
+    assert files() == files()
+    for other in (files(uid="uid-2"), files(root=b"s" * 32)):
+        assert other["server"]["ca.crt"] != files()["server"]["ca.crt"]
+        assert other["client"]["tls.key"] != files()["client"]["tls.key"]
+    later = files(NOW + PERIOD)
+    assert later["server"]["ca.crt"] == files()["server"]["ca.crt"], "whoever trusted it goes on to"
+    assert later["client"]["tls.key"] != files()["client"]["tls.key"]
+
+
+@given(st.floats(0, 100 * PERIOD))
+def test_what_is_renewed_holds_one_period_longer_and_its_successor_has_held_as_long(after: float) -> None:
+    now = NOW + after
+    authority = Authority(ROOT)
+    subject = rendezvous("etcd-v3")
+    at = now + authority.renewal(subject, now)
+    assert now < at <= now + PERIOD
+    before, following = files(at - 1), files(at + 1)
+    assert before["client"]["tls.crt"] != following["client"]["tls.crt"]
+    moment = datetime.fromtimestamp(at, timezone.utc)
+    for found in (before, following):
+        leaf = certificate(found["client"]["tls.crt"])
+        assert (moment - leaf.not_valid_before_utc).total_seconds() >= PERIOD - 2
+        assert (leaf.not_valid_after_utc - moment).total_seconds() >= PERIOD - 2
+
+
+def test_clients_are_no_servers_and_have_no_name_that_etcd_would_take_for_a_user() -> None:
+    leaf = certificate(files()["client"]["tls.crt"])
+    usage = leaf.extensions.get_extension_for_class(x509.ExtendedKeyUsage).value
+    assert list(usage) == [ExtendedKeyUsageOID.CLIENT_AUTH]
+    assert not leaf.subject.get_attributes_for_oid(x509.NameOID.COMMON_NAME)
+    assert not leaf.extensions.get_extension_for_class(x509.BasicConstraints).value.ca
+
+
+def test_a_root_key_that_is_too_short_is_refused() -> None:
+    with pytest.raises(ValueError, match="less than 32 bytes"):
+        Authority(b"short")
+
+
+def handshake(folder: Path, server: Mapping[str, bytes], client: Mapping[str, bytes], host: str) -> str:
+    """What a TLS handshake of these two comes to, with each side's checks as strict as Python can: empty if all is well."""
+
+    def context(side: str, found: Mapping[str, bytes], purpose: ssl.Purpose) -> ssl.SSLContext:
+        for name, content in found.items():
+            (folder / f"{side}-{name}").write_bytes(content)
+        made = ssl.create_default_context(purpose, cafile=str(folder / f"{side}-ca.crt"))
+        made.verify_flags |= ssl.VERIFY_X509_STRICT
+        made.verify_mode = ssl.CERT_REQUIRED
+        made.load_cert_chain(folder / f"{side}-tls.crt", folder / f"{side}-tls.key")
+        return made
+
+    serving = context("server", server, ssl.Purpose.CLIENT_AUTH)
+    asking = context("client", client, ssl.Purpose.SERVER_AUTH)
+    here, there = socket.socketpair()
+    problems: list[str] = []
+
+    def serve() -> None:
+        try:
+            with serving.wrap_socket(there, server_side=True) as connection:
+                connection.recv(1)
+        except OSError as error:
+            problems.append(str(error))
+
+    thread = threading.Thread(target=serve)
+    thread.start()
+    try:
+        with asking.wrap_socket(here, server_hostname=host) as connection:
+            connection.sendall(b"x")
+    except OSError as error:
+        problems.append(str(error))
+    thread.join(10)
+    return "; ".join(problems)
+
+
+def test_both_sides_trust_each_other_before_while_and_after_they_are_renewed(tmp_path: Path) -> None:
+    at = NOW + Authority(ROOT).renewal(rendezvous("etcd-v3"), NOW)
+    old, new = files(NOW), files(min(at + 1, NOW + PERIOD))
+    for server in (old, new):
+        for client in (old, new):
+            for host in ("rdzv-mnist.team.svc", "127.0.0.1"):
+                assert handshake(tmp_path, server["server"], client["client"], host) == ""
+
+
+def test_others_are_refused(tmp_path: Path) -> None:
+    mine, other = files(), files(uid="uid-2")
+    assert "Hostname mismatch" in handshake(tmp_path, mine["server"], mine["client"], "etcd.infra.svc")
+    assert handshake(tmp_path, mine["server"], other["client"], "rdzv-mnist.team.svc")
+    peers: dict[str, Any] = {
+        name.removeprefix("peer-"): data for name, data in mine["server"].items() if "peer-" in name
+    }
+    assert handshake(tmp_path, peers, mine["client"], "rdzv-mnist-etcd-0.rdzv-mnist-etcd.team.svc"), (
+        "no client is a peer"
+    )
+
+
+@pytest.mark.parametrize("backend", ["etcd", "etcd-v2", "etcd-v3"])
+def test_the_etcd_of_a_rendezvous_has_certificates_unless_it_is_told_not_to(backend: str) -> None:
+    secured, plain = (
+        backend_registry().provision(rendezvous(backend, etcd={"replicas": 3, **more})) for more in ({}, {"tls": False})
+    )
+    assert {each.secret for each in secured.certificates} == {"rdzv-mnist-server", "rdzv-mnist-client"}
+    assert plain.certificates == []
+    assert secured.config["protocol"] == "https"
+    assert "protocol" not in plain.config
+    user = backend_registry().provision(rendezvous(backend, endpoint="etcd:2379", etcd={"tls": True}))
+    assert {**user.config, "prefix": ""} == {**secured.config, "prefix": ""}
+    assert (user.certificates, user.objects) == ((), ())
