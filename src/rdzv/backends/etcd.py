@@ -12,6 +12,10 @@ from typing import TYPE_CHECKING
 from rdzv.backends import Backend, BackendError, Provision, delegate_to_torch
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from torch.distributed.elastic.rendezvous import RendezvousHandler, RendezvousParameters
+
     from rdzv.spec import Rendezvous
 
 
@@ -33,5 +37,43 @@ def provision(name: str, rendezvous: Rendezvous) -> Provision:
     )
 
 
-ETCD = Backend("etcd", partial(provision, "etcd"), delegate_to_torch)
-ETCD_V2 = Backend("etcd-v2", partial(provision, "etcd-v2"), delegate_to_torch)
+def create_handler(params: RendezvousParameters) -> RendezvousHandler:
+    """torch's handler.
+
+    Raises:
+        RendezvousConnectionError: there is none; the text says what is wrong with the server or the image, where that can be
+            found out.
+    """
+    from torch.distributed.elastic.rendezvous import RendezvousConnectionError
+
+    try:
+        return delegate_to_torch(params)
+    except Exception as error:
+        found = diagnose(params.endpoint, params.config)
+        if found:
+            raise RendezvousConnectionError(f"backend {params.backend}: {found}") from error
+        raise
+
+
+def diagnose(endpoint: str, settings: Mapping[str, str]) -> str:
+    """What keeps torch's backends from using this etcd here, and what to do; empty when nothing is found."""
+    from importlib.util import find_spec
+
+    from rdzv.etcd.config import ConfigError, parse
+    from rdzv.etcd.diagnosis import diagnose as diagnose_server
+
+    if find_spec("etcd") is None:
+        return "this image has no python-etcd, which torch's etcd backends need: pip install python-etcd, or use backend etcd-v3"
+    known = {key: value for key, value in settings.items() if key in ("protocol", "cacert", "cert", "key")}
+    try:
+        config = parse(endpoint, known)
+    except ConfigError as error:
+        return str(error).replace("etcd-v3", "etcd and etcd-v2")
+    if len(config.servers) > 1:
+        return f"endpoint {endpoint[:80]}: torch's etcd backends take one HOST:PORT: name one, or use backend etcd-v3"
+    found = diagnose_server(config.servers[0], v2=True)
+    return "" if found.ok else str(found)
+
+
+ETCD = Backend("etcd", partial(provision, "etcd"), create_handler)
+ETCD_V2 = Backend("etcd-v2", partial(provision, "etcd-v2"), create_handler)
