@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import base64
 import json
+import subprocess
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,8 +15,13 @@ import pytest
 from support.accounts import Account, account, install_crds, policies
 from support.cluster_fixtures import LocalCluster
 from support.operator_process import eventually
+from torch.distributed.elastic.rendezvous import RendezvousParameters
 
+from rdzv.agent.handler import AgentRendezvousHandler
+from rdzv.agent.place import Place
 from rdzv.backends.kubernetes import role_rules
+from rdzv.kube.client import Client
+from rdzv.kube.config import from_kubeconfig
 
 Object = dict[str, Any]
 
@@ -88,17 +96,13 @@ def round_(name: str) -> Object:
     }
 
 
-def store(name: str, *owners: Object) -> Object:
+def store(name: str) -> Object:
     return {
         "apiVersion": "rdzv.dev/v1alpha1",
         "kind": "RendezvousStore",
-        "metadata": {"name": name, "labels": {"rdzv.dev/store": name}, "ownerReferences": [*owners]},
+        "metadata": {"name": name, "labels": {"rdzv.dev/store": name}},
         "spec": {"epoch": 0, "data": {}, "queues": {}, "writers": {}, "log": []},
     }
-
-
-def owner(name: str, uid: str) -> Object:
-    return {"apiVersion": "rdzv.dev/v1alpha1", "kind": "RendezvousRound", "name": name, "uid": uid}
 
 
 def in_force(tenants: Tenants) -> None:
@@ -114,8 +118,6 @@ def in_force(tenants: Tenants) -> None:
 
     eventually(refused)
     eventually(lambda: "takes no part in Rendezvous b" in a.does("create", "--dry-run=server", obj=round_("b")))
-    theirs = store("probe", owner("b", "0d7e1a6c-1111-4222-8333-444455556666"))
-    eventually(lambda: "takes no part in Rendezvous b" in a.does("create", "--dry-run=server", obj=theirs))
 
 
 def test_a_pod_writes_only_its_own_member(tenants: Tenants) -> None:
@@ -153,37 +155,111 @@ def test_a_token_that_is_bound_to_no_pod_writes_no_member_and_a_user_does(tenant
     tenants.admin.kubectl("-n", tenants.namespace, "create", "-f", "-", input=json.dumps(obj))
 
 
-def test_two_rendezvous_in_one_namespace_write_nothing_of_each_other(tenants: Tenants) -> None:
+CANARY = "canary-of-b"
+
+
+def test_two_rendezvous_in_one_namespace_read_and_write_nothing_of_each_other(tenants: Tenants) -> None:
     in_force(tenants)
-    uids = {}
     for each, name in ((tenants.a, "a"), (tenants.b, "b")):
         assert each.does("create", obj=member(name, each.pod_uid, name)) == ""
         assert each.does("create", obj=round_(name)) == ""
-        uids[name] = tenants.admin.kubectl(
-            "-n", tenants.namespace, "get", "rdzvround", name, "-o", "jsonpath={.metadata.uid}"
-        )
-        own = store(f"{name}-0", owner(name, uids[name]))
-        assert each.does("create", obj=own) == ""
-        assert each.does("patch", "rdzvstore", f"{name}-0", "--type=merge", '-p={"spec":{"epoch":1}}') == ""
+        made = store(name)
+        made["spec"]["data"] = {"key": f"canary-of-{name}"}
+        assert each.does("create", obj=made) == ""
+        assert each.does("patch", "rdzvstore", name, "--type=merge", '-p={"spec":{"epoch":1}}') == ""
+        assert each.does("get", "rdzvstore", name) == ""
+        assert each.does("get", "rdzvstore", f"--field-selector=metadata.name={name}") == ""
     a, theirs = tenants.a, tenants.b
-    for said in (
-        a.does("create", obj=member("c", theirs.pod_uid, "b")),
-        a.does("replace", obj=member("b", theirs.pod_uid, "b")),
-        a.does("replace", obj=round_("b")),
-        a.does("get", "rdzvround", "b"),
-        a.does("delete", "rdzvround", "b"),
-        a.does("delete", "rdzvmember", "b"),
-        a.does("create", obj=store("b-1", owner("b", uids["b"]))),
-        a.does("create", obj=store("b-2", owner("a", uids["a"]), owner("b", uids["b"]))),
-        a.does("patch", "rdzvstore", "b-0", "--type=merge", '-p={"spec":{"epoch":2}}'),
-        a.does("patch", "rdzvstore", "b-0", "--type=merge", '-p={"metadata":{"ownerReferences":null}}'),
-        a.does("delete", "rdzvstore", "b-0"),
-        a.does("patch", "rdzvstore", "a-0", "--type=json", give_to("b", uids["b"])),
-    ):
-        assert "orbidden" in said, said
-    assert tenants.b.does("delete", "rdzvstore", "b-0") == ""
+    refused = {
+        "a member of theirs": a.does("create", obj=member("c", theirs.pod_uid, "b")),
+        "their member": a.does("replace", obj=member("b", theirs.pod_uid, "b")),
+        "their round": a.does("replace", obj=round_("b")),
+        "to read their round": a.does("get", "rdzvround", "b"),
+        "to delete their round": a.does("delete", "rdzvround", "b"),
+        "to delete their member": a.does("delete", "rdzvmember", "b"),
+        "to read their store": a.does("get", "rdzvstore", "b"),
+        "to list stores": a.does("get", "rdzvstore"),
+        "to list stores by label": a.does("get", "rdzvstore", "-l", "rdzv.dev/store=b"),
+        "to list their store": a.does("get", "rdzvstore", "--field-selector=metadata.name=b"),
+        "to watch their store": a.does("get", "rdzvstore", "b", "--watch-only", "--request-timeout=5s"),
+        "to watch stores": a.does("get", "rdzvstore", "--watch-only", "--request-timeout=5s"),
+        "their store": a.does("replace", obj=store("b")),
+        "to take a name for theirs": a.does("create", obj=store("b-1")),
+        "to change their store": a.does("patch", "rdzvstore", "b", "--type=merge", '-p={"spec":{"epoch":2}}'),
+        "to delete their store": a.does("delete", "rdzvstore", "b"),
+        "to delete stores": a.does("delete", "rdzvstore", "--all"),
+    }
+    assert {what: said for what, said in refused.items() if "orbidden" not in said} == {}
+    assert not any(CANARY in said for said in refused.values())
+    assert theirs.does("delete", "rdzvstore", "b") == ""
 
 
-def give_to(name: str, uid: str) -> str:
-    patch = [{"op": "add", "path": "/metadata/ownerReferences/-", "value": owner(name, uid)}]
-    return f"-p={json.dumps(patch)}"
+def test_nobody_takes_the_name_of_a_store_or_a_round_before_its_rendezvous_does(tenants: Tenants) -> None:
+    in_force(tenants)
+    for obj in (store("b"), round_("b")):
+        assert f"takes no part in Rendezvous b, and may not write its {obj['kind']}" in tenants.a.does(
+            "create", obj=obj
+        )
+        assert tenants.b.does("create", obj=obj) == ""
+
+
+@pytest.fixture
+def address() -> Iterator[str]:
+    """One that a pod can have, and nobody but this machine reaches."""
+    address = "198.51.100.77"
+    change = ["ip", "address", "replace", f"{address}/32", "dev", "lo"]
+    subprocess.run(change, check=True)
+    yield address
+    subprocess.run(["del" if word == "replace" else word for word in change], check=True)
+
+
+def test_worlds_with_stores_in_the_api_form_side_by_side_and_say_no_secret(tenants: Tenants, address: str) -> None:
+    """Each agent has the rights of its Rendezvous' Role, from a pod of its own, and no more."""
+    in_force(tenants)
+    handlers = {}
+    for name in ("a", "b"):
+        for slot in range(2):
+            pod = f"{name}-{slot}"
+            each = account(tenants.admin, tenants.directory, tenants.namespace, name, pod=pod)
+            handlers[pod] = handler(each, name, pod, slot, address)
+    with ThreadPoolExecutor(4) as pool:
+        for number in range(2):
+            infos = dict(zip(handlers, pool.map(lambda each: each.next_rendezvous(), handlers.values()), strict=True))
+            for name in ("a", "b"):
+                first, second = infos[f"{name}-0"], infos[f"{name}-1"]
+                assert sorted((first.rank, second.rank)) == [0, 1]
+                assert not first.store.check(["key"]), "a key of an earlier round, or of the other world"
+                first.store.set("key", f"canary-of-{name}-{number}")
+                assert second.store.get("key").decode() == f"canary-of-{name}-{number}"
+                assert (second.store.add("n", 1), first.store.add("n", 1)) == (1, 2)
+        list(pool.map(lambda each: each.shutdown(), handlers.values()))
+    stores = json.loads(tenants.admin.kubectl("-n", tenants.namespace, "get", "rdzvstore", "-o", "json"))["items"]
+    assert [each["metadata"]["name"] for each in stores] == ["a", "b"]
+    keys = json.loads(tenants.admin.kubectl("-n", tenants.namespace, "get", "rdzvround", "-o", "json"))["items"]
+    canaries = [
+        "canary-of-",
+        base64.b64encode(b"canary-of-").decode()[:12],
+        *(each["spec"]["coordinator"]["key"] for each in keys),
+    ]
+    shown = tenants.admin.kubectl(
+        "-n", tenants.namespace, "get", "rdzv,rdzvmember,events,pods,configmaps", "-o", "yaml"
+    )
+    shown += tenants.admin.audit_log.read_text()
+    assert [canary for canary in canaries if canary in shown] == []
+
+
+def handler(each: Account, name: str, pod: str, slot: int, address: str) -> AgentRendezvousHandler:
+    config = from_kubeconfig(str(each.cluster.kubeconfig))
+    place = Place(
+        backend="kubernetes",
+        client=Client(config),
+        namespace=each.namespace,
+        name=name,
+        server=(config.host, config.port),
+        pod=(pod, each.pod_uid),
+        store="kubernetes",
+        store_by_name=True,
+    )
+    settings = {"slot": str(slot), "join_timeout": 60, "store": "kubernetes"}
+    params = RendezvousParameters("kubernetes", f"{each.namespace}/{name}", "u", 2, 2, local_addr=address, **settings)
+    return AgentRendezvousHandler(params, place)

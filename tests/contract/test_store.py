@@ -33,7 +33,9 @@ if TYPE_CHECKING:
     from rdzv.backing import Backing
 
 CRD = Path(__file__).resolve().parents[2] / "charts/rendezvous-operator/files/crds/rendezvousstore.yaml"
-KINDS = ["tcp", "prefix-tcp", "kubernetes", "prefix-kubernetes", "etcd", "prefix-etcd"]
+KINDS = ["tcp", "prefix-tcp", "kubernetes", "prefix-kubernetes", "named", "etcd", "prefix-etcd"]
+#: Of the store that is kept in one object of a given name, as an agent's is.
+ROUND = {"apiVersion": "rdzv.dev/v1alpha1", "kind": "RendezvousRound", "metadata": {"name": "job", "uid": "u-1"}}
 SHORT = timedelta(milliseconds=400)
 PATIENT = timedelta(seconds=60)
 TIMEOUT = "[t -i]imeout"  # torch's own tests look for this.
@@ -60,7 +62,8 @@ class World:
         if self.connect is None:
             store: Store = dist.TCPStore("127.0.0.1", self.port, is_master=False)
         else:
-            store = KubernetesStore(self.name, "default", client=self.connect())
+            named: dict[str, Any] = {"owner": ROUND, "kept_in": self.name} if self.kind == "named" else {}
+            store = KubernetesStore(f"{self.name}-7", "default", client=self.connect(), **named)
         self.made.append(store)
         if self.kind.startswith("prefix"):
             store = dist.PrefixStore("of/this", store)

@@ -684,7 +684,7 @@ def test_a_hostile_shard_is_named_or_used(case: str, opener: Open, monkeypatch: 
     monkeypatch.setattr(records, "MAX_PATIENCE", 1)
     store = opener()
     core, index = store._core, records.shard_of("n")
-    obj = records.new_shard(core.name, index, _entry())
+    obj = records.new_shard(core.name, core.shards[index].name, _entry())
     spec = json.loads(json.dumps(HOSTILE[case]).replace("STORE", core.name))
     core.client.create(STORES, "default", {**obj, "spec": {**obj["spec"], "log": [], **spec}})
     calls: list[Callable[[], Any]] = [

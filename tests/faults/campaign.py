@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from faults.checker import Operation
-from faults.client import KEYS, READS, Job, order_of
+from faults.client import KEYS, READS, Job, kept, order_of
 from support.fault_proxy import FaultProxy
 from torch import distributed as dist
 
@@ -200,12 +200,17 @@ def run(
     operations: int = 16,
     bug: str = "",
     work: str = "all",
+    by_name: bool = False,
 ) -> Outcome:
-    """One history on a KubernetesStore, in which a kind of fault happens all the time."""
-    name = f"history-{secrets.token_hex(5)}"
+    """One history on a KubernetesStore, in which a kind of fault happens all the time.
+
+    `by_name`: it is kept in one object of a given name, as an agent's.
+    """
+    name = f"history-{secrets.token_hex(5)}-1"
+    kept_in = name if by_name else ""
     directory.mkdir(parents=True)
     client = Client(from_kubeconfig(str(kubeconfig)))
-    store = KubernetesStore(name, "default", client=client)
+    store = KubernetesStore(name, "default", client=client, **kept(kept_in))
     try:
         begun = _begin(store, work)
         with FaultProxy(kubeconfig, directory) as proxy:
@@ -222,6 +227,7 @@ def run(
                     bug=bug,
                     fork=fault == "fork",
                     extra={"PATIENCE": 1},
+                    kept_in=kept_in,
                 )
                 for i in range(clients)
             ]

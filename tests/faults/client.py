@@ -74,6 +74,8 @@ class Job:
     bug: str = ""
     fork: bool = False
     keys_at_start: int = 0
+    kept_in: str = ""
+    """The one object that the store is kept in, as an agent's is; empty: objects of its own."""
     extra: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -92,11 +94,18 @@ QUEUES = ["queue-0", "queue-1"]
 def open_store(job: Job) -> Any:
     """A handle of its own on the job's store."""
     if job.kubeconfig:
-        store: Any = KubernetesStore(job.store, "default", client=Client(from_kubeconfig(job.kubeconfig)))
+        client = Client(from_kubeconfig(job.kubeconfig))
+        store: Any = KubernetesStore(job.store, "default", client=client, **kept(job.kept_in))
     else:
         store = dist.TCPStore("127.0.0.1", int(job.store), is_master=False)
     store.set_timeout(timedelta(seconds=job.seconds))
     return store
+
+
+def kept(name: str) -> dict[str, Any]:
+    """What opens a store that is kept in the object of this name, if one is given."""
+    owner = {"apiVersion": "rdzv.dev/v1alpha1", "kind": "RendezvousRound", "metadata": {"name": name, "uid": "u-1"}}
+    return {"owner": owner, "kept_in": name} if name else {}
 
 
 class Recorder:

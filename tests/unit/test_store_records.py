@@ -86,7 +86,7 @@ class Reference:
 
 
 def shard(*entries: dict[str, Any]) -> dict[str, Any]:
-    made = records.new_shard("s", 3, entries[0] if entries else {})
+    made = records.new_shard("s", "s-3", entries[0] if entries else {})
     made["metadata"]["resourceVersion"] = "1"
     made["spec"]["log"] = list(entries)
     return made

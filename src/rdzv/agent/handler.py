@@ -235,9 +235,14 @@ class AgentRendezvousHandler(RendezvousHandler):  # type: ignore[misc]  # torch 
         prefix = re.sub("[^a-z0-9-]", "-", f"{place.name[:36]}-{accept.uid[:8]}-").lstrip("-")
         owner = {"apiVersion": API_VERSION, "kind": ROUND_KIND, "metadata": {"name": place.name, "uid": accept.uid}}
         store = KubernetesStore(
-            f"{prefix}{accept.round}", place.namespace, client=place.client, owner=owner, timeout=STORE_TIMEOUT
+            f"{prefix}{accept.round}",
+            place.namespace,
+            client=place.client,
+            owner=owner,
+            kept_in=place.name if place.store_by_name else None,
+            timeout=STORE_TIMEOUT,
         )
-        if accept.rank == 0:
+        if accept.rank == 0 and not place.store_by_name:
             # Of earlier rounds only: this agent may be the last to learn of its own, and others be in a later one.
             store.delete_others({f"{prefix}{number}" for number in range(accept.round)})
         return store
@@ -276,6 +281,7 @@ def create_handler(params: RendezvousParameters) -> RendezvousHandler:
         server=(api.host, api.port),
         pod=pod_of_token(api, os.environ),
         store=KUBERNETES,
+        store_by_name=True,
     )
     return AgentRendezvousHandler(params, place)
 

@@ -22,6 +22,7 @@ class Place:
         server: host and port that the client connects to; tells which address of this machine others can reach.
         pod: name and UID of the pod that this agent runs in, each empty where that is not known.
         store: what to write for `store` to keep the workers' store there, too, instead of in a TCPStore.
+        store_by_name: who may do what goes by the names of objects, so all stores are kept in one, that of the Round's name.
     """
 
     backend: str
@@ -31,3 +32,4 @@ class Place:
     server: tuple[str, int]
     pod: tuple[str, str]
     store: str
+    store_by_name: bool = False

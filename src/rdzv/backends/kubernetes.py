@@ -60,8 +60,8 @@ def provision(rendezvous: Rendezvous) -> Provision:
 def role_rules(name: str, *, with_store: bool) -> list[dict[str, Any]]:
     """The rules of a Role for agents of Rendezvous `name`, by name where Kubernetes allows it.
 
-    Objects can't be created, or listed by label, by name: Members are each their pod's own, which the chart's
-    ValidatingAdmissionPolicy sees to.
+    Objects can't be created, or listed by label, by name: that a Member is its pod's own, and a Store or a Round that of the name, the
+    chart's ValidatingAdmissionPolicies see to.
     """
 
     def rule(resource: str, verbs: list[str], names: Sequence[str] = ()) -> dict[str, Any]:
@@ -79,7 +79,10 @@ def role_rules(name: str, *, with_store: bool) -> list[dict[str, Any]]:
         rule("rendezvousmembers", ["create", "get", "list", "update", "watch"]),
     ]
     if with_store:
-        rules.append(rule("rendezvousstores", ["create", "delete", "get", "list", "patch", "watch"]))
+        rules += [
+            rule("rendezvousstores", ["delete", "get", "list", "patch", "watch"], [name]),
+            rule("rendezvousstores", ["create"]),
+        ]
     return rules
 
 

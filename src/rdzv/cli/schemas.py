@@ -25,7 +25,7 @@ def _shard() -> ReadOnlyObject:
     """A shard of a store right after its log was folded, and what else a RendezvousStore can have."""
     ops = [records.Op(kind, "x") for kind in ("compare_set", "add", "push")]
     entry = records.entry_of("x", 1, ops)
-    shard = records.new_shard("x", 0, entry)
+    shard = records.new_shard("x", "x-0", entry)
     shard["metadata"]["resourceVersion"] = "1"
     spec = {**shard["spec"], "log": [entry] * records.FOLD_ENTRIES, "horizon": 1}
     patch = replay.append_patch({**shard, "spec": spec}, [records.prepared(entry, "x", 1)])

@@ -21,7 +21,8 @@ from rdzv.resources import STORES
 from rdzv.store import records, replay
 from rdzv.store.records import ABORT, COMMIT, Malformed, Op
 from rdzv.store.replay import DONE, State
-from rdzv.store.shards import NOT_DONE, UNKNOWN, Shard, Shards, Ticket
+from rdzv.store.shard import Shard, Ticket
+from rdzv.store.shards import NOT_DONE, UNKNOWN, Shards
 
 __all__ = ["Appends"]
 
@@ -154,10 +155,14 @@ class Appends:
             raise DistStoreError(f"{error}; {UNKNOWN if sent.unknown else NOT_DONE}") from error
 
     def _alone(self, shard: Shard, entry: Object, retry: Retry, sent: _Sent, *, whole: bool) -> list[str] | None:
-        """Append an entry; None when others are quicker all the time, unless it sets all as a `whole`."""
+        """Append an entry; None when others are quicker all the time, and it can be posted to them.
+
+        It can't if it sets all as a `whole`, nor where all is kept in one object: letters are found by a list.
+        """
+        persist = whole or self.core.kept_in is not None
         backoff, crowd = Backoff(), Backoff(cap=_CROWD_CAP)
         look, looked = shard.object is None, False
-        while whole or time.monotonic() > shard.crowded_until:
+        while persist or time.monotonic() > shard.crowded_until:
             try:
                 if look:
                     self.core.get(shard, retry)
@@ -174,7 +179,7 @@ class Appends:
             except (Conflict, Invalid, NotFound) as error:
                 # What is known of the shard was old; or this very append had happened, and its reply was lost.
                 log.debug("conflict: %s", error)
-                if looked and whole:
+                if looked and persist:
                     retry.sleep(crowd.next(error.retry_after), error)
                 elif looked and not isinstance(error, _Moved):
                     break
@@ -205,7 +210,7 @@ class Appends:
         core = self.core
         try:
             if view.object is None:
-                fresh = records.new_shard(core.name, shard.index, entries[0], core.owners)
+                fresh = records.new_shard(core.name, shard.name, entries[0], core.owners)
                 stored = core.client.create(STORES, core.namespace, fresh, retry=retry)
             else:
                 patch = replay.append_patch(view.object, entries, commit)

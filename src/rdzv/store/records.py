@@ -106,9 +106,9 @@ def decode_key(text: str) -> str:
     return key
 
 
-def shard_of(key: str) -> int:
-    """The shard that a key lives in."""
-    return zlib.crc32(key.encode()) % SHARDS
+def shard_of(key: str, shards: int = SHARDS) -> int:
+    """The shard that a key lives in, of so many."""
+    return zlib.crc32(key.encode()) % shards
 
 
 def encode_value(value: bytes) -> str:
@@ -131,9 +131,20 @@ def decode_value(text: str) -> bytes:
 # Objects to write.
 
 
-def new_shard(store: str, index: int, entry: Object, owners: Sequence[Object] = ()) -> Object:
-    """The object to create when a shard gets its first entry."""
-    return _object(shard_name(store, index), {LABEL: store}, owners, log=[entry])
+def new_shard(store: str, name: str, entry: Object, owners: Sequence[Object] = ()) -> Object:
+    """The object to create when the shard of this name gets its first entry."""
+    return _object(name, {LABEL: store}, owners, log=[entry])
+
+
+def begin_patch(store: str, found: ReadOnlyObject, owners: Sequence[Object]) -> list[Object]:
+    """JSON patch that makes an object, in which another store was kept, this store's, with nothing in it."""
+    fresh = _object("", {LABEL: store}, owners)
+    return [
+        {"op": "test", "path": "/metadata/resourceVersion", "value": found["metadata"]["resourceVersion"]},
+        {"op": "add", "path": "/metadata/labels", "value": fresh["metadata"]["labels"]},
+        {"op": "add", "path": "/metadata/ownerReferences", "value": [*owners]},
+        {"op": "replace", "path": "/spec", "value": fresh["spec"]},
+    ]
 
 
 def letter(store: str, index: int, entry: Object, epoch: int, owners: Sequence[Object] = ()) -> Object:
@@ -173,6 +184,19 @@ def decision_name(store: str, writer: str, number: int) -> str:
 def is_decision(store: str, name: str) -> bool:
     """Whether an object of this name can decide a multi_set of this store."""
     return re.fullmatch(rf"{re.escape(store)}-decision-[0-9a-f]{{1,{_MAX_WRITER}}}-[0-9]{{1,19}}", name) is not None
+
+
+def is_of(store: str, found: ReadOnlyObject) -> bool:
+    """Whether an object is a shard of this store, and not of another one that is, or was, kept under its name."""
+    return (found["metadata"].get("labels") or {}).get(LABEL) == store
+
+
+def follows(store: str, found: ReadOnlyObject) -> bool | None:
+    """Whether an object is of a store that came after this one; None when the names, `PREFIX-NUMBER`, do not say."""
+    label = (found["metadata"].get("labels") or {}).get(LABEL, "")
+    prefix, _, number = store.rpartition("-")
+    match = re.fullmatch(rf"{re.escape(prefix)}-([0-9]{{1,19}})", label)
+    return int(match[1]) > int(number) if match and number.isdecimal() else None
 
 
 def entry_of(writer: str, number: int, ops: Iterable[Op]) -> Object:

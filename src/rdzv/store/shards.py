@@ -12,26 +12,26 @@ import os
 import secrets
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from typing import TYPE_CHECKING
 
 from torch.distributed import DistStoreError
 
-from rdzv.kube.api import AlreadyExists, ApiError, Conflict, NotFound, ServerError, Unreachable
+from rdzv.kube.api import AlreadyExists, ApiError, Conflict, Invalid, NotFound, ServerError, Unreachable
 from rdzv.kube.retry import Backoff, Retry
 from rdzv.kube.watch import DELETED, SYNCED
 from rdzv.objects import Object, ReadOnlyObject
-from rdzv.resources import STORES
+from rdzv.resources import ROUNDS, STORES
 from rdzv.store import records
-from rdzv.store.records import Malformed, Op
-from rdzv.store.replay import Prepared, State, replay
+from rdzv.store.records import Malformed
+from rdzv.store.replay import Prepared, State
+from rdzv.store.shard import Shard, replayed
 
 if TYPE_CHECKING:
     from rdzv.backing import Backing
     from rdzv.kube.watch_loop import WatchLoop
 
-__all__ = ["NOT_DONE", "UNKNOWN", "Shard", "Shards", "Ticket"]
+__all__ = ["NOT_DONE", "UNKNOWN", "Shards"]
 
 log = logging.getLogger("rdzv.store")
 log.addHandler(logging.NullHandler())
@@ -42,62 +42,21 @@ _LAST_LOOK = 1.0  # Seconds for the read before a timeout is declared.
 _COMMITS_KEPT = 1000  # Commits are forgotten with their objects; this is for a process that has no watch.
 
 
-class Ticket:
-    """Operations of one thread that wait to be appended."""
-
-    def __init__(self, ops: Sequence[Op]) -> None:
-        self.ops = ops
-        self.size = records.size_of(records.entry_of("", 0, ops))
-        self.results: list[str] | None = None
-        self.error: Exception | None = None
-
-
-class Shard:
-    """What this process knows of one object, and wants of it."""
-
-    def __init__(self, index: int, name: str) -> None:
-        self.index, self.name = index, name
-        self.tickets: deque[Ticket] = deque()
-        self.turn = threading.Lock()
-        """Held by the thread that appends: one entry at a time, so that entries of this writer arrive in order."""
-        self.number = 0
-        """Of the last entry sent. Never used twice, also if nobody knows what became of it."""
-        self.object: Object | None = None
-        self.version = 0
-        self.deleted = False
-        self.crowded_until = 0.0
-        """Others were quicker just now: until then, post letters at once."""
-        self._state: State | None = None
-
-    @property
-    def uid(self) -> str | None:
-        """Of the object; None while none was seen."""
-        return str(self.object["metadata"]["uid"]) if self.object else None
-
-    def see(self, shard: Object) -> bool:
-        """Take note of a state, from wherever it comes; whether it is news."""
-        meta = shard["metadata"]
-        if self.object and meta["uid"] != self.uid:
-            self.deleted = True  # And another store has been made under its name.
-            return True
-        version = int(meta["resourceVersion"])
-        if version <= self.version:
-            return False
-        self.object, self.version, self._state = shard, version, None
-        return True
-
-    def state(self) -> State:
-        """Keys and values, without an entry that is not decided."""
-        if self._state is None:
-            self._state = _replayed(self.object)
-        return self._state
-
-
 class Shards:
     """The objects of one store, as this process sees them; shared by clones. Raises DistStoreError for whatever goes wrong."""
 
-    def __init__(self, client: Backing, namespace: str, name: str, owners: Sequence[Object], own_client: bool) -> None:
+    def __init__(
+        self,
+        client: Backing,
+        namespace: str,
+        name: str,
+        owners: Sequence[Object],
+        own_client: bool,
+        kept_in: str | None = None,
+    ) -> None:
         self.client, self.namespace, self.name, self.owners = client, namespace, name, owners
+        self.kept_in = kept_in
+        """The one object that all is kept in, where an earlier store of the owner may still be."""
         self._own_client = own_client
         self._closed = False
         self._reset()
@@ -109,7 +68,8 @@ class Shards:
         self.stop = threading.Event()
         self.changed = threading.Condition()
         """Guards what is known of the shards; notified of each change."""
-        self.shards = [Shard(i, records.shard_name(self.name, i)) for i in range(records.SHARDS)]
+        names = [self.kept_in] if self.kept_in else [records.shard_name(self.name, i) for i in range(records.SHARDS)]
+        self.shards = [Shard(i, name) for i, name in enumerate(names)]
         self._by_name = {shard.name: shard for shard in self.shards}
         self.numbers = itertools.count(1)
         """Of this client's decisions."""
@@ -143,6 +103,10 @@ class Shards:
                 thread.join()
             if self._own_client:
                 self.client.close()
+
+    def shard_of(self, key: str) -> int:
+        """The shard that a key lives in."""
+        return records.shard_of(key, len(self.shards))
 
     # Objects.
 
@@ -211,7 +175,9 @@ class Shards:
         """Delete all shards, and letters and decisions that were left behind."""
         try:
             names = [shard.name for shard in self.shards]
-            for label in (records.LABEL, records.LETTER):
+            if self.kept_in:
+                self.get(self.shards[0], retry)
+            for label in () if self.kept_in else (records.LABEL, records.LETTER):
                 found = self.client.list(STORES, self.namespace, label_selector=f"{label}={self.name}", retry=retry)
                 names += [item["metadata"]["name"] for item in found["items"]]
             for name in dict.fromkeys(names):
@@ -265,6 +231,8 @@ class Shards:
 
     def read_all(self, retry: Retry) -> list[State]:
         """States of all shards at one moment, not before this call."""
+        if self.kept_in:
+            return [self.read(0, retry)]
         known = {shard.name for shard in self.shards if shard.object is not None}  # Before asking, as in `get`.
         try:
             found = self.client.list(STORES, self.namespace, label_selector=f"{records.LABEL}={self.name}", retry=retry)
@@ -279,7 +247,7 @@ class Shards:
             shard.deleted = shard.deleted or (item is None and shard.name in known)
             if shard.deleted:
                 raise self._deleted(shard)
-            state = shard.state() if item is shard.object else _replayed(item)
+            state = shard.state() if item is shard.object else replayed(item)
             waits = state.prepared
             if waits is not None:
                 self._check_name(shard, waits)
@@ -291,12 +259,49 @@ class Shards:
     def get(self, shard: Shard, retry: Retry) -> None:
         """Read a shard, if it exists."""
         known = shard.object is not None  # Before asking: it may be made, and be seen by the watch, meanwhile.
+        backoff, read = Backoff(), False
         try:
-            self.see(shard, self.client.get(STORES, self.namespace, shard.name, retry=retry))
+            while not read and not shard.deleted:
+                found = self.client.get(STORES, self.namespace, shard.name, retry=retry)
+                if not self._is_anothers(found):
+                    self.see(shard, found)
+                    read = True
+                elif known or self._is_over(found, retry):
+                    shard.deleted = True
+                else:
+                    read = self._begin(shard, found, backoff, retry)
         except NotFound:
             shard.deleted = shard.deleted or known
         if shard.deleted:
             raise self._deleted(shard)
+
+    def _is_anothers(self, found: ReadOnlyObject) -> bool:
+        return self.kept_in is not None and not records.is_of(self.name, found)
+
+    def _is_over(self, found: ReadOnlyObject, retry: Retry) -> bool:
+        """Whether the store that is found where this one is kept came after it."""
+        follows = records.follows(self.name, found)
+        if follows is not None:
+            return follows
+        # The other one's owner is another Round, and there is but one Round of a name at a time.
+        owner = self.owners[0]
+        try:
+            return bool(
+                self.client.get(ROUNDS, self.namespace, owner["name"], retry=retry)["metadata"]["uid"] != owner["uid"]
+            )
+        except NotFound:
+            return True
+
+    def _begin(self, shard: Shard, found: Object, backoff: Backoff, retry: Retry) -> bool:
+        """Begin this store where an earlier one is kept, in one write: there is no moment with neither. False: look again."""
+        patch = records.begin_patch(self.name, found, self.owners)
+        try:
+            self.see(shard, self.client.json_patch(STORES, self.namespace, shard.name, patch, retry=retry))
+        except (Conflict, Invalid, ServerError, Unreachable) as error:
+            log.debug("%s: beginning again after: %s", self.name, error)
+            retry.sleep(backoff.next(error.retry_after), error)
+            return False
+        return True
 
     def _deleted(self, shard: Shard) -> DistStoreError:
         return DistStoreError(f"store {self.namespace}/{self.name} was deleted: {shard.name} is gone")
@@ -353,8 +358,10 @@ class Shards:
         """Be told of changes from now on. Hold `changed`."""
         if self._thread is None and not self._closed:
             self._watch_error = None
-            selector = f"{records.LABEL}={self.name}"
-            self._watch = self.client.watch(STORES, self.namespace, label_selector=selector, fresh=False)
+            selector = "" if self.kept_in else f"{records.LABEL}={self.name}"
+            self._watch = self.client.watch(
+                STORES, self.namespace, name=self.kept_in, label_selector=selector, fresh=False
+            )
             self._thread = threading.Thread(target=self._follow, args=(self._watch,), name="rdzv-store", daemon=True)
             self._thread.start()
 
@@ -369,6 +376,10 @@ class Shards:
                 with self.changed:
                     if shard is None:
                         self._follow_decision(name, event.object, gone=event.type == DELETED)
+                    elif self._is_anothers(event.object):
+                        if int(event.object["metadata"]["resourceVersion"]) > shard.version:
+                            follows = records.follows(self.name, event.object)
+                            shard.deleted |= shard.object is not None or bool(follows)
                     elif event.type == DELETED:
                         shard.deleted = shard.deleted or event.object["metadata"]["uid"] == shard.uid
                     else:
@@ -410,12 +421,3 @@ class Shards:
         )
         caused.__cause__ = error
         return caused
-
-
-def _replayed(shard: ReadOnlyObject | None) -> State:
-    if shard is None:
-        return State()
-    try:
-        return replay(shard)
-    except Malformed as error:
-        raise DistStoreError(f"{shard['metadata']['name']} holds what no client writes: {error}") from error

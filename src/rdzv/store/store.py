@@ -65,6 +65,8 @@ class KubernetesStore(dist.Store):  # type: ignore[misc]  # torch is not analyse
         namespace: None for that of the configuration (a pod's own).
         client: to share; None makes one from the pod's service account or the kubeconfig, and closes it at the end.
         owner: an object with which the store is to go; owned by nothing when None.
+        kept_in: name of the one object to keep it in, so that RBAC can name it. The store is called PREFIX-NUMBER then, and the object
+            belongs to the highest number of its owner, a Round: an earlier store in it is deleted, this one if there is a later one.
         timeout: of operations that wait, and of retries when the API server is away.
 
     Raises:
@@ -79,13 +81,16 @@ class KubernetesStore(dist.Store):  # type: ignore[misc]  # torch is not analyse
         *,
         client: Backing | None = None,
         owner: Object | None = None,
+        kept_in: str | None = None,
         timeout: timedelta = timedelta(seconds=300),
     ) -> None:
         super().__init__()
         if not _NAME.fullmatch(name):
             raise ValueError(f"not a name for a store (lowercase letters, digits and -, at most 60): {name!r}")
+        if kept_in is not None and (owner is None or not name.rpartition("-")[2].isdecimal()):
+            raise ValueError(f"store {name!r}: one that is kept in a given object has a Round as owner, and a number")
         api = Client(load()) if client is None else client
-        self._bind(Shards(api, namespace or api.namespace, name, _owners(owner), client is None), timeout)
+        self._bind(Shards(api, namespace or api.namespace, name, _owners(owner), client is None, kept_in), timeout)
 
     def _bind(self, core: Shards, timeout: timedelta) -> None:
         self._core, self._appends = core, Appends(core)
@@ -137,7 +142,7 @@ class KubernetesStore(dist.Store):  # type: ignore[misc]  # torch is not analyse
     def check(self, keys: Keys) -> bool:
         """Whether all keys exist, at one moment."""
         core, retry = self._start()
-        by_shard = _by_shard(_key(key) for key in keys)
+        by_shard = _by_shard(core, (_key(key) for key in keys))
         states = _read(core, by_shard, retry)
         return all(states[index].has(key) for index, wanted in by_shard.items() for key in wanted)
 
@@ -165,7 +170,7 @@ class KubernetesStore(dist.Store):  # type: ignore[misc]  # torch is not analyse
     def multi_get(self, keys: Keys) -> list[bytes]:
         """Values that keys have at one moment; waits until all of them exist, as `get`."""
         names = [_key(key) for key in keys]
-        by_shard = _by_shard(names)
+        by_shard = _by_shard(self._core, names)
         deadline = time.monotonic() + (self.timeout.total_seconds() or _FOR_EVER)
         states: Mapping[int, State] = self._wait(names, None)
         core, retry = self._start()
@@ -177,7 +182,7 @@ class KubernetesStore(dist.Store):  # type: ignore[misc]  # torch is not analyse
         # A queue of that name counts as existing, as for TCPStore, and has no value.
         values = []
         for name in names:
-            index = records.shard_of(name)
+            index = core.shard_of(name)
             with core.legible(index):
                 values.append(states[index].value(name) or b"")
         return values
@@ -190,7 +195,7 @@ class KubernetesStore(dist.Store):  # type: ignore[misc]  # torch is not analyse
         for key, value in zip(keys, values, strict=True):
             op = Op("set", _key(key), _bytes(value))
             _refuse_large(op)
-            groups[records.shard_of(op.key)].append(op)
+            groups[self._core.shard_of(op.key)].append(op)
         for group in groups.values():
             _refuse_many(group)
         _, retry = self._start()
@@ -224,7 +229,7 @@ class KubernetesStore(dist.Store):  # type: ignore[misc]  # torch is not analyse
         """Values in a queue."""
         core, retry = self._start()
         name = _key(key)
-        return core.read(records.shard_of(name), retry).queue_len(name)
+        return core.read(core.shard_of(name), retry).queue_len(name)
 
     def clone(self) -> KubernetesStore:
         """Another handle on this store, with its own timeout; connections and watch are shared."""
@@ -256,7 +261,7 @@ class KubernetesStore(dist.Store):  # type: ignore[misc]  # torch is not analyse
         core.delete(retry)
 
     def delete_others(self, names: Set[str]) -> None:
-        """Delete other stores of the namespace. That it fails is only logged."""
+        """Delete other stores of the namespace, which have objects of their own. That it fails is only logged."""
         self._core.delete_others(names)
 
     # From operations to logs.
@@ -270,7 +275,7 @@ class KubernetesStore(dist.Store):  # type: ignore[misc]  # torch is not analyse
     def _run(self, op: Op) -> str:
         _refuse_large(op)
         _, retry = self._start()
-        result = self._appends.run(records.shard_of(op.key), [op], retry)[0]
+        result = self._appends.run(self._core.shard_of(op.key), [op], retry)[0]
         _refuse(op, result)
         return result
 
@@ -282,7 +287,7 @@ class KubernetesStore(dist.Store):  # type: ignore[misc]  # torch is not analyse
     ) -> dict[int, State]:
         seconds = (self.timeout if timeout is None else timeout).total_seconds()
         core, retry = self._start(seconds)
-        by_shard = _by_shard(keys)
+        by_shard = _by_shard(core, keys)
         tests = {index: _all_ready(ready, wanted) for index, wanted in by_shard.items()}
         states = core.wait(tests, retry)
         if len(states) < len(by_shard):
@@ -316,10 +321,10 @@ def _bytes(value: Value) -> bytes:
     raise TypeError(f"a value is str or bytes, not {type(value).__name__}")
 
 
-def _by_shard(keys: Iterable[str]) -> dict[int, list[str]]:
+def _by_shard(core: Shards, keys: Iterable[str]) -> dict[int, list[str]]:
     by_shard: defaultdict[int, list[str]] = defaultdict(list)
     for key in keys:
-        by_shard[records.shard_of(key)].append(key)
+        by_shard[core.shard_of(key)].append(key)
     return by_shard
 
 

@@ -20,7 +20,8 @@ from rdzv.store import records, replay
 from rdzv.store.appends import Appends
 from rdzv.store.records import COMMIT, Op
 from rdzv.store.replay import DONE
-from rdzv.store.shards import NOT_DONE, UNKNOWN, Shard
+from rdzv.store.shard import Shard
+from rdzv.store.shards import NOT_DONE, UNKNOWN
 
 __all__ = ["set_together"]
 
