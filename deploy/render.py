@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
-"""Writes what is rendered from the chart: the manifests for those who use no Helm, and the values in its README.
+"""Writes what is rendered: from the chart the manifests for those who use no Helm, and the values in its README; docs/cli.md's reference.
 
-`--check` writes nothing and fails when a file is not what the chart gives.
+`--check` writes nothing and fails when a file is not what the chart or the command's parser gives.
 """
 
 from __future__ import annotations
@@ -14,14 +14,15 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
+sys.path[:0] = [str(ROOT), str(ROOT / "src")]
 
-from deploy import values_table  # noqa: E402 - this file is run as a script, too
+from deploy import cli_reference, values_table  # noqa: E402 - this file is run as a script, too
 
 CHART = ROOT / "charts" / "rendezvous-operator"
 INSTALL = ROOT / "deploy" / "install.yaml"
 README = CHART / "README.md"
 POLICIES = ROOT / "deploy" / "standalone" / "policies.yaml"
+CLI = ROOT / "docs" / "cli.md"
 NAMESPACE = "rdzv-system"
 
 # Rendering looks at no cluster, so what `auto` values become is said here: Kubernetes with MutatingAdmissionPolicy and image volumes.
@@ -91,6 +92,7 @@ def main() -> int:
         INSTALL: HEADER + template("--skip-tests"),
         POLICIES: POLICIES_HEADER + template(*world),
         README: readme(),
+        CLI: cli_reference.filled(CLI.read_text()),
     }
     if not options.check:
         for path, text in files.items():
@@ -98,7 +100,7 @@ def main() -> int:
         return 0
     stale = [str(path.relative_to(ROOT)) for path, text in files.items() if path.read_text() != text]
     if stale:
-        print(f"{', '.join(stale)}: not what the chart gives. Run `make render` and commit the result", file=sys.stderr)
+        print(f"{', '.join(stale)}: not up to date. Run `make render` and commit the result", file=sys.stderr)
     return 1 if stale else 0
 
 

@@ -17,6 +17,8 @@ from support.torchrun_fleet import install_crds
 from torch.distributed.elastic.rendezvous import RendezvousConnectionError, RendezvousParameters, RendezvousTimeoutError
 from torch.distributed.elastic.rendezvous.registry import get_rendezvous_handler
 
+from rdzv.agent import narrator
+
 ROOT = Path(__file__).parents[2]
 QUIET_SECONDS = 20.0
 
@@ -108,6 +110,58 @@ def test_a_timeout_says_who_is_missing(plane: LocalCluster, light_namespace: str
         assert "2 of 4 expected pods have not joined" in str(error)
         assert "mnist-3 is Pending: Unschedulable" in str(error)
         assert "slot 2" in str(error)
+
+
+def test_a_rendezvous_that_is_deleted_with_its_role_is_said_once(
+    plane: LocalCluster,
+    light_namespace: str,
+    make: Make,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    tmp_path: Path,
+) -> None:
+    """While it waits it says who is missing; then there is no advice to add a Role to what is gone."""
+
+    def said(text: str) -> list[str]:
+        return [record.getMessage() for record in caplog.records if text in record.getMessage()]
+
+    def eventually(text: str) -> None:
+        deadline = time.monotonic() + 60
+        while not said(text):
+            assert time.monotonic() < deadline, [record.getMessage() for record in caplog.records]
+            time.sleep(0.05)
+
+    def kubectl(*words: str, obj: dict[str, Any] | None = None) -> str:
+        return plane.kubectl("-n", light_namespace, *words, input=None if obj is None else json.dumps(obj))
+
+    caplog.set_level("INFO", "rdzv.agent")
+    monkeypatch.setattr(narrator, "SAY_SECONDS", 1.0)
+    kubectl("create", "serviceaccount", "agent")
+    kubeconfig = json.loads(plane.kubeconfig.read_text())
+    kubeconfig["users"][0]["user"] = {"token": kubectl("create", "token", "agent").strip()}
+    (tmp_path / "kubeconfig").write_text(json.dumps(kubeconfig))
+    monkeypatch.setenv("KUBECONFIG", str(tmp_path / "kubeconfig"))
+    role = (ROOT / "deploy/standalone/role.yaml").read_text().replace("mnist", "job").replace("default", "agent")
+    plane.kubectl("apply", "-n", light_namespace, "-f", "-", input=role)
+    spec = {"backend": "kubernetes", "nodes": {"min": 2, "max": 2}}
+    obj = {"apiVersion": "rdzv.dev/v1alpha1", "kind": "Rendezvous", "metadata": {"name": "job"}, "spec": spec}
+    uid = json.loads(kubectl("create", "-o", "json", "-f", "-", obj=obj))["metadata"]["uid"]
+    missing = [{"pod": "mnist-1", "reason": "Unschedulable: 0/2 nodes are available: Insufficient cpu"}]
+    nodes = {"expected": 2, "joined": 1, "summary": "1/2", "missing": missing}
+    status = json.dumps({"status": {"runID": uid, "nodes": nodes}})
+    kubectl("patch", "rendezvous", "job", "--subresource=status", "--type=merge", "-p", status)
+
+    with ThreadPoolExecutor(1) as pool:
+        call = pool.submit(make(0, 2, 2, run_id=uid).next_rendezvous)
+        eventually("1 of 2 joined, missing: mnist-1 (Unschedulable: 0/2 nodes are available: Insufficient cpu)")
+        # As Kubernetes' garbage collector does it, which is not here.
+        for what in ("rendezvous/job", "rolebinding/job-agents", "rendezvousround/job"):
+            kubectl("delete", what, "--ignore-not-found")
+        error = call.exception(60)
+    assert isinstance(error, RendezvousConnectionError), error
+    assert f"Rendezvous {light_namespace}/job was deleted" in str(error)
+    assert len(said("was deleted")) == 1
+    assert said("Add to a Role") == []
 
 
 @pytest.mark.parametrize(

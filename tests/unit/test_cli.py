@@ -87,7 +87,7 @@ def test_a_process_that_can_train() -> None:
             "without that flag",
         ),
         ({"package": "", "package_error": "SyntaxError: x"}, POD, "package", "SyntaxError: x", "PYTHONPATH"),
-        ({"version": ""}, POD, "package", "no rendezvous_operator-*.dist-info", "whole distribution"),
+        ({"version": ""}, POD, "package", "no rendezvous_operator-*.dist-info", "the folder rdzv alone"),
         ({"torch": "", "torch_error": "ModuleNotFoundError: torch"}, POD, "torch", "ModuleNotFoundError", "image"),
         (
             {"registered": False, "entry_points": ()},
@@ -440,6 +440,21 @@ def test_it_is_kubectls_plug_in_too(monkeypatch: pytest.MonkeyPatch, capsys: pyt
     with pytest.raises(SystemExit, match="0"):
         cli.main(["doctor", "--help"])
     assert "usage: kubectl rdzv doctor" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("called", "advised"),
+    [
+        ("/usr/local/bin/kubectl-rdzv", "kubectl rdzv env NAME"),
+        ("/opt/rdzv/rdzv/__main__.py", "python -m rdzv env NAME"),
+        ("/usr/bin/rdzv", "rdzv env NAME"),
+    ],
+)
+def test_what_it_advises_can_be_typed_where_it_runs(called: str, advised: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", [called])
+    assert cli._as_called("see (rdzv env NAME prints them)") == f"see ({advised} prints them)"
+    kept = "kubectl exec a -- python -m rdzv doctor; the rdzv folder; kubectl get rdzv mnist"
+    assert cli._as_called(kept) == kept
 
 
 def test_it_runs_where_only_the_library_is() -> None:

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from deploy import cli_reference
+
 ROOT = Path(__file__).parents[2]
 SOURCES = sorted((ROOT / "src/rdzv").rglob("*.py"))
 MAP = (ROOT / "docs/ARCHITECTURE.md").read_text()
@@ -75,3 +77,16 @@ def test_each_wait_is_on_the_page_with_its_value(module: str, name: str, value: 
         assert re.search(rf"(?<![\d.]){float(str(number)):g}(?![\d.])", cell), (
             f"{name} is {value}, the page says {cell}"
         )
+
+
+def test_the_reference_of_the_command_is_what_its_parser_takes() -> None:
+    page = (ROOT / "docs/cli.md").read_text()
+    assert cli_reference.filled(page) == page, "run make render"
+    for name in ("explain", "status", "check", "doctor", "env", "backends", "conformance"):
+        assert f"### rdzv {name}\n" in page
+
+
+def test_no_page_or_message_installs_a_name_that_is_not_published() -> None:
+    pages = [ROOT / "README.md", *(ROOT / "docs").rglob("*.md"), *(ROOT / "charts").rglob("*.md"), *SOURCES]
+    found = [path.name for path in pages if re.search(r"(pip|pipx) install rendezvous-operator\b", path.read_text())]
+    assert found == []

@@ -20,13 +20,14 @@ from rdzv.agent.coordinator_loop import CoordinatorLoop, Shared
 from rdzv.agent.liveness import Callbacks, Liveness
 from rdzv.agent.loop import Loop
 from rdzv.agent.member_loop import MemberLoop
+from rdzv.agent.narrator import Narrator, Situation
 from rdzv.agent.own_member import OwnMember
 from rdzv.agent.round_reader import RoundReader
 from rdzv.agent.round_record import RoundRecord
 from rdzv.agent.signals import SignalPipe
 from rdzv.agent.threads import Threads
 from rdzv.agent.troubles import Troubles
-from rdzv.kube.api import ApiError, Stopped
+from rdzv.kube.api import ApiError, Forbidden, Stopped
 from rdzv.kube.config import ConfigError
 from rdzv.kube.retry import Retry
 from rdzv.protocol import member
@@ -118,6 +119,7 @@ class Agent:
         self._outcome: Accept | Raise | None = None
         self._error: Exception | None = None
         self._troubles = Troubles(client)
+        self._narrator = Narrator(client, settings.namespace, rendezvous, self._situation)
         self._left_out: tuple[LeftOut, ...] = ()
         self._coordinator: CoordinatorLoop | None = None
         self._requests: queue.SimpleQueue[Write | Read | None] = queue.SimpleQueue()
@@ -251,19 +253,22 @@ class Agent:
             raise AgentError(CONNECTION, "the rendezvous handler was shut down")
         if self._error is not None:
             error, self._error = self._error, None
-            raise AgentError(CONNECTION, str(error)) from error
+            raise AgentError(CONNECTION, self._narrator.fate or str(error)) from error
 
     def _explained(self, message: str, detail: str = "") -> str:
-        """With who is missing or, if nobody is known to be, with why the API server does not answer."""
+        """With what became of the Rendezvous, who is missing or, if nobody is known to be, why the API server does not answer."""
         trouble = self._client.trouble
-        detail = detail or (str(trouble) if trouble is not None else "")
+        detail = self._narrator.fate or detail or (str(trouble) if trouble is not None else "")
         return f"{message}: {detail}" if detail else message
 
     def _wait_for_outcome(self, event: MemberEvent) -> Accept:
         with self._member.lock:
             self._outcome = self._error = None  # What was refused while nobody waited may be allowed by now.
             self._feed(event)
-            self._member.wait(lambda: self._outcome is not None or self._error is not None or self._stop.is_set())
+        self._narrator.attend(
+            self._member, lambda: self._outcome is not None or self._error is not None or self._stop.is_set()
+        )
+        with self._member.lock:
             outcome = self._outcome
             if outcome is None:
                 self._check_error()
@@ -274,6 +279,11 @@ class Agent:
             raise AgentError(outcome.kind, outcome.message)
         missing = self._missing() if outcome.kind == TIMEOUT else ""
         raise AgentError(outcome.kind, self._explained(outcome.message, missing))
+
+    def _situation(self) -> Situation:
+        known = self._coordinator.waiting_for if self._coordinator is not None else ""
+        most = self._settings.policy.max_nodes
+        return Situation(self._identity, self._round.latest.record, most, known, self._coordinates())
 
     def _missing(self) -> str:
         loop = self._coordinator or self._new_coordinator()
@@ -385,7 +395,9 @@ class Agent:
 
     def _failed(self, error: Exception) -> None:
         """A request that will not do better when repeated ends `join`; any other one is only worth a word."""
-        if self._troubles.hopeless(error):
+        if isinstance(error, Forbidden):
+            self._narrator.look()
+        if self._troubles.hopeless(error, explained=bool(self._narrator.fate)):
             with self._member.lock:
                 self._error = error
             self._member.poke()
@@ -430,6 +442,7 @@ class Agent:
 
     def _round_changed(self, record: Round | None, rv: int) -> None:
         self._troubles.over()
+        self._narrator.note(self._round.latest)
         self._name(record.left_out if record is not None else ())
         self._feed(RoundSeen(record, rv))
         self._follow(record)

@@ -263,7 +263,6 @@ class CoordinatorLoop:
         except OutcomeUnknownError as error:
             log.info("the Round was not written: %s", error)
         except (ApiError, ConfigError) as error:
-            log.info("the Round was not written: %s", error)
             self.shared.failed(error)
             self._own_trouble(error)
             after = error.retry_after if isinstance(error, ApiError) else None

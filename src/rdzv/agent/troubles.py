@@ -32,6 +32,9 @@ PATIENCE_SECONDS: dict[type[Exception], float] = {UnknownResource: 8.0, ConfigEr
 """While a CRD is replaced by another version its objects are not served for a moment; a credential plug-in may fail once."""
 _APART_SECONDS = 30.0
 """Errors of one kind that are further apart are not of one trouble."""
+_SAY_AGAIN_SECONDS = 600.0
+"""Between two times that the same hopeless error is logged."""
+_TEXTS_KEPT = 100
 
 
 class Troubles:
@@ -40,20 +43,34 @@ class Troubles:
     def __init__(self, client: Backing) -> None:
         self._client = client
         self._since: dict[type[Exception], tuple[float, float]] = {}
-        self._said = ""
+        self._said: dict[str, float] = {}
 
-    def hopeless(self, error: Exception) -> bool:
-        """Whether repeating the request is of no use. Logs it, as an error then, and not twice in a row."""
+    def hopeless(self, error: Exception, *, explained: bool = False) -> bool:
+        """Whether repeating the request is of no use. Logs it, as an error then, and not again soon.
+
+        `explained`: why requests are refused was said already, so another refusal is no news.
+        """
         hopeless = not self._passing(error) and isinstance(error, HOPELESS)
-        text = str(error)
-        if text != self._said or not hopeless:
-            log.log(logging.ERROR if hopeless else logging.INFO, "%s", text)
-        self._said = text if hopeless else ""
+        refused = isinstance(error, (Forbidden, NotFound))
+        if not hopeless:
+            log.info("%s", error)
+        elif not (explained and refused) and self._is_news(str(error)):
+            log.error("%s", error)
         return hopeless
 
     def over(self) -> None:
         """Something was answered as it should be."""
         self._since.clear()
+
+    def _is_news(self, text: str) -> bool:
+        """Several requests fail in turn, each with its own text."""
+        now = time.monotonic()
+        if len(self._said) > _TEXTS_KEPT:
+            self._said.clear()
+        news = now > self._said.get(text, -_SAY_AGAIN_SECONDS) + _SAY_AGAIN_SECONDS
+        if news:
+            self._said[text] = now
+        return news
 
     def _passing(self, error: Exception) -> bool:
         if isinstance(error, ApiError) and self._client.maybe_starting(error):

@@ -30,6 +30,9 @@ _KINDS = {"pod": "pod", "pods": "pod", "po": "pod", "rdzv": "rendezvous", "rende
 #: Between two looks of `status --watch`.
 _LOOK_SECONDS = 2.0
 
+#: This command in a message; not one that is to be run elsewhere.
+_ADVICE = re.compile(r"(?<!-m )(?:kubectl )?\brdzv (?=(?:doctor|explain|status|check|env|backends)\b)")
+
 Run = Callable[[argparse.Namespace, Mapping[str, str]], int]
 
 
@@ -43,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         status: int = options.run(options, os.environ)
     except (CommandError, inquiry.NothingSuchError, ApiError, ConfigError) as error:
-        print(f"rdzv: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"rdzv: {_as_called(' '.join(str(error).split()))}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         return 130
@@ -59,9 +62,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def parser() -> argparse.ArgumentParser:
     """The parser of the whole command."""
-    prog = "kubectl rdzv" if os.path.basename(sys.argv[0]).startswith("kubectl-") else "rdzv"
     top = argparse.ArgumentParser(
-        prog=prog, description="Look at a Rendezvous, and find out what is wrong with it.",
+        prog=_program(), description="Look at a Rendezvous, and find out what is wrong with it.",
         epilog="The API server is the one of $KUBECONFIG, of the pod this runs in, or of ~/.kube/config.",
     )  # fmt: skip
     top.add_argument("--version", action="version", version=f"rdzv {rdzv.__version__}")
@@ -244,12 +246,22 @@ def _client(environ: Mapping[str, str]) -> Iterator[Client]:
 
 
 def _report(findings: Sequence[Finding]) -> int:
-    _print(render(findings))
+    _print(_as_called(render(findings)))
     return int(any(finding.verdict == PROBLEM for finding in findings))
 
 
 def _print(text: str) -> None:
     print(picture.highlighted(text) if _on_a_terminal() else text, flush=True)
+
+
+def _program() -> str:
+    """What the user types to get here: also in messages, so that what they advise can be typed."""
+    name = os.path.basename(sys.argv[0])
+    return "kubectl rdzv" if name.startswith("kubectl-") else "python -m rdzv" if name == "__main__.py" else "rdzv"
+
+
+def _as_called(text: str) -> str:
+    return _ADVICE.sub(f"{_program()} ", text)
 
 
 def _on_a_terminal() -> bool:

@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 
 OK, NOTE, PROBLEM = "ok", "note", "problem"
 
-#: Where injection mounts the library.
+#: Of its own name there is nothing at the index yet.
+_INSTALL = f"pip install the wheel or a checkout of {DISTRIBUTION}"
 _ENTRY_POINT = "rdzv.plugin:kubernetes"
 _SUBJECT_WIDTH = 12
 #: What pods agree on or never meet; the rest may be older than the last edit of the spec.
@@ -92,7 +93,7 @@ def _package(probe: Probe, environ: Mapping[str, str], trains: bool) -> Finding:
         )
     if not probe.version:
         cause = f"{probe.package} is on the path, but no {DISTRIBUTION.replace('-', '_')}-*.dist-info is beside it"
-        fix = f"install the whole distribution (pip install {DISTRIBUTION}); the folder rdzv alone has no entry points"
+        fix = f"{_INSTALL}: the folder rdzv alone has no entry points"
         return Finding("package", verdict, f"rdzv at {probe.package} is not an installed distribution", cause, fix)
     return Finding("package", OK, f"{DISTRIBUTION} {probe.version} at {probe.package}")
 
@@ -102,9 +103,9 @@ def _why_not_found(probe: Probe, environ: Mapping[str, str], error: str) -> tupl
     if probe.isolated and path:
         return (
             f"it runs with -I or -E, so PYTHONPATH={path} is ignored",
-            f"run torchrun without that flag (python -m torch.distributed.run …), or pip install {DISTRIBUTION} there",
+            f"run torchrun without that flag (python -m torch.distributed.run …), or {_INSTALL} there",
         )
-    return error, f"pip install {DISTRIBUTION} into that Python, or put the library's folder on PYTHONPATH"
+    return error, f"{_INSTALL} into that Python, or put the library's folder on PYTHONPATH"
 
 
 def _plugin(probe: Probe) -> Finding:
@@ -123,7 +124,7 @@ def _plugin(probe: Probe) -> Finding:
         cause = f"no installed distribution has entry point {GROUP}/{BACKEND}"
         if probe.package:
             cause += f": the dist-info of {DISTRIBUTION} is not on the path, though rdzv is"
-        fix = f"pip install {DISTRIBUTION}, or put on PYTHONPATH the folder that holds both rdzv and its dist-info"
+        fix = f"{_INSTALL}, or put on PYTHONPATH the folder that holds both rdzv and its dist-info"
     else:
         cause, fix = f"torch {probe.torch} does not read entry points {GROUP}", "use a newer torch"
     return Finding("plug-in", PROBLEM, f"backend {BACKEND} is not registered with torch", cause, fix)
