@@ -27,8 +27,8 @@ test-contract: venv
 test-cluster: venv
 	$(BIN)/pytest tests/cluster
 
-faults: venv ## the long form of tests/faults: hundreds of histories of the store under faults, and seeded bugs
-	RDZV_FAULTS=long $(BIN)/pytest tests/faults
+faults: venv ## the long forms: hundreds of histories of the store under faults, seeded bugs, and 50 kills of the operator that leads
+	RDZV_FAULTS=long $(BIN)/pytest tests/faults tests/contract/test_operator_election.py
 
 bench: venv ## every rendezvous backend side by side: a table, and .local/bench.json (BENCH_ONLY=form-fixed BENCH_N=2,8 for parts)
 	$(BIN)/python tests/bench/run.py

@@ -191,6 +191,7 @@ def release(control_plane: LocalCluster, tmp_path: Path) -> Iterator[Release]:
         control_plane.kubectl("delete", "namespace", each, "--wait=false")
 
 
+@pytest.mark.timeout(3600 if LONG else 600)
 def test_whenever_the_leader_is_killed_the_other_one_goes_on_and_nothing_is_written_twice(release: Release) -> None:
     release.add("a")
     release.add("b")
