@@ -56,7 +56,8 @@ class Lab:
             endpoints = {"c10d": f"127.0.0.1:{free_port()}", "etcd-v3": self.servers.current_etcd}
             endpoint = endpoints.get(registered, self.servers.etcd)
             return Meeting(endpoint, name, name, least, most, self.kubeconfig)
-        spec = {"backend": "kubernetes", "nodes": {"min": least, "max": most}}
+        # Nobody replaces a pod here: what is measured is what finding out and forming anew take.
+        spec = {"backend": "kubernetes", "nodes": {"min": least, "max": most}, "kubernetes": {"replacementWait": 0}}
         metadata = {"name": name, "namespace": self.namespace}
         obj = {"apiVersion": "rdzv.dev/v1alpha1", "kind": "Rendezvous", "metadata": metadata, "spec": spec}
         uid = self.client.create(RENDEZVOUS, self.namespace, obj)["metadata"]["uid"]

@@ -131,7 +131,7 @@ def test_a_pod_of_another_backend_needs_no_permission(api: LocalCluster, light_n
     apply(api, rendezvous(light_namespace, backend="c10d"))
     given = {
         "PET_RDZV_BACKEND": "c10d",
-        "PET_RDZV_ENDPOINT": "h:1",
+        "PET_RDZV_ENDPOINT": "127.0.0.1:9",
         "PET_RDZV_ID": "uid",
         "PET_NNODES": "2",
         "RDZV_NAME": "mnist",
@@ -140,6 +140,7 @@ def test_a_pod_of_another_backend_needs_no_permission(api: LocalCluster, light_n
     done = rdzv(agent(api, light_namespace, tmp_path), "doctor", **given)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "pods of this backend need no access" in done.stdout
+    assert "127.0.0.1:9 refuses connections" in done.stdout
 
 
 def test_a_rendezvous_that_is_missing_is_said(api: LocalCluster, light_namespace: str) -> None:

@@ -154,13 +154,13 @@ def test_a_rendezvous_that_nobody_uses(control_plane: LocalCluster, light_namesp
     for words in ([], ["mnist"], ["rdzv/mnist"]):
         done = explain(control_plane, light_namespace, *words)
         assert done.returncode == 1
-        assert "Job train has the label in its own metadata, not in its template" in done.stdout, done.stdout
+        assert f"Job train has the label {LABEL}: mnist on itself" in done.stdout, done.stdout
 
 
 def test_what_is_not_there(control_plane: LocalCluster, light_namespace: str, kube: Kube) -> None:
     kube.create(plain(light_namespace, "mnist-0", 0))
     for words, said in (
-        (["mnist-9"], "there are mnist-0"),
+        (["mnist-9"], "did you mean mnist-0?"),
         (["rdzv/nobody"], "does not exist"),
         ([], "has no Rendezvous"),
     ):

@@ -22,12 +22,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
-from support.accounts import account, install_crds, policies, rendered
+from support.accounts import account, policies, rights
 from support.cluster_fixtures import LocalCluster
 from support.fault_proxy import FaultProxy
 from support.operated import pod, rendezvous
 from support.operator_process import Kube, OperatorProcess, eventually
+from support.torchrun_fleet import Fleet, install_crds
 
 from rdzv.control.election import LEASE_SECONDS
 
@@ -176,10 +176,10 @@ def release(control_plane: LocalCluster, tmp_path: Path) -> Iterator[Release]:
     for each in (namespace, served):
         control_plane.kubectl("create", "namespace", each)
     arguments = (f"--namespace={namespace}", f"--set=watchNamespaces={{{served}}}")
-    with policies(control_plane, [namespace, served], *arguments) as name:
-        chart = rendered(control_plane, f"--set=fullnameOverride={name}", *arguments)
-        rights = [obj for obj in chart if obj["kind"] in {"Role", "RoleBinding", "ServiceAccount"}]
-        control_plane.kubectl("apply", "-f", "-", input=yaml.safe_dump_all(rights))
+    with (
+        policies(control_plane, [namespace, served], *arguments) as name,
+        rights(control_plane, name, *arguments),
+    ):
         found = Release(control_plane, Kube(control_plane.kubeconfig), tmp_path, namespace, served, name)
         try:
             yield found
@@ -303,16 +303,34 @@ def test_after_an_outage_of_the_api_server_one_leads_again(release: Release) -> 
         assert written_without_the_lease(release) == []
 
 
-def test_pods_of_other_namespaces_are_none_of_its_business(release: Release, light_namespace: str) -> None:
-    """The operator has the chart's Roles in one namespace and no right elsewhere, so that it could not even look."""
+def test_with_rights_in_one_namespace_only_a_world_forms_there_and_nobody_looks_elsewhere(
+    release: Release, light_namespace: str, tmp_path: Path
+) -> None:
     release.add("a")
+    kube = release.kube
     for namespace in (light_namespace, release.served):
-        for obj in (rendezvous(namespace), pod(namespace, "x", 0), pod(namespace, "y", 1)):
-            release.kube.create(obj)
-    eventually(lambda: release.kube.get("ConfigMap", release.served, "rdzv-mnist"))
-    eventually(lambda: release.is_served("mnist"))
-    assert release.kube.get("ConfigMap", light_namespace, "rdzv-mnist") is None
-    refused = [event for event in release.audit() if event["responseStatus"]["code"] == 403]
-    assert refused == []
-    read = {(event.get("objectRef") or {}).get("namespace", "") for event in release.audit() if event["verb"] != "get"}
-    assert read == {release.served, release.namespace}
+        for obj in (rendezvous(namespace, "kubernetes"), pod(namespace, "x", 0)):
+            kube.create(obj)
+    made = eventually(lambda: (kube.get("Rendezvous", release.served, "mnist") or {}).get("status", {}).get("runID"))
+    kube.delete("Pod", release.served, "x")
+    fleet = Fleet(tmp_path, release.cluster.kubeconfig, f"{release.served}/mnist", made, "2:2")
+    try:
+        nodes = [fleet.start() for _ in range(2)]
+        fleet.await_world(nodes, 2)
+        eventually(lambda: rounds(release) == 1)
+        fleet.finish()
+        fleet.wait("all agents end", lambda: not any(node.alive() for node in nodes))
+    finally:
+        fleet.stop()
+    assert kube.get("ConfigMap", release.served, "rdzv-mnist")
+    assert kube.get("ConfigMap", light_namespace, "rdzv-mnist") is None
+    assert "status" not in (kube.get("Rendezvous", light_namespace, "mnist") or {})
+    asked = [event for event in release.audit() if event.get("objectRef")]
+    assert [event for event in asked if event["responseStatus"]["code"] == 403] == []
+    assert {event["objectRef"].get("namespace", "") for event in asked} == {release.served, release.namespace}
+
+
+def rounds(release: Release) -> int:
+    """The highest round that the operator has seen."""
+    status = (release.kube.get("Rendezvous", release.served, "mnist") or {}).get("status") or {}
+    return int(status.get("round") or 0)

@@ -65,8 +65,10 @@ def life(control_plane: LocalCluster, tmp_path_factory: pytest.TempPathFactory) 
         rights(control_plane, name, *release) as roles,
     ):
         operator = account(control_plane, scratch, namespace, name)
-        with running_operator(operator.cluster.kubeconfig, scratch / "log", namespace):
+        lease = {"RDZV_LEASE": f"{namespace}/{RELEASE}"}
+        with running_operator(operator.cluster.kubeconfig, scratch / "log", namespace, env=lease) as process:
             live(Kube(control_plane.kubeconfig), namespace)
+            process.stop()
         user = f"system:serviceaccount:{namespace}:{name}"
         used, refused = requests(control_plane, user)
         yield Life({right for role in roles for right in rights_of(role["rules"])}, used, refused)

@@ -320,10 +320,30 @@ REFUSED = [
         {"backend": "etcd", "etcd": {"image": "etcd --evil"}},
     ),
     Refused("etcd-unknown-setting", 'unknown field "spec.etcd.members"', {"backend": "etcd", "etcd": {"members": 3}}),
+        "kubernetes-settings-with-c10d",
+        "spec.kubernetes: Invalid value: holds settings of backend kubernetes, but spec.backend is c10d",
+        {"kubernetes": {"replacementWait": 5}},
+    ),
+    *(
+        Refused(
+            f"{setting}-{value}",
+            f"spec.kubernetes.{setting} in body should be {bound}",
+            {"backend": "kubernetes", "kubernetes": {setting: value}},
+        )
+        for setting, value, bound in (
+            ("replacementWait", -1, "greater than or equal to 0"),
+            ("replacementWait", 3601, "less than or equal to 3600"),
+            ("minRoundDuration", 86_401, "less than or equal to 86400"),
+            ("scaleUpWindow", 86_401, "less than or equal to 86400"),
+        )
+    ),
     # what the schema does not know
     Refused("unknown-field", 'unknown field "spec.timeout"', {"timeout": 600}),
     Refused("misspelt-field", 'unknown field "spec.nProcPerNode"', {"nProcPerNode": 2}),
     Refused("unknown-field-in-nodes", 'unknown field "spec.nodes.count"', {"nodes": {"min": 2, "count": 2}}),
     Refused("unknown-setting", 'unknown field "spec.c10d.host"', {"c10d": {"host": "pod-0"}}),
-    Refused("member-without-settings", 'unknown field "spec.kubernetes"', {"backend": "kubernetes", "kubernetes": {}}),
+    Refused(
+        "misspelt-setting", 'unknown field "spec.kubernetes.wait"', {"backend": "kubernetes", "kubernetes": {"wait": 1}}
+    ),
+    Refused("member-without-settings", 'unknown field "spec.etcd"', {"backend": "etcd", "endpoint": "e:1", "etcd": {}}),
 ]

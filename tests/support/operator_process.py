@@ -168,10 +168,10 @@ class OperatorProcess:
 
 @contextmanager
 def running_operator(
-    kubeconfig: Path, log: Path, namespace: str, path: Path | None = None
+    kubeconfig: Path, log: Path, namespace: str, path: Path | None = None, env: Mapping[str, str] | None = None
 ) -> Iterator[OperatorProcess]:
     """Serves one namespace, so that tests side by side do not serve each other's objects. `path`: of plug-ins."""
-    operator = OperatorProcess(kubeconfig, log, namespace, path)
+    operator = OperatorProcess(kubeconfig, log, namespace, path, env=env)
     operator.start()
     try:
         yield operator

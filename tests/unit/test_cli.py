@@ -412,11 +412,17 @@ def test_a_picture_fits_a_screen() -> None:
 
 
 def test_the_list_of_a_namespace() -> None:
-    other = {"metadata": {"name": "b"}, "spec": {"backend": "c10d"}}
-    assert picture.overview([rendezvous(round=2, nodes={"summary": "2/2"}), other]).splitlines() == [
-        "NAME   BACKEND     NODES  ROUND  READY  REASON",
-        "mnist  kubernetes  2/2    2      True   NodesPresent",
+    other = {"metadata": {"name": "b", "namespace": "c"}, "spec": {"backend": "c10d"}}
+    found = [rendezvous(round=2, nodes={"summary": "2/2"}, summary="Running 2/2"), other]
+    assert picture.overview(found).splitlines() == [
+        "NAME   BACKEND     NODES  ROUND  READY  STATUS",
+        "mnist  kubernetes  2/2    2      True   Running 2/2",
         "b      c10d        -      -      -      -",
+    ]
+    assert [line.split()[0] for line in picture.overview(found, namespaces=True).splitlines()] == [
+        "NAMESPACE",
+        "team",
+        "c",
     ]
 
 

@@ -16,6 +16,7 @@ from rdzv.cli.injection import near_label
 from rdzv.cli.pod_facts import PodFacts
 from rdzv.cli.snapshot import Snapshot
 from rdzv.control.inject import InjectionSettings, inject
+from rdzv.control.nearby import Found
 from rdzv.protocol.encoding import salted_fingerprints
 from rdzv.protocol.records import Coordinator, Leader, LeftOut, Member, Round
 from rdzv.spec import LABEL
@@ -258,7 +259,7 @@ def test_a_rendezvous_that_does_not_exist(parts: dict[str, Any], cause: str, fix
     assert found[0].text == "it asks for Rendezvous team/mnist, which does not exist: its containers wait"
     assert cause in found[0].cause
     assert fix in found[0].fix
-    assert [finding.subject for finding in found[1:]] == ["containers"], found
+    assert found[1:] == [], "that its containers wait for the ConfigMap is no mistake of its own"
 
 
 def test_a_pod_that_outlived_its_rendezvous() -> None:
@@ -467,7 +468,7 @@ def test_no_library() -> None:
             {"state": {"waiting": {"reason": "ErrImagePull", "message": "no such image"}}},
             "ErrImagePull: no such image",
             "",
-            "",
+            "correct the image's name",
         ),
         (
             {
@@ -477,23 +478,23 @@ def test_no_library() -> None:
                 },
                 "restartCount": 4,
             },
-            "container train ended with exit code 1, started again 4 times",
-            "Error: No module named torch",
-            "kubectl logs --previous -c train",
+            "CrashLooping: 4 restarts, the last run ended with exit code 1: a No module named torch",
+            "",
+            "kubectl logs --previous",
         ),
         (
             {"state": {"terminated": {"exitCode": 137, "reason": "OOMKilled"}}},
-            "container train ended with exit code 137",
-            "OOMKilled",
-            "limits.memory",
+            "Ended: OOMKilled (exit code 137), it used more memory than resources.limits.memory allows",
+            "",
+            "raise resources.limits.memory",
         ),
     ],
 )
 def test_why_a_container_does_not_run(status: Object, text: str, cause: str, fix: str) -> None:
     pod = inject(template(), CHART)
-    pod["status"] = {"phase": "Pending", "containerStatuses": [{"name": "train", **status}]}
-    found = only(explain_pod(facts(pod)))
-    assert found.text == text
+    pod["status"] = {"phase": "Running", "containerStatuses": [{"name": "train", **status}]}
+    found = next(f for f in explain_pod(facts(pod)) if f.subject == "containers")
+    assert (found.verdict, found.text) == (PROBLEM, text)
     assert cause in found.cause
     assert fix in found.fix
 
@@ -514,44 +515,32 @@ def test_a_rendezvous_tells_of_its_pods() -> None:
     sleeping = template()
     sleeping["spec"]["containers"][0]["command"] = ["sleep", "1d"]
     pods = [facts(inject(sleeping, CHART))]
-    found = explain_rendezvous(world(), pods, [], ["mnist"])
+    found = explain_rendezvous(world(), pods, Found())
     assert any(f.text == "mnist-0: nothing is run that could join" and f.verdict == PROBLEM for f in found), found
     five = [
         replace(pods[0], pod={**pods[0].pod, "metadata": {**pods[0].pod["metadata"], "name": f"m-{i}"}})
         for i in range(5)
     ]
-    assert explain_rendezvous(world(), five, [], ["mnist"])[-1].text.startswith("2 more pods have problems")
+    assert explain_rendezvous(world(), five, Found())[-1].text.startswith("2 more pods have problems")
     well = facts(inject(template(), CHART), world(round=running(0), members=[member(0)]))
-    assert explain_rendezvous(well.shown, [well], [], ["mnist"])[-1].verdict == OK
+    assert explain_rendezvous(well.shown, [well], Found())[-1].verdict == OK
 
 
 @pytest.mark.parametrize(
-    ("other", "cause"),
+    ("around", "verdict", "cause"),
     [
-        ({"metadata": {"name": "p", "labels": {"rdzv.dev/rendezvouz": "mnist"}}}, "Pod p: the label's key is written"),
-        ({"metadata": {"name": "p", "labels": {LABEL: "mnits"}}}, "Pod p asks for mnits, which does not exist"),
-        (
-            {"kind": "Job", "metadata": {"name": "j", "labels": {LABEL: "mnist"}}, "spec": {"template": {}}},
-            "Job j has the label in its own metadata",
-        ),
-        (
-            {
-                "kind": "Job",
-                "metadata": {"name": "j"},
-                "spec": {"template": {"metadata": {"labels": {"rdzv.dev/rendevous": "mnist"}}}},
-            },
-            "Job j: the label's key is written rdzv.dev/rendevous",
-        ),
-        ({"metadata": {"name": "web", "labels": {"app": "web"}}}, "no pod of this namespace has the label"),
-        ({"metadata": {"name": "p", "labels": {LABEL: "bert"}}}, "other Rendezvous: bert"),
+        (Found(near=["Job j has the label on itself"]), PROBLEM, "Job j has the label on itself"),
+        (Found(not_created="Job j: FailedCreate: exceeded quota"), PROBLEM, "exceeded quota"),
+        (Found(suspended="Job j", near=["x"]), NOTE, "Job j is suspended"),
+        (Found(), NOTE, "no pod or workload of this namespace has the label"),
     ],
 )
-def test_who_nearly_uses_a_rendezvous(other: Object, cause: str) -> None:
-    found = explain_rendezvous(world(), [], [other], ["bert", "mnist"])[-1]
-    assert found.text == "no pod asks for Rendezvous mnist"
+def test_who_nearly_uses_a_rendezvous(around: Found, verdict: str, cause: str) -> None:
+    found = explain_rendezvous(world(), [], around)[-1]
+    assert (found.verdict, found.text) == (verdict, "no pod asks for Rendezvous mnist")
     assert cause in found.cause
 
 
 def test_labels_that_mean_something_else() -> None:
     for key in ("app", "rdzv.dev/slot", "rdzv.dev/group", LABEL, "app.kubernetes.io/name", "example.com/rendezvous"):
-        assert near_label({"metadata": {"labels": {key: "x"}}}) == "", key
+        assert near_label({"metadata": {"labels": {key: "x"}}}, ["mnist"]) == "", key

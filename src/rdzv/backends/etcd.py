@@ -15,6 +15,8 @@ from rdzv.backends.etcd_server import EtcdServer
 from rdzv.env import CLIENT_PATH
 
 if TYPE_CHECKING:
+    from torch.distributed.elastic.rendezvous import RendezvousHandler, RendezvousParameters
+
     from rdzv.observed import Observed
     from rdzv.spec import Rendezvous
 
@@ -23,6 +25,12 @@ if TYPE_CHECKING:
 _KEYS = {
     "etcd": {"cacert": "ca.crt", "cert": "tls.crt", "key": "tls.key"},
     "etcd-v2": {"ca_cert": "ca.crt", "ssl_cert": "tls.crt", "ssl_cert_key": "tls.key"},
+}
+#: How backend etcd-v3, whose client looks at the server, calls what torch's two call so.
+_OURS = {
+    "protocol": "protocol",
+    **{"cacert": "cacert", "cert": "cert", "key": "key"},
+    **{"ca_cert": "cacert", "ssl_cert": "cert", "ssl_cert_key": "key"},
 }
 
 
@@ -56,5 +64,43 @@ def observe(rendezvous: Rendezvous, observed: Observed, previous: Mapping[str, A
     return EtcdServer(rendezvous, v2=True).observe(observed)
 
 
-ETCD = Backend("etcd", partial(provision, "etcd"), delegate_to_torch, observe)
-ETCD_V2 = Backend("etcd-v2", partial(provision, "etcd-v2"), delegate_to_torch, observe)
+def create_handler(params: RendezvousParameters) -> RendezvousHandler:
+    """torch's handler.
+
+    Raises:
+        RendezvousConnectionError: there is none; the text says what is wrong with the server or the image, where that can be
+            found out.
+    """
+    from torch.distributed.elastic.rendezvous import RendezvousConnectionError
+
+    try:
+        return delegate_to_torch(params)
+    except Exception as error:
+        found = diagnose(params.endpoint, params.config)
+        if found:
+            raise RendezvousConnectionError(f"backend {params.backend}: {found}") from error
+        raise
+
+
+def diagnose(endpoint: str, settings: Mapping[str, str]) -> str:
+    """What keeps torch's backends from using this etcd here, and what to do; empty when nothing is found."""
+    from importlib.util import find_spec
+
+    from rdzv.etcd.config import ConfigError, parse
+    from rdzv.etcd.diagnosis import diagnose as diagnose_server
+
+    if find_spec("etcd") is None:
+        return "this image has no python-etcd, which torch's etcd backends need: pip install python-etcd, or use backend etcd-v3"
+    known = {_OURS[key]: value for key, value in settings.items() if key in _OURS}
+    try:
+        config = parse(endpoint, known)
+    except ConfigError as error:
+        return str(error).replace("etcd-v3", "etcd and etcd-v2")
+    if len(config.servers) > 1:
+        return f"endpoint {endpoint[:80]}: torch's etcd backends take one HOST:PORT: name one, or use backend etcd-v3"
+    found = diagnose_server(config.servers[0], v2=True)
+    return "" if found.ok else str(found)
+
+
+ETCD = Backend("etcd", partial(provision, "etcd"), create_handler, observe)
+ETCD_V2 = Backend("etcd-v2", partial(provision, "etcd-v2"), create_handler, observe)

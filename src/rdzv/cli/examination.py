@@ -10,7 +10,7 @@ from typing import Any
 from rdzv import env
 from rdzv.backends import BackendError
 from rdzv.backends.kubernetes import role_rules
-from rdzv.cli import check, doctor, probe, snapshot
+from rdzv.cli import check, doctor, endpoint, probe, snapshot
 from rdzv.cli.doctor import NOTE, OK, PROBLEM, Finding
 from rdzv.cli.schemas import written
 from rdzv.cli.snapshot import Snapshot
@@ -34,6 +34,7 @@ def examine(environ: Mapping[str, str], namespace: str | None, name: str | None)
     found += doctor.check_plugins(backend_registry().failed)
     library = os.path.isdir(os.path.join(env.LIBRARY_PATH, "rdzv"))
     found += doctor.check_environment(environ, named=name is not None, library=library)
+    found += endpoint.check(environ)
     try:
         config = kube_config.load(environ)
     except ConfigError as error:
@@ -56,9 +57,9 @@ def examine(environ: Mapping[str, str], namespace: str | None, name: str | None)
 def target(environ: Mapping[str, str], namespace: str | None, name: str | None, default: str) -> tuple[str, str | None]:
     """Namespace and name of the Rendezvous that is meant: as given, else the environment's; `default`: the context's namespace."""
     meant = environ.get("RDZV_NAMESPACE"), environ.get("RDZV_NAME")
-    endpoint = environ.get("PET_RDZV_ENDPOINT", "").split("/")
-    if not all(meant) and environ.get("PET_RDZV_BACKEND") == probe.BACKEND and len(endpoint) == 2:
-        meant = endpoint[0], endpoint[1]
+    parts = environ.get("PET_RDZV_ENDPOINT", "").split("/")
+    if not all(meant) and environ.get("PET_RDZV_BACKEND") == probe.BACKEND and len(parts) == 2:
+        meant = parts[0], parts[1]
     chosen = name or (meant[1] if namespace in (None, meant[0]) else None)
     return namespace or meant[0] or default, chosen or None
 
@@ -73,7 +74,7 @@ def _cluster(client: Client, environ: Mapping[str, str], meant: tuple[str, str |
     found = [doctor.check_crds(served, _with_store(shown, environ))]
     if backend in ("", probe.BACKEND):
         found += _schemas(client, _with_store(shown, environ))
-    if RENDEZVOUS.plural in served and not doctor.in_pod(environ):
+    if RENDEZVOUS.plural in served and not who.startswith(_SERVICE_ACCOUNT):
         # A pod's service account may do none of what this takes.
         found += check.cluster_side(client, where)
     if chosen is None:

@@ -10,10 +10,10 @@ from dataclasses import replace
 
 from rdzv.cli import doctor, injection, running
 from rdzv.cli.doctor import NOTE, OK, PROBLEM, Finding
-from rdzv.cli.pod_facts import PodFacts, alike, names, template_labels
+from rdzv.cli.pod_facts import PodFacts
 from rdzv.cli.snapshot import Snapshot
 from rdzv.control.inject import is_injected
-from rdzv.objects import ReadOnlyObject
+from rdzv.control.nearby import Found
 from rdzv.spec import LABEL
 
 #: Pods of a Rendezvous whose problems are told; of the others there is a number.
@@ -25,23 +25,20 @@ def explain_pod(facts: PodFacts) -> list[Finding]:
     return [*injection.check(facts), *(running.check(facts) if is_injected(facts.pod) else [])]
 
 
-def explain_rendezvous(
-    shown: Snapshot, pods: Sequence[PodFacts], others: Sequence[ReadOnlyObject], neighbours: Sequence[str]
-) -> list[Finding]:
+def explain_rendezvous(shown: Snapshot, pods: Sequence[PodFacts], around: Found) -> list[Finding]:
     """All that there is to say about one Rendezvous and its pods.
 
     Args:
         shown: the Rendezvous and its world.
         pods: those that have its label.
-        others: further pods of its namespace, and controllers that make pods there.
-        neighbours: names of all Rendezvous of the namespace.
+        around: what is near it and not its own, looked for where it has no pods.
     """
     found = doctor.check_rendezvous(shown, shown.backend)
     if shown.rendezvous is None:
         return found
     found += doctor.check_world(shown, shown.backend)
     if not pods:
-        return [*found, _unused(shown.name, others, neighbours)]
+        return [*found, _unused(shown.name, around)]
     troubled = []
     for facts in pods:
         problems = [finding for finding in explain_pod(facts) if finding.verdict == PROBLEM]
@@ -56,22 +53,14 @@ def explain_rendezvous(
     return found
 
 
-def _unused(name: str, others: Sequence[ReadOnlyObject], neighbours: Sequence[str]) -> Finding:
+def _unused(name: str, around: Found) -> Finding:
     """Nobody has its label. Who nearly does, most likely meant it."""
     text = f"no pod asks for Rendezvous {name}"
-    for each in others:
-        who = f"{each.get('kind', 'Pod')} {each['metadata']['name']}"
-        labels = template_labels(each) if "kind" in each else each["metadata"].get("labels") or {}
-        own = (each["metadata"].get("labels") or {}).get(LABEL)
-        if "kind" in each and own == name and LABEL not in labels:
-            fix = "move it to spec.template.metadata.labels, and make the pods again"
-            return Finding("pods", PROBLEM, text, f"{who} has the label in its own metadata, not in its template", fix)
-        if near := injection.near_label({"metadata": {**each["metadata"], "labels": labels}}):
-            return Finding("pods", PROBLEM, text, f"{who}: {near}", f"write {LABEL}: {name}, and make the pods again")
-        value = labels.get(LABEL)
-        if value and value not in neighbours and alike(value, name):
-            fix = f"write {LABEL}: {name}, and make the pods again"
-            return Finding("pods", PROBLEM, text, f"{who} asks for {value}, which does not exist", fix)
-    known = names([other for other in neighbours if other != name])
-    cause = "no pod of this namespace has the label, or one like it" + (f"; other Rendezvous: {known}" if known else "")
+    if around.suspended:
+        return Finding("pods", NOTE, text, f"{around.suspended} is suspended", "resume it, when its turn has come")
+    if around.not_created:
+        return Finding("pods", PROBLEM, text, around.not_created, "correct that: the workload tries again by itself")
+    if around.near:
+        return Finding("pods", PROBLEM, text, "; ".join(around.near), "correct it, and make the pods again")
+    cause = "no pod or workload of this namespace has the label, or one like it"
     return Finding("pods", NOTE, text, cause, f"label the template of your pods {LABEL}: {name}")

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Sequence
 
 from rdzv.cli.doctor import NOTE, OK, PROBLEM, Finding
-from rdzv.cli.pod_facts import AGAIN, ALIKE, PodFacts, ago, alike, names, seconds, template_labels, training_containers
+from rdzv.cli.pod_facts import AGAIN, PodFacts, ago, names, template_labels, training_containers
 from rdzv.control.inject import (
     CONTAINERS_ANNOTATION,
     DELIVERIES,
@@ -14,8 +15,11 @@ from rdzv.control.inject import (
     MIRROR_ANNOTATION,
     is_injected,
 )
+from rdzv.control.nearby import is_slip_of_label, meant
 from rdzv.env import LIBRARY_PATH
 from rdzv.objects import ReadOnlyObject
+from rdzv.observed import EARLIER
+from rdzv.pod_reasons import seconds
 from rdzv.spec import INDEX_LABELS, LABEL
 
 
@@ -37,14 +41,14 @@ def _pod(facts: PodFacts) -> Finding:
     pod, status = facts.pod, facts.pod.get("status") or {}
     phase = "Terminating" if pod["metadata"].get("deletionTimestamp") else status.get("phase", "Pending")
     node = (pod["spec"].get("nodeName") or "") and f" on {pod['spec']['nodeName']}"
-    age = ago(facts.now - seconds(pod["metadata"].get("creationTimestamp")))
+    age = ago(facts.now - (seconds(pod["metadata"].get("creationTimestamp")) or facts.now))
     return Finding("pod", OK, f"{pod['metadata']['namespace']}/{facts.name}: {phase}{node}, made {age} ago")
 
 
 def _no_label(facts: PodFacts) -> Finding:
     text = f"it has no label {LABEL}, so nothing is injected"
     again = "and delete this pod, so that it is made again: injection happens when a pod is created"
-    near = near_label(facts.pod)
+    near = near_label(facts.pod, facts.neighbours)
     if near:
         return Finding(
             "label", PROBLEM, text, near, f"write {LABEL}: NAME in the labels of the pod's template, {again}"
@@ -60,32 +64,22 @@ def _no_label(facts: PodFacts) -> Finding:
             cause = f"{kind} {name} has it in its own metadata, which its pods do not get"
             fix = f"move it to spec.template.metadata.labels of {kind} {name}, {again}"
             return Finding("label", PROBLEM, text, cause, fix)
-        if near := near_label({"metadata": {"labels": template_labels(owner)}}):
+        if near := near_label({"metadata": {"labels": template_labels(owner)}}, facts.neighbours):
             return Finding("label", PROBLEM, text, f"in the template of {kind} {name}: {near}", f"write {LABEL} there")
     known = f" (there {'are' if facts.neighbours[1:] else 'is'} {names(facts.neighbours)})" if facts.neighbours else ""
     fix = f"if it should train: label the template of its controller {LABEL}: NAME{known}, {again}"
     return Finding("label", NOTE, text, "pods are left alone until they ask", fix)
 
 
-def near_label(obj: ReadOnlyObject) -> str:
-    """What somebody wrote who meant our label, in words; empty when there is nothing like it."""
+def near_label(obj: ReadOnlyObject, known: Sequence[str] = ()) -> str:
+    """What somebody wrote who meant our label, in words; empty when there is nothing like it. `known`: Rendezvous, if any are."""
     metadata = obj["metadata"]
     if LABEL in (metadata.get("annotations") or {}):
         return f"{LABEL} is an annotation here, not a label"
-    for key in metadata.get("labels") or {}:
-        if key != LABEL and _means_our_label(key):
+    for key, value in (metadata.get("labels") or {}).items():
+        if key != LABEL and is_slip_of_label(key) and (value in known or not known):
             return f"the label's key is written {key}"
     return ""
-
-
-def _means_our_label(key: str) -> bool:
-    prefix, _, name = key.rpartition("/")
-    ours_prefix, _, ours = LABEL.partition("/")
-    if prefix == ours_prefix and name in ("slot", "group", "containers", "library"):
-        return False
-    if prefix and not alike(prefix, ours_prefix):
-        return False
-    return alike(name, ours) or (not prefix and name in ("rdzv", ours_prefix))
 
 
 def _rendezvous(facts: PodFacts) -> Finding:
@@ -96,10 +90,10 @@ def _rendezvous(facts: PodFacts) -> Finding:
         cause = facts.shown.errors["rendezvous"]
         return Finding("label", NOTE, f"it asks for Rendezvous {namespace}/{name}, which can't be read", cause)
     text = f"it asks for Rendezvous {namespace}/{name}, which does not exist: its containers wait"
-    near = difflib.get_close_matches(name, facts.neighbours, 1, ALIKE)
+    near = meant(name, facts.neighbours)
     if near:
-        cause = f"namespace {namespace} has one that is called {near[0]}"
-        fix = f"correct the label in the pod's template to {LABEL}: {near[0]}"
+        cause = f"namespace {namespace} has one that is called {near}"
+        fix = f"correct the label in the pod's template to {LABEL}: {near}"
         return Finding("label", PROBLEM, text, cause, f"{fix}, and make the pod again")
     if facts.elsewhere:
         cause = f"there is one in namespace {names(facts.elsewhere)}: a pod takes part in its own namespace only"
@@ -218,16 +212,7 @@ def _unknown_injection() -> Finding:
 
 
 def _earlier(facts: PodFacts) -> list[Finding]:
-    """Containers start when the ConfigMap is there; those that are older than the Rendezvous have that of another one."""
-    rendezvous = facts.shown.rendezvous
-    if rendezvous is None:
+    if facts.observed.reason != EARLIER:
         return []
-    made = str(rendezvous["metadata"].get("creationTimestamp") or "")
-    trains = {container["name"] for container in training_containers(facts.pod)}
-    for status in (facts.pod.get("status") or {}).get("containerStatuses") or []:
-        began = str(((status.get("state") or {}).get("running") or {}).get("startedAt") or "")
-        if status["name"] in trains and began and made and began < made:
-            cause = f"Rendezvous {facts.rendezvous} was made at {made}, container {status['name']} started at {began}"
-            text = "it has the environment of an earlier Rendezvous of this name, and never meets the others"
-            return [Finding("environment", PROBLEM, text, cause, AGAIN)]
-    return []
+    text = "it has the environment of an earlier Rendezvous of this name, and never meets the others"
+    return [Finding("environment", PROBLEM, text, "its containers are older than the Rendezvous", AGAIN)]

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import difflib
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rdzv.cli import explain, settings, snapshot
 from rdzv.cli.doctor import Finding
-from rdzv.cli.pod_facts import ALIKE, PodFacts
+from rdzv.cli.pod_facts import PodFacts, names
 from rdzv.cli.snapshot import PODS, Snapshot
+from rdzv.control import nearby
 from rdzv.control.inject import CONTAINERS_ANNOTATION, LIBRARY_ANNOTATION, is_injected
+from rdzv.control.nearby import Found
 from rdzv.kube.api import ApiError, Forbidden, NotFound, Resource
 from rdzv.kube.client import Client
 from rdzv.objects import Object, ReadOnlyObject
@@ -19,8 +20,9 @@ from rdzv.resources import RENDEZVOUS
 from rdzv.spec import LABEL
 
 CONFIG_MAPS = Resource("v1", "configmaps")
+EVENTS = Resource("v1", "events")
 #: What makes pods of a template, and is looked through for labels that were meant for the pods.
-_CONTROLLERS = {
+_WORKLOADS = {
     "Job": Resource("batch/v1", "jobs"),
     "StatefulSet": Resource("apps/v1", "statefulsets"),
     "Deployment": Resource("apps/v1", "deployments"),
@@ -50,8 +52,8 @@ def explain_name(client: Client, namespace: str, kind: str, name: str) -> list[F
         if shown.rendezvous is not None or shown.round is not None or kind:
             return _explain_rendezvous(client, shown)
     pods = [pod["metadata"]["name"] for pod in client.list(PODS, namespace)["items"]]
-    near = difflib.get_close_matches(name, pods, 3, ALIKE) or sorted(pods)[:3]
-    has = f"there are {', '.join(near)}" if near else "there is no pod at all"
+    near = nearby.meant(name, pods)
+    has = f"did you mean {near}?" if near else f"there are {names(pods)}" if pods else "there is no pod at all"
     raise NothingSuchError(
         f"{kind or 'pod or rendezvous'} {namespace}/{name}: does not exist ({has}). Correct the name or --namespace"
     )
@@ -68,12 +70,21 @@ def explain_namespace(client: Client, namespace: str) -> list[Finding]:
 def _explain_rendezvous(client: Client, shown: Snapshot) -> list[Finding]:
     known: dict[str, Snapshot] = {shown.name: shown}
     pods = [_pod_facts(client, pod, known) for pod in shown.pods[:_LOOKED_AT]]
-    others: list[Object] = []
-    if not pods:
-        for kind, resource in _CONTROLLERS.items():
-            others += [{**item, "kind": kind} for item in _list(client, resource, shown.namespace)]
-        others += _list(client, PODS, shown.namespace)
-    return explain.explain_rendezvous(shown, pods, others, _neighbours(client, shown.namespace))
+    around = Found() if pods else _around(client, shown)
+    return explain.explain_rendezvous(shown, pods, around)
+
+
+def _around(client: Client, shown: Snapshot) -> Found:
+    """As the operator looks around for a Rendezvous without pods."""
+    namespace = shown.namespace
+    workloads = [
+        nearby.workload_of(item, kind)
+        for kind, resource in _WORKLOADS.items()
+        for item in _list(client, resource, namespace)
+    ]
+    warnings = nearby.warnings_of(_list(client, EVENTS, namespace))
+    pods = _list(client, PODS, namespace)
+    return nearby.look_around(shown.name, _neighbours(client, namespace), pods, workloads, warnings)
 
 
 def _pod_facts(client: Client, pod: ReadOnlyObject, known: dict[str, Snapshot]) -> PodFacts:
@@ -118,7 +129,7 @@ def _injects(client: Client, namespace: str, pod: ReadOnlyObject) -> bool | None
 def _like(pod: ReadOnlyObject, annotations: Mapping[str, str]) -> Object:
     """A small pod that every Pod Security Standard admits."""
     closed: Object = {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
-    names = [container["name"] for container in pod["spec"]["containers"]]
+    containers = [container["name"] for container in pod["spec"]["containers"]]
     return {
         "apiVersion": "v1",
         "kind": "Pod",
@@ -130,7 +141,7 @@ def _like(pod: ReadOnlyObject, annotations: Mapping[str, str]) -> Object:
         "spec": {
             "automountServiceAccountToken": False,
             "securityContext": {"runAsNonRoot": True, "seccompProfile": {"type": "RuntimeDefault"}},
-            "containers": [{"name": name, "image": "rdzv-check", "securityContext": closed} for name in names],
+            "containers": [{"name": name, "image": "rdzv-check", "securityContext": closed} for name in containers],
         },
     }
 

@@ -22,12 +22,18 @@ def overview(items: Sequence[Mapping[str, Any]], *, namespaces: bool = False) ->
     for item in items:
         status = item.get("status") or {}
         ready: Mapping[str, Any] = next((c for c in status.get("conditions") or [] if c["type"] == "Ready"), {})
-        rows.append([
-            *([item["metadata"]["namespace"]] if namespaces else []),
-            item["metadata"]["name"], item["spec"]["backend"], (status.get("nodes") or {}).get("summary", "-"),
-            str(status.get("round", "-")), ready.get("status", "-"), ready.get("reason", "-"),
-        ])  # fmt: skip
-    header = ["NAME", "BACKEND", "NODES", "ROUND", "READY", "REASON"]
+        rows.append(
+            [
+                *([item["metadata"]["namespace"]] if namespaces else []),
+                item["metadata"]["name"],
+                item["spec"]["backend"],
+                (status.get("nodes") or {}).get("summary", "-"),
+                str(status.get("round", "-")),
+                ready.get("status", "-"),
+                status.get("summary", "-"),
+            ]
+        )
+    header = ["NAME", "BACKEND", "NODES", "ROUND", "READY", "STATUS"]
     return table([*(["NAMESPACE"] if namespaces else []), *header], rows)
 
 
@@ -41,6 +47,7 @@ def picture(shown: Snapshot) -> str:
         parts = [
             f"Rendezvous {where}: backend {shown.backend}, endpoint {status.get('endpoint', '-')}"
             + (f", nodes {counts['summary']}" if "summary" in counts else "")
+            + (f": {status['summary']}" if "summary" in status else "")
         ]
         if not status:
             parts.append("no status: no operator has looked at it")
@@ -82,6 +89,7 @@ def as_data(shown: Snapshot) -> dict[str, Any]:
         "name": shown.name,
         "exists": shown.rendezvous is not None,
         "backend": shown.backend,
+        "status": status.get("summary"),
         "endpoint": status.get("endpoint"),
         "round": record.round if record is not None else status.get("round"),
         "phase": record.phase if record is not None else None,

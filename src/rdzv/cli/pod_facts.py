@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime, timezone
-from typing import Any
 
 from rdzv.cli import settings
 from rdzv.cli.snapshot import Snapshot
 from rdzv.control.inject import LIBRARY
 from rdzv.env import LIBRARY_PATH
 from rdzv.objects import ReadOnlyObject
-from rdzv.spec import LABEL
+from rdzv.observed import Observed, Pod
+from rdzv.spec import LABEL, Rendezvous
 
-#: How alike two words have to be for one to be a misspelling of the other.
-ALIKE = 0.75
 AGAIN = "delete this pod, so that its controller makes it again"
 _NAMED = 3
 
@@ -61,6 +57,15 @@ class PodFacts:
         uid = self.pod["metadata"].get("uid")
         return any(m.pod_uid == uid and m.run_id == self.shown.run_id for m in self.shown.members)
 
+    @property
+    def observed(self) -> Pod:
+        """As the operator sees it: also whether it is of an earlier Rendezvous of its name."""
+        pod = Pod.from_object(self.pod)
+        if self.shown.rendezvous is None:
+            return pod
+        seen = Observed(pods=[pod], members=self.shown.members)
+        return seen.told_apart(Rendezvous.from_object(self.shown.rendezvous)).pods[0]
+
 
 def training_containers(pod: ReadOnlyObject) -> list[ReadOnlyObject]:
     """The regular containers that have the environment of the pod's Rendezvous."""
@@ -72,13 +77,6 @@ def names(found: Sequence[str]) -> str:
     """Some names for a sentence."""
     more = f" and {len(found) - _NAMED} more" if len(found) > _NAMED else ""
     return ", ".join(sorted(found)[:_NAMED]) + more
-
-
-def seconds(text: Any) -> float:
-    """A time of Kubernetes in seconds since the epoch; 0 for none."""
-    if not text:
-        return 0.0
-    return datetime.fromisoformat(str(text)[:19]).replace(tzinfo=timezone.utc).timestamp()
 
 
 def ago(age: float) -> str:
@@ -99,8 +97,3 @@ def template_labels(owner: ReadOnlyObject) -> Mapping[str, str]:
     """Labels of the pods that a controller makes."""
     template = (owner.get("spec") or {}).get("template") or {}
     return (template.get("metadata") or {}).get("labels") or {}
-
-
-def alike(one: str, other: str) -> bool:
-    """Whether one may be a misspelling of the other."""
-    return difflib.SequenceMatcher(None, one.lower(), other.lower()).ratio() >= ALIKE

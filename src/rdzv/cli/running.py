@@ -5,13 +5,13 @@ from __future__ import annotations
 from rdzv.cli import command_line, settings
 from rdzv.cli.command_line import Runs
 from rdzv.cli.doctor import NOTE, OK, PROBLEM, Finding
-from rdzv.cli.pod_facts import AGAIN, PodFacts, ago, mounted, names, seconds, training_containers
+from rdzv.cli.pod_facts import AGAIN, PodFacts, ago, mounted, names, training_containers
 from rdzv.cli.probe import BACKEND
 from rdzv.cli.snapshot import Node, nodes
 from rdzv.control.inject import CONTAINERS_ANNOTATION, LIBRARY, LIBRARY_ANNOTATION
 from rdzv.env import LIBRARY_PATH
 from rdzv.objects import ReadOnlyObject
-from rdzv.observed import Pod
+from rdzv.observed import EARLIER
 
 _TOKEN_PATH = "/var/run/secrets/kubernetes.io/serviceaccount"  # noqa: S105 - a path
 #: Age of a container, in seconds, at which it is odd that its agent has not asked to join: torch's import from a cold disk.
@@ -143,43 +143,40 @@ def _init_containers(facts: PodFacts) -> list[Finding]:
 # What became of it.
 
 
+#: What to do about a reason that says so itself to nobody who does not know it.
+_REMEDIES = {
+    "OOMKilled": "raise resources.limits.memory, or make batches or workers fewer",
+    "CrashLooping": "see kubectl logs --previous for why it ended",
+    "Ended": "see kubectl logs for why it ended",
+    "Failed": "see kubectl logs for why it ended",
+    "ErrImagePull": "correct the image's name, or the pull secret",
+    "ImagePullBackOff": "correct the image's name, or the pull secret",
+    "Unschedulable": "ask for less, or add nodes that fit",
+}
+
+
 def _containers(facts: PodFacts) -> list[Finding]:
-    """Why its containers do not run, or did not to the end."""
-    status = facts.pod.get("status") or {}
-    found = [
-        finding
-        for each in [*(status.get("initContainerStatuses") or []), *(status.get("containerStatuses") or [])]
-        if (finding := _ended(each)) is not None
-    ]
-    reason = Pod.from_object(facts.pod).reason
-    told = {entry.pod: entry.reason for entry in nodes(facts.shown) if entry.reason}.get(facts.name, "")
-    if not found and reason and status.get("phase") not in ("Succeeded", "Running"):
-        said = told if told and told not in (reason, "NotJoined") else reason
-        found.append(Finding("containers", NOTE if said in ("Pending", "ContainerCreating") else PROBLEM, said))
-    return found
-
-
-def _ended(status: ReadOnlyObject) -> Finding | None:
-    """The last end of a container that did not end well."""
-    state = status.get("state") or {}
-    ended = state.get("terminated") or (status.get("lastState") or {}).get("terminated")
-    waiting = (state.get("waiting") or {}).get("reason", "")
-    if not ended or (ended.get("exitCode") == 0 and waiting != "CrashLoopBackOff"):
-        return None
-    count = int(status.get("restartCount") or 0)
-    again = f", started again {count} time{'s' if count > 1 else ''}" if count else ""
-    text = f"container {status['name']} ended with exit code {ended.get('exitCode')}{again}"
-    lines = str(ended.get("message") or "").strip().splitlines()
-    last = f": {lines[-1][:200]}" if lines else ""
-    if ended.get("reason") == "OOMKilled" or ended.get("exitCode") == 137:
-        fix = "raise resources.limits.memory, or make batches or workers fewer"
-        return Finding("containers", PROBLEM, text, f"it was killed, most likely for its memory (OOMKilled){last}", fix)
-    where = f"kubectl logs {'--previous ' if waiting or state.get('running') else ''}-c {status['name']}"
-    return Finding("containers", PROBLEM, text, f"{ended.get('reason', 'Error')}{last}", f"see {where} for why")
+    """Why its containers do not run, or how they ended before."""
+    pod, told = facts.observed, _line(facts)
+    reason = pod.reason
+    if reason == EARLIER:
+        return []
+    if pod.bland and told is not None and told.reason:
+        reason = told.reason  # The operator has looked at the Events.
+    if reason:
+        bad = pod.hopeless or reason.startswith(("CrashLooping", "Ended", "Failed")) or "OOMKilled" in reason
+        fix = next((fix for word, fix in _REMEDIES.items() if word in reason), "")
+        return [Finding("containers", PROBLEM if bad else NOTE, reason, fix=fix)]
+    if pod.runs.restarts:
+        times = f"{pod.runs.restarts} time{'s' if pod.runs.restarts > 1 else ''}"
+        text = f"they were started again {times}, the last run ended with {pod.runs.ending}"
+        fix = next((fix for word, fix in _REMEDIES.items() if word in pod.runs.ending), _REMEDIES["CrashLooping"])
+        return [Finding("containers", NOTE, text, fix=fix)]
+    return []
 
 
 def _index(facts: PodFacts) -> list[Finding]:
-    pod = Pod.from_object(facts.pod)
+    pod = facts.observed
     if pod.unusable_index is not None:
         text = f"its index is {pod.unusable_index[:60]!r}, which is no number"
         return [Finding("index", PROBLEM, text, "the label that gives it says so", "write 0, 1, 2, …")]
@@ -241,11 +238,7 @@ def _line(facts: PodFacts) -> Node | None:
 
 
 def _has_not_joined(facts: PodFacts) -> Finding:
-    began = [
-        seconds(((each.get("state") or {}).get("running") or {}).get("startedAt"))
-        for each in (facts.pod.get("status") or {}).get("containerStatuses") or []
-    ]
-    age = facts.now - max(began, default=facts.now)
+    age = facts.now - (facts.observed.runs.since or facts.now)
     verdict = PROBLEM if age > _ODD_AGE else NOTE
     text = f"its agent has not asked to join, {ago(age)} after its container started"
     cause = "torchrun starts still, was not started, or failed: the log says"

@@ -215,12 +215,13 @@ def _slip(where: str, labels: Mapping[str, str], name: str, names: Collection[st
             else ""
         )
     for key, value in labels.items():
-        if value == name and _is_slip_of_label(key):
+        if value == name and is_slip_of_label(key):
             return f"{where} has the label {key}: {name}: write {LABEL}"
     return ""
 
 
-def _is_slip_of_label(key: str) -> bool:
+def is_slip_of_label(key: str) -> bool:
+    """Whether somebody who wrote this key may have meant our label."""
     group, _, word = key.rpartition("/")
     if key in _OTHER_LABELS:
         return False

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from rdzv.protocol.coordinator_state import CoordinatorState, Policy
 
 _NAMED = 5
+_APPEAR_SECONDS = 2.0
+"""For the pod of a replacement to be made, once that of the lost one is gone or leaves."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,8 @@ class Outstanding:
 
     who: tuple[str, ...] = ()
     hopeless: bool = False
+    seconds: float = 0.0
+    """How long they are waited for, at most, where that is not otherwise bounded."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +63,13 @@ def completion(state: CoordinatorState, facts: Facts, now: float) -> tuple[Coord
     if at is not None and facts.lost:
         # Failures seldom come alone.
         at = max(at, state.since.get("failed", -1e9) + state.policy.settle)
+        replacements = _replacements(facts)
+        if replacements is not None and not waited_for.who:
+            at, why = (
+                max(at, state.since.get("forming", now) + replacements.seconds),
+                "replacements have not come in time",
+            )
+            waited_for = replacements
     return state, Completion(at, why, missing_text(there, waited_for))
 
 
@@ -99,24 +110,50 @@ def _unnamed(there: Attendance) -> Outstanding | None:
 
 def _expected(there: Attendance) -> Outstanding:
     """Which expected pods have not joined, and whether none of them will soon."""
-    roster = there.roster
-    if roster is None:
+    if there.roster is None:
         return Outstanding()
-    slots = {member.index for member in there.joined}
-    names = {member.name for member in there.joined}
-    stuck = [absent for absent in roster.hopeless if absent.pod not in names]
-    stuck_slots = {absent.slot for absent in stuck if absent.slot is not None}
-    missing = [slot for slot in sorted(roster.expected) if slot not in slots]
-    pods = sum(member.owned for member in there.joined)
-    unnamed = max(0, roster.expected_count - pods - len(missing))
-    spare = sum(absent.slot is None for absent in stuck)
-    if not missing and not unnamed:
+    stuck, coming = _absent(there, there.roster)
+    if not stuck and not coming:
         # The operator knows pods; nobody knows how many agents outside of pods are to come.
-        return Outstanding() if pods == len(there.joined) else Outstanding(("more agents outside of pods",))
-    who = [f"{absent.pod} is {absent.reason}" for absent in stuck]
-    who += [f"slot {slot}" for slot in missing if slot not in stuck_slots]
-    who += [f"{unnamed - spare} more"] if unnamed > spare else []
-    return Outstanding(tuple(who), all(slot in stuck_slots for slot in missing) and unnamed <= spare)
+        owned = all(member.owned for member in there.joined)
+        return Outstanding() if owned else Outstanding(("more agents outside of pods",))
+    return Outstanding((*stuck, *coming), hopeless=not coming)
+
+
+def _absent(there: Attendance, roster: Roster, without: frozenset[int] = frozenset()) -> tuple[list[str], list[str]]:
+    """Of the expected pods that have not joined those that will not soon, and those that may, in words.
+
+    None if all have. Slots in `without` are not looked at.
+    """
+    slots = {member.index for member in there.joined} | without
+    names = {member.name for member in there.joined}
+    hopeless = [absent for absent in roster.hopeless if absent.pod not in names]
+    hopeless_slots = {absent.slot for absent in hopeless if absent.slot is not None}
+    missing = [slot for slot in sorted(roster.expected) if slot not in slots]
+    pods = sum(member.owned for member in there.joined) + len(without & roster.expected)
+    unnamed = max(0, roster.expected_count - pods - len(missing))
+    if not missing and not unnamed:
+        return [], []
+    spare = sum(absent.slot is None for absent in hopeless)
+    coming = [f"slot {slot}" for slot in missing if slot not in hopeless_slots]
+    coming += [f"{unnamed - spare} more"] if unnamed > spare else []
+    return [f"{absent.pod} is {absent.reason}" for absent in hopeless], coming
+
+
+def _replacements(facts: Facts) -> Outstanding | None:
+    """Who is to come for those who are lost: pods that exist, or are about to, as far as the operator tells."""
+    there, wait = facts.attendance, facts.attendance.pace.replacement_wait
+    before = len(there.rejoining) + len(facts.lost)
+    if there.roster is None or len(there.joined) >= min(there.most, before):
+        return None
+    if not wait or not all(member.owned for member in there.joined):
+        return None  # The operator knows of pods only.
+    stuck, coming = _absent(there, there.roster, facts.silent)
+    if coming:
+        return Outstanding(tuple(coming), seconds=wait)
+    if stuck or facts.silent:
+        return None
+    return Outstanding(("replacements, of which there are no pods yet",), seconds=min(wait, _APPEAR_SECONDS))
 
 
 def missing_text(there: Attendance, waited_for: Outstanding) -> str:

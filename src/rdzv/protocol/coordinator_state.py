@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from rdzv.protocol.fields import replace
+from rdzv.protocol.pace import Pace
 
 if TYPE_CHECKING:
     from rdzv.protocol.events import Identity
@@ -27,8 +28,8 @@ class Policy:
     last_call: float = 30.0
     settle: float = 0.3
     grace: float = 2.0
-    scale_up_window: float = 30.0
     give_up: float = 10.0
+    pace: Pace = field(default_factory=Pace)
 
 
 @dataclass(frozen=True)
@@ -107,7 +108,7 @@ class CoordinatorState:
         highest_seen: number of the highest round that was seen.
         slot: of this agent.
         term: the highest term that was seen.
-        since: since when (seconds) what holds in this round: ready, hopeless, failed, forming, late; and foreign.
+        since: since when (seconds) what holds in this round: ready, hopeless, failed, forming, late, formed; and foreign.
         failed: fingerprints of those who are gone, or ask again, in this round.
         succeeded: incarnations that ended well: their Members may be deleted before all have.
         basis: number of the round that `since` and `failed` are about.

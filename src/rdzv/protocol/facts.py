@@ -10,6 +10,7 @@ from rdzv.protocol import exclusion
 from rdzv.protocol.encoding import (
     fingerprint,
 )
+from rdzv.protocol.pace import Pace
 from rdzv.protocol.records import (
     LIVE,
     RUNNING,
@@ -35,6 +36,7 @@ class Attendance:
     Attributes:
         least: the smallest world that may form.
         most: the largest one.
+        pace: how long others are waited for.
         roster: who is expected, as the operator says; None when it says nothing, or nothing new for long.
         joined: who asks for the next round, one for each slot.
         present: who is in the running world and has not asked for the next one.
@@ -45,6 +47,7 @@ class Attendance:
 
     least: int
     most: int
+    pace: Pace
     roster: Roster | None
     joined: tuple[Member, ...]
     present: frozenset[str]
@@ -77,6 +80,7 @@ class Facts:
         name_at: when (seconds) there may be more of them; None: not by time alone.
         askers: by name, those whose store may be connected to.
         contested: incarnations of the running world for whose slot a later agent asks.
+        silent: slots of those who are lost although their connection stands: nobody replaces them soon.
     """
 
     attendance: Attendance
@@ -97,6 +101,7 @@ class Facts:
     name_at: float | None
     askers: Mapping[str, Member]
     contested: frozenset[str]
+    silent: frozenset[int]
 
 
 def gather(state: CoordinatorState, view: View, own: Round | None, now: float) -> Facts:
@@ -147,6 +152,7 @@ def gather(state: CoordinatorState, view: View, own: Round | None, now: float) -
         name_at=name_at,
         askers={member.name: member for member in askers},
         contested=contested,
+        silent=_silent(members, view, own, world - done - here),
     )
 
 
@@ -167,6 +173,7 @@ def attend(
     return Attendance(
         least=roster.min_nodes if roster else policy.min_nodes,
         most=roster.max_nodes if roster else policy.max_nodes,
+        pace=roster.pace if roster else policy.pace,
         roster=believed,
         joined=tuple(member for member in alive if member.want_round > number and member.round_uid == uid),
         present=frozenset(living) - rejoining,
@@ -242,6 +249,14 @@ def _contested(alive: Sequence[tuple[Member, int]], own: Round | None) -> frozen
         and _order(member, rv) < claims[member.index]
         and own.rank_of(member.incarnation) is not None
     )
+
+
+def _silent(members: Sequence[Member], view: View, own: Round | None, lost: frozenset[str]) -> frozenset[int]:
+    if own is None or not lost:
+        return frozenset()
+    standing = {fingerprint(own.salt, m.incarnation) for m in members if m.incarnation in view.connected}
+    slots = dict(zip(own.fingerprints, own.slots, strict=True))
+    return frozenset(slots[mark] for mark in lost & standing)
 
 
 def _is_involved(member: Member, own: Round | None, world: frozenset[str]) -> bool:

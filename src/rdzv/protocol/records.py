@@ -21,6 +21,7 @@ from rdzv.protocol.encoding import (
     fingerprint,
 )
 from rdzv.protocol.fields import Fields
+from rdzv.protocol.pace import Pace
 from rdzv.spec import API_VERSION, LABEL
 
 ROUND_KIND = "RendezvousRound"
@@ -333,7 +334,7 @@ class Absent:
 
 @dataclass(frozen=True)
 class Roster:
-    """What the Rendezvous says: bounds from its spec and, when `known`, who is expected, from the operator's status.
+    """What the Rendezvous says: bounds and pace from its spec and, when `known`, who is expected, from the operator's status.
 
     `expected` has the slots, `expected_count` the number, of pods that exist (or are about to) and are not terminal,
     draining or dead; pods without a slot are in the number only. `draining` and `dead` are pod UIDs; `hopeless` are
@@ -353,6 +354,7 @@ class Roster:
     round: int = 0
     heartbeat: int = 0
     heartbeat_seconds: float = 0.0
+    pace: Pace = field(default_factory=Pace)
 
     def to_status(self) -> Object:
         """The value of `Rendezvous.status.roster`, as the operator writes it; at most MAX_SLOTS of each, as the CRD allows."""
@@ -371,18 +373,22 @@ class Roster:
 
     @staticmethod
     def from_object(obj: Mapping[str, Any]) -> Roster:
-        """Reads a Rendezvous: bounds from spec.nodes, the rest from status.roster if it is there. Raises ValueError."""
+        """Reads a Rendezvous: bounds from spec.nodes, the pace from spec.kubernetes, the rest from status.roster if it is there.
+
+        Raises ValueError.
+        """
         nodes = Fields(obj, "spec").child("nodes") or Fields({}, "spec.nodes")
         minimum = nodes.integer("min", default=1)
         maximum = nodes.integer("max", default=minimum)
         if not 1 <= minimum <= maximum:
             raise ValueError(f"spec.nodes.max: {maximum} is below min {minimum}, or min is below 1")
+        pace = Pace.of(Fields(obj, "spec").child("kubernetes"))
         run_id = Fields(obj, "metadata").text("uid", required=True)
         status = Fields(obj, "status")
         roster = status.child("roster")
         # A status that an operator wrote for another incarnation of this name says nothing about this one.
         if roster is None or status.text("runID") not in ("", run_id):
-            return Roster(run_id, minimum, maximum)
+            return Roster(run_id, minimum, maximum, pace=pace)
         return Roster(
             run_id,
             minimum,
@@ -396,6 +402,7 @@ class Roster:
             round=status.integer("round"),
             heartbeat=roster.integer("heartbeat"),
             heartbeat_seconds=roster.number("heartbeatSeconds"),
+            pace=pace,
         )
 
 

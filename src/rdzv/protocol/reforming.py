@@ -27,7 +27,7 @@ class Cause:
 def cause(state: CoordinatorState, facts: Facts, own: Round, now: float) -> tuple[CoordinatorState, Cause | None]:
     """The first reason to come, None when there is none."""
     late = _late(facts, own)
-    state = note(state, "late", bool(late), now)
+    state = note(note(state, "late", bool(late), now), "formed", True, now)
     found = [_failure(state, facts, own, now), _surplus(facts, now), _growth(state, facts, own, late)]
     return state, min((each for each in found if each is not None), default=None)
 
@@ -46,13 +46,14 @@ def _surplus(facts: Facts, now: float) -> Cause | None:
 
 
 def _growth(state: CoordinatorState, facts: Facts, own: Round, late: list[Member]) -> Cause | None:
-    """Others have joined: they are let in together, at once when nobody else is to come."""
+    """Others have joined: they are let in together, at once when nobody else is to come and the world is no new one."""
     if not late:
         return None
     there = facts.attendance
     full = len(there.present | there.rejoining) + len(late) >= there.most
-    wait = 0.0 if full or _nobody_else(facts, own) else state.policy.scale_up_window
-    return Cause(state.since["late"] + wait, f"{len(late)} more joined")
+    wait = 0.0 if full or _nobody_else(facts, own) else there.pace.scale_up_window
+    at = max(state.since["late"] + wait, state.since["formed"] + there.pace.min_round)
+    return Cause(at, f"{len(late)} more joined")
 
 
 def _late(facts: Facts, own: Round) -> list[Member]:

@@ -20,6 +20,7 @@ from rdzv.protocol import events as ev
 from rdzv.protocol.coordinator_state import CoordinatorState, Policy, View
 from rdzv.protocol.fields import replace
 from rdzv.protocol.member_state import MemberState, Standing
+from rdzv.protocol.pace import Pace
 from rdzv.protocol.records import CLOSED, LIVE, RUNNING, Coordinator, Endpoint, Member, Roster, Round
 
 NAME = "job"
@@ -920,7 +921,7 @@ class Sim:
         if self.roster_frozen and self.roster is not None and self.roster.run_id == self.run_id:
             return
         if self.scenario.roster == "unknown" or self.roster_frozen:
-            self.roster = Roster(self.run_id, low, high)
+            self.roster = Roster(self.run_id, low, high, pace=self.scenario.policy.pace)
         else:
             pods = [pod for pod in self.pods if pod.run == self.run_id]
             here = [pod for pod in pods if not (pod.gone or pod.draining or pod.exited)]
@@ -936,6 +937,7 @@ class Sim:
                 round=self.round[0].round if self.round and self.random.random() < 0.5 else 0,
                 heartbeat=1,
                 heartbeat_seconds=0.5 if self.scenario.roster == "stale" else 0.0,
+                pace=self.scenario.policy.pace,
             )
         for process in self.processes():
             self.coordinate(process)
@@ -963,7 +965,7 @@ class Scenario:
     pauses: tuple[float, ...] = (0.0,)
     """Between a handler's construction and its next_rendezvous."""
     policy: Policy = field(
-        default_factory=lambda: Policy(2, 3, last_call=5.0, settle=0.3, grace=1.0, scale_up_window=4.0)
+        default_factory=lambda: Policy(2, 3, last_call=5.0, settle=0.3, grace=1.0, pace=Pace(3.0, 2.0, 4.0))
     )
     timing: ev.Timing = field(default_factory=lambda: ev.Timing(join_timeout=1000.0, check_interval=3.0))
 

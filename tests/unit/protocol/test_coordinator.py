@@ -14,6 +14,7 @@ from rdzv.protocol.encoding import (
     salted_fingerprints,
 )
 from rdzv.protocol.events import Identity
+from rdzv.protocol.pace import Pace
 from rdzv.protocol.records import (
     CLOSED,
     FORMING,
@@ -31,7 +32,8 @@ from rdzv.protocol.records import (
 
 ME = Identity("job", "run", "pod-0", "uid-0/0", "10.0.0.0", 7000, slot=0, key="mine")
 MINE = Coordinator(0, "uid-0/0", "10.0.0.0", 7000, 1, "mine")
-POLICY = Policy(min_nodes=2, max_nodes=4)
+AT_ONCE = Pace(replacement_wait=0.0, min_round=0.0)
+POLICY = Policy(min_nodes=2, max_nodes=4, pace=AT_ONCE)
 
 
 def member(number: int, want: int = 1, **changes: Any) -> Member:
@@ -69,9 +71,10 @@ def running(members: Sequence[Member], number: int = 1, **changes: Any) -> Round
 
 
 def roster(*expected: int, low: int = 2, high: int = 4, **changes: Any) -> Roster:
-    return replace(
-        Roster("run", low, high, known=True, expected=frozenset(expected), expected_count=len(expected)), **changes
+    found = Roster(
+        "run", low, high, known=True, expected=frozenset(expected), expected_count=len(expected), pace=AT_ONCE
     )
+    return replace(found, **changes)
 
 
 class Bench:

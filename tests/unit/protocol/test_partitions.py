@@ -10,6 +10,7 @@ from unit.protocol.sim import Process, Scenario, Sim
 
 from rdzv.protocol.coordinator_state import Policy
 from rdzv.protocol.events import Timing
+from rdzv.protocol.pace import Pace
 from rdzv.protocol.records import RUNNING, Round
 
 SIZE = 6
@@ -21,7 +22,7 @@ Pairs = set[tuple[str, str]]
 
 
 def cluster(seed: int, low: int, *, roster: str = "present", high: int = SIZE, size: int = SIZE) -> Sim:
-    policy = Policy(low, high, last_call=5.0, scale_up_window=4.0)
+    policy = Policy(low, high, last_call=5.0, pace=Pace(scale_up_window=4.0))
     scenario = Scenario(bounds=(low, high), roster=roster, unreachable=0.0, policy=policy, timing=Timing())
     sim = Sim(seed, scenario)
     sim.faults = False

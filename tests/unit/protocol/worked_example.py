@@ -149,12 +149,14 @@ def example() -> str:
         "round 2 with another store. `firstRV` says since when this agent has been there.",
         table.member("mnist-1"),
     )
-    assert table.coordinate() == "all have joined"
+    assert table.coordinate() == ""
+    assert table.coordinate(2.0) == "replacements have not come in time"
     show(
-        "6. Three are at least the two that `nodes.min` wants, and nobody waits for a replacement: round 2. `slots` has the bits "
-        "0, 1 and 3, so slot 3 has rank 2 now.",
+        "6. Three are at least the two that `nodes.min` wants. The operator shows no pod of a replacement for 2 s, so they go on "
+        "without one: round 2. `slots` has the bits 0, 1 and 3, so slot 3 has rank 2 now.",
         table.world(),
     )
+    table.coordinate()
     table.members.pop("mnist-2")
     table.expect(0, 1, 2, 3)
     table.start(2, "e5a9708c")
@@ -169,7 +171,8 @@ def example() -> str:
         table.join(name)
     assert table.coordinate() == "all have joined"
     show(
-        "8. All pods that are expected are there, so the coordinator asks for round 3 at once (`want: 3`, `wantReason: 1 more joined`). "
+        "8. All pods that are expected are there, and round 2 is not new any more, so the coordinator asks for round 3 at once (`want: 3`, "
+        "`wantReason: 1 more joined`). "
         "The others ask for it, too, and it is committed.",
         table.world(),
     )
