@@ -320,6 +320,7 @@ REFUSED = [
         {"backend": "etcd", "etcd": {"image": "etcd --evil"}},
     ),
     Refused("etcd-unknown-setting", 'unknown field "spec.etcd.members"', {"backend": "etcd", "etcd": {"members": 3}}),
+    Refused(
         "kubernetes-settings-with-c10d",
         "spec.kubernetes: Invalid value: holds settings of backend kubernetes, but spec.backend is c10d",
         {"kubernetes": {"replacementWait": 5}},
@@ -345,5 +346,5 @@ REFUSED = [
     Refused(
         "misspelt-setting", 'unknown field "spec.kubernetes.wait"', {"backend": "kubernetes", "kubernetes": {"wait": 1}}
     ),
-    Refused("member-without-settings", 'unknown field "spec.etcd"', {"backend": "etcd", "endpoint": "e:1", "etcd": {}}),
+    Refused("member-without-settings", 'unknown field "spec.mine"', {"backend": "mine", "mine": {}}),
 ]
