@@ -289,7 +289,8 @@ def scene(control_plane: LocalCluster, tmp_path_factory: pytest.TempPathFactory)
         control_plane.kubectl(*admin, "create", "rolebinding", "trainer", "--role=trainer", subject)
         for name in ("theirs", "rdzv-theirs"):
             control_plane.kubectl(*admin, "create", "configmap", name, "--from-literal=a=b")
-        control_plane.kubectl(*admin, "create", "secret", "generic", "rdzv-theirs-client", "--from-literal=a=b")
+        theirs = {**secret("rdzv-theirs-client"), "metadata": {"name": "rdzv-theirs-client"}}
+        control_plane.kubectl(*admin, "create", "-f", "-", input=json.dumps(theirs))
         accounts = {
             "operator": account(control_plane, scratch, namespace, operator),
             "trainer": account(control_plane, scratch, namespace, "trainer", pod="victim"),

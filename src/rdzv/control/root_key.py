@@ -40,7 +40,7 @@ class RootKey:
 
     def _read_or_make(self) -> bytes:
         if not self._name:
-            text = f"this operator makes no certificates, since its environment lacks {PLACE}: use its chart, or set tls: false"
+            text = f"this operator makes no certificates, since its environment lacks {PLACE}: use its chart, or set spec.etcd.tls: false"
             raise RequestFailed(None, text)
         found = self._api.look(path("v1", "Secret", self._namespace, self._name))
         if found is None:
