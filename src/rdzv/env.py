@@ -81,7 +81,7 @@ def render(rendezvous: Rendezvous, provision: Provision) -> dict[str, str]:
 
 @dataclass(frozen=True)
 class PodEnvironment:
-    """What a training pod knows of its rendezvous. `slot`: the pod's index (None: it has none)."""
+    """What a training pod knows of its rendezvous. `slot`: the node's rank in a world of fixed ranks (None: it has none)."""
 
     backend: str
     endpoint: str
@@ -108,7 +108,7 @@ class PodEnvironment:
         low, _, high = environ.get("PET_NNODES", "1").partition(":")
         if not (low.isdigit() and (high or low).isdigit()):
             raise RendezvousEnvironmentError(f"PET_NNODES is {environ['PET_NNODES']!r}: write N or MIN:MAX")
-        slot = environ.get("RDZV_SLOT") or environ.get("PET_NODE_RANK") or ""
+        slot = environ.get("PET_NODE_RANK") or environ.get("RDZV_SLOT") or ""
         return cls(
             backend=backend,
             endpoint=environ.get("PET_RDZV_ENDPOINT", ""),

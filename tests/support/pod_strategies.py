@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 
 from rdzv.control.inject import CONTAINERS_ANNOTATION, LIBRARY, LIBRARY_ANNOTATION
 from rdzv.env import LIBRARY_PATH
-from rdzv.spec import INDEX_LABELS, LABEL
+from rdzv.pairs import LABELS
+from rdzv.spec import LABEL
 
 Object = dict[str, Any]
 
@@ -19,6 +20,7 @@ _VARIABLES = [
     "PET_LOCAL_ADDR",
     "PET_NODE_RANK",
     "RDZV_SLOT",
+    "RDZV_GROUP",
     "PET_RDZV_CONF",
     "RDZV_POD_UID",
 ]
@@ -94,7 +96,7 @@ def pods(draw: st.DrawFn, *, labelled: bool = True) -> Object:
     inits = draw(st.integers(0, len(names) - 1))
     volumes = draw(st.lists(st.sampled_from(sorted(_VOLUMES)), unique=True))
     labels: Object = {
-        label: draw(st.sampled_from(["0", "3", "11"])) for label in draw(st.sets(st.sampled_from(INDEX_LABELS)))
+        label: draw(st.sampled_from(["0", "3", "11"])) for label in draw(st.sets(st.sampled_from(LABELS)))
     }
     if labelled:
         labels[LABEL] = draw(st.sampled_from(["mnist", "mnist", "a.b-c"]))

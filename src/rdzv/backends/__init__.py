@@ -35,10 +35,10 @@ class BackendError(ValueError):
 
 @dataclass(frozen=True)
 class Host:
-    """Asks the operator to choose the pod whose `port` the backend's Service leads to: any pod, or only the one with index `slot`."""
+    """Asks the operator to choose the pod whose `port` the backend's Service leads to: any pod, or only the one of `rank`."""
 
     port: int
-    slot: int | None = None
+    rank: int | None = None
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,8 @@ from typing import Any
 
 from rdzv.env import CLIENT_PATH, LIBRARY_PATH
 from rdzv.objects import ReadOnlyObject
-from rdzv.spec import GROUP, INDEX_LABELS, LABEL
+from rdzv.pairs import GROUP_LABEL, labels_of
+from rdzv.spec import GROUP, LABEL
 
 #: Containers to inject, separated by commas; without it every regular container.
 CONTAINERS_ANNOTATION = f"{GROUP}/containers"
@@ -55,7 +56,16 @@ _VARIABLES = frozenset(
     {
         *("PET_" + flag.replace("-", "_").upper() for flag in _FLAGS),
         *("RDZV_NAME", "RDZV_NAMESPACE", "TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "TORCH_ELASTIC_WORKER_IDENTICAL"),
-        *("RDZV_POD_NAME", "RDZV_POD_UID", "RDZV_POD_IP", "RDZV_NODE_NAME", "RDZV_SLOT", "PYTHONPATH"),
+        *(
+            "RDZV_POD_NAME",
+            "RDZV_POD_UID",
+            "RDZV_POD_IP",
+            "RDZV_NODE_NAME",
+            "RDZV_SLOT",
+            "RDZV_GROUP",
+            "RDZV_INDEX",
+            "PYTHONPATH",
+        ),
     }
 )
 _FLAG = re.compile(rf"(?<![\w-])--({'|'.join(_FLAGS).replace('-', '[-_]')}|standalone)(?![\w-])")
@@ -145,13 +155,26 @@ def _env(pod: ReadOnlyObject, library: bool) -> list[dict[str, Any]]:
         ("RDZV_NODE_NAME", "spec.nodeName"),
         ("PET_LOCAL_ADDR", "status.podIP"),
     ]
-    index = next((label for label in INDEX_LABELS if label in _labels(pod)), None)
-    if index is not None:
-        fields += [("RDZV_SLOT", f"metadata.labels['{index}']"), ("PET_NODE_RANK", f"metadata.labels['{index}']")]
+    fields += [(name, f"metadata.labels['{label}']") for name, label in _place(pod)]
     env = [{"name": name, "valueFrom": {"fieldRef": {"fieldPath": path}}} for name, path in fields]
     if library:
         env.append({"name": "PYTHONPATH", "value": LIBRARY_PATH})
     return env
+
+
+def _place(pod: ReadOnlyObject) -> list[tuple[str, str]]:
+    """Variables for the pod's place in the world, and the labels that say it.
+
+    The label of a group, or of an index in it, may not be there yet: the kubelet takes its value when it starts the container.
+    An index is a rank as well, where there is but one group. Of a group that the user names there are others.
+    """
+    group, index = labels_of(_labels(pod))
+    found = [("RDZV_GROUP", group)] if group else []
+    if index:
+        found.append(("RDZV_INDEX" if group else "RDZV_SLOT", index))
+    if index and group != GROUP_LABEL:
+        found.append(("PET_NODE_RANK", index))
+    return found
 
 
 def _delivery(pod: ReadOnlyObject, settings: InjectionSettings) -> str:

@@ -202,10 +202,10 @@ def _present_host(belonging: Sequence[ReadOnlyObject], rendezvous: Rendezvous) -
 
 def _elect(pods: Sequence[Pod], host: Host, present: str | None) -> Pod | None:
     """The pod that hosts the store: the present one while it lives, else one that can start, the lowest index first."""
-    candidates = [pod for pod in pods if pod.live and pod.injected and (host.slot is None or pod.slot == host.slot)]
+    candidates = [pod for pod in pods if pod.live and pod.injected and (host.rank is None or pod.rank == host.rank)]
 
-    def order(pod: Pod) -> tuple[bool, bool, bool, int, str, str]:
-        return (pod.hopeless, pod.uid != present, pod.slot is None, pod.slot or 0, pod.created, pod.uid)
+    def order(pod: Pod) -> tuple[Any, ...]:
+        return (pod.hopeless, pod.uid != present, pod.order[:2], pod.created, pod.uid)
 
     return min(candidates, key=order, default=None)
 
