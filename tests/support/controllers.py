@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 _COMPLETION = "batch.kubernetes.io/job-completion-index"
 _POD_INDEX = "apps.kubernetes.io/pod-index"
@@ -77,4 +78,68 @@ CONTROLLERS: Mapping[str, tuple[Mapping[str, str], Mapping[str, str]]] = {
         {"RDZV_GROUP": "rdzv.dev/group", "RDZV_INDEX": "rdzv.dev/slot"},
     ),
     "the user's group of a Deployment": ({"rdzv.dev/group": "b"}, {"RDZV_GROUP": "rdzv.dev/group"}),
+}
+
+#: Environments as controllers make them, by kind: the pod's labels, its user's variables, what the controller adds, and which of them
+#: yield to a Rendezvous.
+_KUBEFLOW_OWN = [
+    {"name": "PYTHONUNBUFFERED", "value": "1"},
+    {"name": "MASTER_ADDR", "value": "mnist-master-0"},
+    {"name": "PET_MASTER_ADDR", "value": "mnist-master-0"},
+    {"name": "PET_MASTER_PORT", "value": "23456"},
+    {"name": "WORLD_SIZE", "value": "2"},
+    {"name": "RANK", "value": "1"},
+    {"name": "PET_NODE_RANK", "value": "1"},
+]
+_ELASTIC = [
+    {"name": "PET_RDZV_ENDPOINT", "value": "mnist-worker-0:23456"},
+    {"name": "PET_RDZV_BACKEND", "value": "c10d"},
+    {"name": "PET_NNODES", "value": "1:2"},
+]
+_TRAINER = [
+    {"name": "PET_NNODES", "value": "2"},
+    {"name": "PET_NPROC_PER_NODE", "value": "auto"},
+    {"name": "PET_NODE_RANK", "valueFrom": {"fieldRef": {"fieldPath": f"metadata.annotations['{_COMPLETION}']"}}},
+    {"name": "PET_MASTER_ADDR", "value": "mnist-node-0-0.mnist"},
+    {"name": "PET_MASTER_PORT", "value": "29400"},
+]
+_AUTO, _TWO = {"name": "PET_NPROC_PER_NODE", "value": "auto"}, {"name": "PET_NPROC_PER_NODE", "value": "2"}
+_NNODES = {"name": "PET_NNODES", "value": "2"}
+_PYTORCHJOB = pytorchjob("worker", 0)
+
+Entries = list[dict[str, Any]]
+ENVIRONMENTS: Mapping[str, tuple[Mapping[str, str], Entries, Entries, list[str]]] = {
+    "PyTorchJob": (
+        _PYTORCHJOB,
+        [],
+        [*_KUBEFLOW_OWN, _AUTO, _NNODES],
+        ["PET_MASTER_ADDR", "PET_MASTER_PORT", "PET_NPROC_PER_NODE", "PET_NNODES"],
+    ),
+    "PyTorchJob that says how many processes": (_PYTORCHJOB, [], [_KUBEFLOW_OWN[0], _TWO, _NNODES], ["PET_NNODES"]),
+    "elastic PyTorchJob": (
+        _PYTORCHJOB,
+        [],
+        [_KUBEFLOW_OWN[0], _AUTO, *_ELASTIC],
+        ["PET_NPROC_PER_NODE", "PET_RDZV_ENDPOINT", "PET_RDZV_BACKEND", "PET_NNODES"],
+    ),
+    "elastic PyTorchJob that says twice how many processes": (
+        _PYTORCHJOB,
+        [],
+        [_KUBEFLOW_OWN[0], _AUTO, *_ELASTIC, _TWO],
+        ["PET_RDZV_ENDPOINT", "PET_RDZV_BACKEND", "PET_NNODES"],
+    ),
+    "PyTorchJob whose user writes some of it": (
+        _PYTORCHJOB,
+        [_NNODES, _KUBEFLOW_OWN[0], {"name": "PET_RDZV_ID", "value": "mine"}],
+        [_KUBEFLOW_OWN[0], _AUTO, _NNODES],
+        ["PET_NPROC_PER_NODE"],
+    ),
+    "TrainJob": (
+        jobset(0, 1),
+        [],
+        _TRAINER,
+        ["PET_NNODES", "PET_NPROC_PER_NODE", "PET_MASTER_ADDR", "PET_MASTER_PORT"],
+    ),
+    "JobSet": (jobset(0, 1), [*_ELASTIC, *_TRAINER[:1], {"name": "PET_MASTER_ADDR", "value": "10.0.0.1"}], [], []),
+    "Job": (job(1), [*_KUBEFLOW_OWN, *_ELASTIC], [], []),
 }

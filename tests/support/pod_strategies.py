@@ -8,10 +8,13 @@ from hypothesis import strategies as st
 
 from rdzv.control.inject import CONTAINERS_ANNOTATION, LIBRARY, LIBRARY_ANNOTATION
 from rdzv.env import LIBRARY_PATH
-from rdzv.pairs import LABELS
+from rdzv.pairs import LABELS as PLACES
 from rdzv.spec import LABEL
 
 Object = dict[str, Any]
+
+#: Of controllers, whose variables may yield as well.
+LABELS = (*PLACES, "jobset.sigs.k8s.io/jobset-name")
 
 #: Ours, torchrun's and the user's own.
 _VARIABLES = [
@@ -25,7 +28,8 @@ _VARIABLES = [
     "RDZV_POD_UID",
 ]
 _VARIABLES += ["PYTHONPATH", "PET_NNODES", "PET_RDZV_BACKEND", "NCCL_DEBUG", "A", "MASTER_ADDR"]
-_VALUES = ["", "1", "/opt/rdzv", "$(PET_RDZV_CONF),a=b", "$$(A) 'x' \"y\" \\ ~1/{}", "é→"]
+_VARIABLES += ["PET_NPROC_PER_NODE", "PYTHONUNBUFFERED", "PET_MASTER_ADDR"]
+_VALUES = ["", "1", "auto", "0-node-0-0", "/opt/rdzv", "$(PET_RDZV_CONF),a=b", "$$(A) 'x' \"y\" \\ ~1/{}", "é→"]
 _VALUE_FROM: list[Object] = [
     {"fieldRef": {"fieldPath": "metadata.name"}},
     {"fieldRef": {"fieldPath": "metadata.labels['a/b']"}},

@@ -15,7 +15,7 @@ import jsonpatch
 import kopf
 import pytest
 from hypothesis import given
-from support.controllers import CONTROLLERS
+from support.controllers import CONTROLLERS, ENVIRONMENTS
 from support.pod_strategies import pods
 
 from rdzv.control.inject import (
@@ -122,6 +122,47 @@ def test_without_an_index_no_rank_is_made_up() -> None:
     assert not {"RDZV_SLOT", "RDZV_INDEX", "RDZV_GROUP", "PET_NODE_RANK"} & {
         entry["name"] for entry in env_of(injected(pod()))
     }
+
+
+def effective(container: Object) -> dict[str, Object]:
+    """Of one name the last one counts."""
+    return {entry["name"]: entry for entry in container["env"]}
+
+
+@pytest.mark.parametrize("kind", ENVIRONMENTS)
+def test_a_controllers_own_rendezvous_yields_and_what_the_user_wrote_does_not(kind: str) -> None:
+    labels, users, added, yielding = ENVIRONMENTS[kind]
+    before = [*users, *added]
+    result = injected(pod({"name": "main", "env": before}, labels=labels))
+    container = result["spec"]["containers"][0]
+    assert container["env"][: len(before)] == before, "nothing is removed or overwritten"
+    found = [name for name, entry in effective(container).items() if "configMapKeyRef" in entry.get("valueFrom", {})]
+    assert sorted(found) == sorted(yielding)
+    for name in found:
+        reference = {"name": "rdzv-mnist", "key": name, "optional": True}
+        assert effective(container)[name]["valueFrom"] == {"configMapKeyRef": reference}
+    assert not {name for _, name in shadowed(result)} & set(yielding), "what has yielded is no news"
+    assert injected(result) == result
+
+
+@pytest.mark.parametrize(
+    ("container", "different"),
+    [
+        ({}, False),
+        ({"env": [{"name": "PET_NPROC_PER_NODE", "value": "2"}]}, True),
+        ({"command": ["torchrun", "--nproc-per-node=2", "train.py"]}, True),
+        ({"args": ["sh", "-c", "torchrun --nproc_per_node 2 train.py"]}, True),
+        ({"command": ["torchrun", "--my-nproc-per-node=2", "train.py"]}, False),
+        ({"command": ["torchrun", "--nproc-per-node-file=2", "train.py"]}, False),
+    ],
+)
+def test_torch_is_not_told_that_all_nodes_are_alike_where_this_one_says_how_many_processes(
+    container: Object, different: bool
+) -> None:
+    result = injected(pod({"name": "main", **container}))
+    assert ({"name": "TORCH_ELASTIC_WORKER_IDENTICAL", "value": "0"} in env_of(result)) == different
+    assert "TORCH_ELASTIC_WORKER_IDENTICAL" not in {name for _, name in shadowed(result)}
+    assert injected(result) == result
 
 
 @pytest.mark.parametrize(

@@ -51,6 +51,7 @@ def provision(rendezvous: Rendezvous) -> Provision:
         objects=[] if rendezvous.endpoint else [endpoint_service(rendezvous, port)],
         env={"PET_MASTER_ADDR": host.strip("[]"), "PET_MASTER_PORT": master_port},
         config=rendezvous.config,
+        unused=frozenset(),
         host=None if rendezvous.endpoint else Host(port, rank=0),
     )
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 from rdzv.backends import World
 from rdzv.control.missing import NOT_JOINED, crash_looping
@@ -44,6 +44,7 @@ class Seen:
         short_for: seconds for which there have been fewer pods than nodes.
         reforming: the status before said that the world forms too often.
         now: seconds since the epoch.
+        apart: for each pod's name, the setting of its own by which it meets elsewhere than the others.
     """
 
     rendezvous: Rendezvous
@@ -56,6 +57,7 @@ class Seen:
     short_for: float
     reforming: bool
     now: float
+    apart: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def live(self) -> list[Pod]:
@@ -158,6 +160,18 @@ def _several_workloads(seen: Seen) -> list[Problem]:
         return []
     more = f" and {len(workloads) - 3} more" if workloads[3:] else ""
     return [Problem("SeveralWorkloads", f"{', '.join(workloads[:3])}{more} have one Rendezvous: {_GROUPS}")]
+
+
+def _apart(seen: Seen) -> list[Problem]:
+    live = [pod.name for pod in seen.live if pod.name in seen.apart]
+    if not live:
+        return []
+    first = min(live)
+    text = (
+        f"{first} meets elsewhere than the others, because a setting of its own wins: {seen.apart[first]}{_more(live)}. Remove it from "
+        "the pod's template, or this Rendezvous's label from the pod"
+    )
+    return [Problem("SettingsShadowed", text)]
 
 
 def _of_backend(seen: Seen) -> list[Problem]:
@@ -283,6 +297,7 @@ _LADDER: Sequence[Callable[[Seen], list[Problem]]] = (
     _not_injected,
     _unusable_index,
     _duplicate_index,
+    _apart,
     _of_backend,
     _of_earlier,
     _not_created,
