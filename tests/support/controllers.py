@@ -82,7 +82,7 @@ CONTROLLERS: Mapping[str, tuple[Mapping[str, str], Mapping[str, str]]] = {
 
 #: Environments as controllers make them, by kind: the pod's labels, its user's variables, what the controller adds, and which of them
 #: yield to a Rendezvous.
-_KUBEFLOW_OWN = [
+_KUBEFLOW_OWN: list[dict[str, Any]] = [
     {"name": "PYTHONUNBUFFERED", "value": "1"},
     {"name": "MASTER_ADDR", "value": "mnist-master-0"},
     {"name": "PET_MASTER_ADDR", "value": "mnist-master-0"},
@@ -91,12 +91,12 @@ _KUBEFLOW_OWN = [
     {"name": "RANK", "value": "1"},
     {"name": "PET_NODE_RANK", "value": "1"},
 ]
-_ELASTIC = [
+_ELASTIC: list[dict[str, Any]] = [
     {"name": "PET_RDZV_ENDPOINT", "value": "mnist-worker-0:23456"},
     {"name": "PET_RDZV_BACKEND", "value": "c10d"},
     {"name": "PET_NNODES", "value": "1:2"},
 ]
-_TRAINER = [
+_TRAINER: list[dict[str, Any]] = [
     {"name": "PET_NNODES", "value": "2"},
     {"name": "PET_NPROC_PER_NODE", "value": "auto"},
     {"name": "PET_NODE_RANK", "valueFrom": {"fieldRef": {"fieldPath": f"metadata.annotations['{_COMPLETION}']"}}},
