@@ -62,8 +62,15 @@ class _Stream:
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
+        self._unsent: list[Any] = []
 
     def sendall(self, data: Any) -> None:
+        """Keeps it until `flush`: head and body leave in one piece, which is one call and one TLS record for either side."""
+        self._unsent.append(data)
+
+    def flush(self) -> None:
+        data = b"".join(self._unsent)
+        self._unsent.clear()
         self._connection.socket.sendall(data)
 
     def makefile(self, *_args: Any) -> io.BufferedReader:
@@ -110,7 +117,7 @@ class Connection:
             raise Unreachable(call, f"no TLS connection to {self._server}: {_text(error)}") from error
         self._http = http.client.HTTPConnection(config.host, config.port)
         self._http.auto_open = 0
-        self._http.sock = _Stream(self)
+        self._stream = self._http.sock = _Stream(self)
 
     def send(self, call: Call, method: str, target: str, body: bytes | None, headers: dict[str, str]) -> None:
         """Send a request.
@@ -122,6 +129,7 @@ class Connection:
         self.fresh = False
         try:
             self._http.request(method, target, body, headers)
+            self._stream.flush()
         except (OSError, http.client.HTTPException) as error:
             raise Unreachable(call, f"the request could not be sent to {self._server}: {_text(error)}") from error
 
