@@ -320,6 +320,7 @@ REFUSED = [
         {"backend": "etcd", "etcd": {"image": "etcd --evil"}},
     ),
     Refused("etcd-unknown-setting", 'unknown field "spec.etcd.members"', {"backend": "etcd", "etcd": {"members": 3}}),
+    Refused(
         "kubernetes-settings-with-c10d",
         "spec.kubernetes: Invalid value: holds settings of backend kubernetes, but spec.backend is c10d",
         {"kubernetes": {"replacementWait": 5}},

@@ -29,8 +29,12 @@ _KEYS = {
 #: How backend etcd-v3, whose client looks at the server, calls what torch's two call so.
 _OURS = {
     "protocol": "protocol",
-    **{"cacert": "cacert", "cert": "cert", "key": "key"},
-    **{"ca_cert": "cacert", "ssl_cert": "cert", "ssl_cert_key": "key"},
+    "cacert": "cacert",
+    "cert": "cert",
+    "key": "key",
+    "ca_cert": "cacert",
+    "ssl_cert": "cert",
+    "ssl_cert_key": "key",
 }
 
 

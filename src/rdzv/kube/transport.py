@@ -83,8 +83,8 @@ class _Stream:
 class Connection:
     """An open connection. Used by one thread at a time; only `shutdown` may come from another one."""
 
-    def __init__(self, config: Config, call: Call | None) -> None:
-        """Connect.
+    def __init__(self, config: Config, call: Call | None, seconds: float = CONNECT_SECONDS) -> None:
+        """Connect. `seconds`: for TCP, and again for TLS.
 
         Raises:
             Unreachable: refused or timed out. Nothing was sent.
@@ -99,7 +99,7 @@ class Connection:
         context = config.ssl_context() if config.tls else None
         self._server = f"{config.host}:{config.port} ({config.source})"
         try:
-            self.socket = socket.create_connection((config.host, config.port), CONNECT_SECONDS)
+            self.socket = socket.create_connection((config.host, config.port), seconds)
         except OSError as error:
             raise Unreachable(call, f"cannot connect to {self._server}: {_text(error)}") from error
         try:
