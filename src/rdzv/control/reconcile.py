@@ -24,7 +24,7 @@ from rdzv.control.poster import EventPoster
 from rdzv.control.remembered import Remembered
 from rdzv.control.root_key import RootKey
 from rdzv.control.status import Beside, compute_status, look_again
-from rdzv.control.transport import RequestFailed
+from rdzv.kube.api import ApiError
 from rdzv.objects import Object
 from rdzv.observed import Observed
 from rdzv.registry import BackendRegistry
@@ -50,7 +50,7 @@ class Reconciler:
         Returns after how many seconds it wants another pass (None: when something changes).
 
         Raises:
-            RequestFailed: the API server refused something or could not be reached. The reason is in the status, if that could be written;
+            ApiError: the API server refused something or could not be reached. The reason is in the status, if that could be written;
                 the caller retries.
         """
         view = self._cache.view(key)
@@ -77,7 +77,7 @@ class Reconciler:
         later = self._post(events_for(rendezvous, decided, outcome.failures, observed.pods, beside.overridden))
         failed = [failure.message for failure in outcome.failures if failure.reason == REQUEST_FAILED]
         if failed:
-            raise RequestFailed(None, "; ".join(failed))
+            raise ApiError(None, "; ".join(failed))
         # No watch tells of somebody else's objects.
         taken = any(failure.reason == NAME_TAKEN for failure in outcome.failures)
         look = random.uniform(0.8, 1.2) * look_again(previous, now) if taken else None  # noqa: S311 - jitter
@@ -107,7 +107,7 @@ class Reconciler:
             return [], [], None
         try:
             authority = self._root.authority()
-        except RequestFailed as error:
+        except ApiError as error:
             return [], [Failure(REQUEST_FAILED, str(error))], None
         now = time.time()
         secrets = [child(obj, rendezvous) for obj in authority.secrets(rendezvous, wanted, now)]
