@@ -40,6 +40,14 @@ class Nodes:
 
 
 @dataclass(frozen=True)
+class FailurePolicy:
+    """A world may form anew for a failure `most` times within `window` seconds; None: as often as it likes."""
+
+    most: int | None = None
+    window: int = 3600
+
+
+@dataclass(frozen=True)
 class Rendezvous:
     """One `Rendezvous` object.
 
@@ -58,6 +66,7 @@ class Rendezvous:
     config: Mapping[str, str] = field(default_factory=dict)
     settings: Mapping[str, Any] = field(default_factory=dict)
     created: str = ""
+    failures: FailurePolicy = FailurePolicy()
 
     @property
     def child_name(self) -> str:
@@ -88,7 +97,13 @@ class Rendezvous:
             config=dict(spec.get("config", {})),
             settings=dict(spec.get(settings_key(backend), {})),
             created=meta.get("creationTimestamp") or "",
+            failures=_failure_policy(spec.get("failurePolicy", {})),
         )
+
+
+def _failure_policy(spec: Mapping[str, Any]) -> FailurePolicy:
+    most = spec.get("maxReforms")
+    return FailurePolicy(None if most is None else int(most), int(spec.get("window", FailurePolicy.window)))
 
 
 def index_of(text: str) -> int | None:

@@ -338,6 +338,31 @@ REFUSED = [
             ("scaleUpWindow", 86_401, "less than or equal to 86400"),
         )
     ),
+    # failurePolicy
+    Refused(
+        "failure-policy-with-c10d",
+        "spec.failurePolicy: Invalid value: is for backend kubernetes only, because the operator does not see how often a world of "
+        "backend c10d forms: remove it",
+        {"failurePolicy": {"maxReforms": 3}},
+    ),
+    Refused(
+        "failure-policy-without-a-number",
+        "spec.failurePolicy.maxReforms: Required value",
+        {"backend": "kubernetes", "failurePolicy": {"window": 600}},
+    ),
+    *(
+        Refused(
+            f"failure-policy-{setting}-{value}",
+            f"spec.failurePolicy.{setting} in body should be {bound}",
+            {"backend": "kubernetes", "failurePolicy": {"maxReforms": 3, setting: value}},
+        )
+        for setting, value, bound in (
+            ("maxReforms", 0, "greater than or equal to 1"),
+            ("maxReforms", 101, "less than or equal to 100"),
+            ("window", 59, "greater than or equal to 60"),
+            ("window", 604_801, "less than or equal to 604800"),
+        )
+    ),
     # what the schema does not know
     Refused("unknown-field", 'unknown field "spec.timeout"', {"timeout": 600}),
     Refused("misspelt-field", 'unknown field "spec.nProcPerNode"', {"nProcPerNode": 2}),

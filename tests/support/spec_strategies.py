@@ -45,6 +45,8 @@ NOT_BACKENDS = {
     "max---restarts",
     "endpoint",
     "config",
+    "failure-policy",
+    "failure--policy",
 }
 
 #: Keyword arguments of torch's `RendezvousParameters`.

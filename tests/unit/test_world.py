@@ -26,16 +26,32 @@ from rdzv.registry import backend_registry
 NOW = 1795428000.0
 
 
-def status(pods: list[dict[str, Any]], record: Round | None, members: list[Member], **previous: Any) -> dict[str, Any]:
-    subject = rendezvous("kubernetes", nodes={"min": 2, "max": 3})
+def status(
+    pods: list[dict[str, Any]],
+    record: Round | None,
+    members: list[Member],
+    now: float = NOW,
+    policy: Mapping[str, int] | None = None,
+    **previous: Any,
+) -> dict[str, Any]:
+    more: dict[str, Any] = {} if policy is None else {"failurePolicy": policy}
+    subject = rendezvous("kubernetes", nodes={"min": 2, "max": 3}, **more)
     seen = [builders.pod(obj) for obj in pods]
     gone = frozenset(each.pod_uid for each in members) - {pod.uid for pod in seen}
     observed = Observed(pods=seen, round=record, members=members, gone=gone)
-    return builders.status_of(subject, observed, previous, NOW)
+    return builders.status_of(subject, observed, previous, now)
 
 
 def formed(of: dict[str, Any]) -> tuple[str, str]:
     return next((c["status"], c["reason"]) for c in of["conditions"] if c["type"] == "Formed")
+
+
+def degraded(of: dict[str, Any]) -> tuple[str, str]:
+    return next((c["status"], c["reason"]) for c in of["conditions"] if c["type"] == "Degraded")
+
+
+def message(of: dict[str, Any], condition: str) -> str:
+    return next(str(c["message"]) for c in of["conditions"] if c["type"] == condition)
 
 
 def roster(of: dict[str, Any]) -> Roster:
@@ -74,6 +90,44 @@ def test_who_cannot_be_reached_is_a_problem_by_name() -> None:
         if condition["type"] == "Degraded"
     )
     assert (degraded["status"], degraded["reason"], degraded["message"]) == ("True", "Unreachable", reason)
+
+
+def failing(rounds: int, policy: Mapping[str, int] | None = None) -> tuple[dict[str, Any], Round]:
+    """The status, and the Round, of a world that slot 1 on node-b makes form anew every ten seconds."""
+    members, found = [member(pod) for pod in PODS], dict[str, Any]()
+    for number in range(1, rounds + 2):
+        reason = "gone: slot 1 (node-b)" if number > 1 else "created"
+        record = replace(running(members), round=number, want=number, want_reason=reason, uid="u")
+        found = status(PODS, record, members, now=NOW + 10 * number, policy=policy, **found)
+    return found, record
+
+
+def test_a_node_that_most_failures_are_on_is_a_problem_by_name() -> None:
+    found, _ = failing(2)
+    assert degraded(found) == ("False", "AsExpected")
+    found, _ = failing(3)
+    assert degraded(found)[:2] == ("True", "NodeSuspect")
+    assert "node-b lost 3 of 3 worlds of the last 3600 s" in message(found, "Degraded")
+    assert roster(found).ended == ""
+
+
+def test_a_world_that_fails_more_often_than_its_policy_allows_is_ended_and_says_why() -> None:
+    policy = {"maxReforms": 3, "window": 600}
+    assert roster(failing(3, policy)[0]).ended == ""
+    found, record = failing(4, policy)
+    assert (roster(found).ended_uid, record.uid) == ("u", "u")
+    assert roster(found).ended.startswith("it was formed anew 4 times within 600 s")
+    closed = replace(record, phase=CLOSED, closed=Closure("TooManyReforms", "mnist-0"))
+    found = status(PODS, closed, [member(pod) for pod in PODS], now=NOW + 60, policy=policy, **found)
+    assert formed(found) == ("False", "ClosedTooManyReforms")
+    assert "spec.failurePolicy allows 3; node-b lost 4 of 4 worlds" in message(found, "Degraded")
+
+
+def test_failures_that_are_long_ago_count_no_more() -> None:
+    found, record = failing(4, {"maxReforms": 4, "window": 600})
+    later = status(PODS, record, [member(pod) for pod in PODS], now=NOW + 10_000, **found)
+    assert "reforms" not in later
+    assert degraded(later)[0] == "False"
 
 
 def test_who_has_joined_is_who_asked_and_then_who_is_in_the_world() -> None:

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from rdzv.backends import FAILED, OF_FIXED_RANKS, SUCCEEDED, Backend, BackendError, Condition, Provision, World
-from rdzv.protocol import records
+from rdzv.protocol import records, reforms
 from rdzv.protocol.encoding import MAX_SLOTS
-from rdzv.protocol.records import CLOSED, LIVE, RUNNING, SUCCESS, Absent, Member, Roster, Round
+from rdzv.protocol.records import CLOSED, LIVE, RUNNING, SUCCESS, TOO_MANY_REFORMS, Absent, Member, Roster, Round
 from rdzv.spec import GROUP
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 MAX_HOPELESS = 400_000
 
 #: Reasons of problems.
-_CLOSED, _UNREACHABLE = "Closed", "Unreachable"
+_CLOSED, _UNREACHABLE, _SUSPECT = "Closed", "Unreachable", "NodeSuspect"
 #: Of agents that wait beside a world that runs.
 _SPARE = "Spare: the world has as many nodes as spec.nodes.max allows; it takes the place of one that is lost"
 _NEXT = "Waiting: it has asked to join, and is counted when the world forms anew"
@@ -92,16 +92,20 @@ def observe(rendezvous: Rendezvous, observed: Observed, previous: Mapping[str, A
     """The world as its records tell it, and the roster that the agents go by."""
     agents = _agents(rendezvous, observed)
     beat = _heartbeat(is_awaited(rendezvous, observed), previous.get("roster") or {}, now)
+    before = reforms.Reforms.from_status(previous if previous.get("runID") == rendezvous.uid else {})
+    failed = reforms.count(before, _round(rendezvous, observed), rendezvous.failures, now)
+    moments = [at for at in (beat.due_in, reforms.due_in(failed, rendezvous.failures, now)) if at is not None]
     return World(
         formed=_formed(rendezvous, observed, agents),
         joined=agents,
-        problems=_problems(rendezvous, observed),
+        problems=_problems(rendezvous, observed, failed),
         status={
             "round": _highest_round(rendezvous, observed, previous),
-            "roster": _roster(rendezvous, observed, beat),
+            "roster": _roster(rendezvous, observed, beat, failed),
+            **({"reforms": failed.to_status()} if failed.recent else {}),
         },
         indexes=MAX_SLOTS,
-        again=beat.due_in,
+        again=min(moments, default=None),
         fatal=frozenset({_CLOSED}),
         outcome=_outcome(rendezvous, observed),
         reasons=_reasons(rendezvous, observed),
@@ -128,21 +132,32 @@ def _reasons(rendezvous: Rendezvous, observed: Observed) -> Mapping[str, str]:
     return found | {one.name: f"{_UNREACHABLE}: {one.reason}" for one in record.left_out}
 
 
-def _problems(rendezvous: Rendezvous, observed: Observed) -> Sequence[tuple[str, str]]:
-    """A world that is closed to all, and agents that the others can't reach: their Round says so."""
+def _problems(rendezvous: Rendezvous, observed: Observed, failed: reforms.Reforms) -> Sequence[tuple[str, str]]:
+    """A world that is closed to all, agents that the others can't reach, and a node that most failures were on."""
     record = _round(rendezvous, observed)
     if record is None:
         return ()
     if record.closed is not None and record.closed.reason != SUCCESS:
+        why = reforms.exceeded(failed, rendezvous.failures) if record.closed.reason == TOO_MANY_REFORMS else ""
         text = (
-            f"{record.closed.by} closed it after round {record.round}: {record.closed.reason}. Nobody can join any more: for another "
-            "run, delete this Rendezvous and create it again"
+            f"{record.closed.by} closed it after round {record.round}: {record.closed.reason}{f' ({why})' if why else ''}. "
+            "Nobody can join any more: for another run, delete this Rendezvous and create it again"
         )
         return [(_CLOSED, text)]
-    if record.closed is not None or not record.left_out:
+    if record.closed is not None:
         return ()
-    more = f" (and {len(record.left_out) - 1} more)" if record.left_out[1:] else ""
-    return [(_UNREACHABLE, f"{record.left_out[0].reason}{more}")]
+    found = []
+    if record.left_out:
+        more = f" (and {len(record.left_out) - 1} more)" if record.left_out[1:] else ""
+        found.append((_UNREACHABLE, f"{record.left_out[0].reason}{more}"))
+    if suspect := reforms.suspicion(failed):
+        found.append(
+            (
+                _SUSPECT,
+                f"{suspect} of the last {rendezvous.failures.window} s: look at what its pods and the node logged",
+            )
+        )
+    return found
 
 
 def is_awaited(rendezvous: Rendezvous, observed: Observed) -> bool:
@@ -189,7 +204,7 @@ def _members(rendezvous: Rendezvous, observed: Observed) -> Sequence[Member]:
     return [member for member in observed.members if member.run_id == rendezvous.uid]
 
 
-def _roster(rendezvous: Rendezvous, observed: Observed, beat: _Heartbeat) -> dict[str, Any]:
+def _roster(rendezvous: Rendezvous, observed: Observed, beat: _Heartbeat, lately: reforms.Reforms) -> dict[str, Any]:
     """Who is expected, who leaves or is gone, and who will not come without help."""
     live = [pod for pod in observed.pods if pod.live]
     # An agent outside of pods is judged by its peers alone.
@@ -207,6 +222,8 @@ def _roster(rendezvous: Rendezvous, observed: Observed, beat: _Heartbeat) -> dic
         dead=frozenset(gone | failed),
         heartbeat=beat.number,
         heartbeat_seconds=beat.seconds,
+        ended=reforms.exceeded(lately, rendezvous.failures),
+        ended_uid=lately.uid,
     ).to_status()
 
 

@@ -193,8 +193,11 @@ def missing(
     return missing_text(attendance, outstanding(attendance))
 
 
-def commit(facts: Facts, own: Round) -> Round:
-    """The next round. Who was in the last one comes before who was not; slots are kept, and allotted where there is none."""
+def commit(facts: Facts, own: Round, reason: str) -> Round:
+    """The next round, which was wanted for this reason.
+
+    Who was in the last one comes before who was not; slots are kept, and allotted where there is none.
+    """
     there = facts.attendance
     previous = dict(zip(own.fingerprints, own.slots, strict=True))
     had = {member.name: previous.get(fingerprint(own.salt, member.incarnation)) for member in there.joined}
@@ -214,6 +217,7 @@ def commit(facts: Facts, own: Round) -> Round:
         leader=Leader(ranked[0], first.address, first.port),
         coordinator=own.coordinator,
         want=own.round + 1,
+        want_reason=reason,
         members_rv=facts.members_rv,
         left_out=own.left_out,
         uid=own.uid,

@@ -8,11 +8,13 @@ and why they hold: docs/adr/0010-kubernetes-protocol.md.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from rdzv.protocol import exclusion, rivalry
 from rdzv.protocol.completion import commit, completion
 from rdzv.protocol.coordinator_state import CoordinatorState, Decision, View, note
+from rdzv.protocol.encoding import fingerprint
 from rdzv.protocol.facts import Facts, gather
 from rdzv.protocol.fields import replace
 from rdzv.protocol.records import (
@@ -23,11 +25,13 @@ from rdzv.protocol.records import (
     RUNNING,
     SUCCEEDED,
     SUCCESS,
+    TOO_MANY_REFORMS,
     Closure,
     Coordinator,
+    Member,
     Round,
 )
-from rdzv.protocol.reforming import cause
+from rdzv.protocol.reforming import cause, failure_text
 from rdzv.protocol.sifting import sift_view
 
 
@@ -176,13 +180,26 @@ def _remember(state: CoordinatorState, view: View, own: Round | None, now: float
     number, term = (own.round, own.term) if own is not None else (-1, 0)
     state = replace(state, term=max(state.term, term, state.lost.term if state.lost else 0))
     if number != state.basis:
-        state = replace(state, basis=number, since={}, failed=frozenset())
+        state = replace(state, basis=number, since={}, failed=frozenset(), nodes=_nodes(ours, own))
     return replace(state, highest_seen=max(state.highest_seen, number, view.highest_seen))
+
+
+def _nodes(members: Sequence[Member], own: Round | None) -> Mapping[int, str]:
+    if own is None or own.phase != RUNNING:
+        return {}
+    slots = dict(zip(own.fingerprints, own.slots, strict=True))
+    marks = ((fingerprint(own.salt, member.incarnation), member.node) for member in members)
+    return {slots[mark]: node for mark, node in marks if mark in slots and node}
 
 
 def _target(state: CoordinatorState, facts: Facts, own: Round, now: float) -> tuple[CoordinatorState, Target]:
     """The first of these that has something to say about the Round."""
-    settled = _closed(state, facts, own) or _gone_back(facts, own) or _all_done(state, facts, own)
+    settled = (
+        _ended(state, facts, own)
+        or _closed(state, facts, own)
+        or _gone_back(facts, own)
+        or _all_done(state, facts, own)
+    )
     if settled is not None:
         return state, settled
     forming = own.phase == FORMING or own.want > own.round
@@ -193,10 +210,18 @@ def _target(state: CoordinatorState, facts: Facts, own: Round, now: float) -> tu
             found = exclusion.judge(state, facts, own, now)
             if found is not None:
                 return found.state, Target(own, waiting_for=found.why, look_again=found.at)
-            return state, Target(commit(facts, own), complete.why)
+            reason = own.want_reason if own.want > own.round else failure_text(state, facts, own)
+            return state, Target(commit(facts, own, reason[:REASON_LENGTH]), complete.why)
         if forming:
             return state, Target(own, waiting_for=complete.missing, look_again=complete.at)
     return _running(state, facts, own, now)
+
+
+def _ended(state: CoordinatorState, facts: Facts, own: Round) -> Target | None:
+    """The operator ends the world of this very Round: it fails too often."""
+    if own.phase == CLOSED or not facts.ended:
+        return None
+    return Target(replace(own, phase=CLOSED, closed=Closure(TOO_MANY_REFORMS, state.me.name)), facts.ended)
 
 
 def _closed(state: CoordinatorState, facts: Facts, own: Round) -> Target | None:

@@ -111,7 +111,8 @@ class CoordinatorState:
         since: since when (seconds) what holds in this round: ready, hopeless, failed, forming, late, formed; and foreign.
         failed: fingerprints of those who are gone, or ask again, in this round.
         succeeded: incarnations that ended well: their Members may be deleted before all have.
-        basis: number of the round that `since` and `failed` are about.
+        basis: number of the round that `since`, `failed` and `nodes` are about.
+        nodes: by slot, the nodes of its members, as far as their Members were there when this agent saw it first.
         heartbeat: of the operator, and when (seconds) it changed last.
         claimed_at: when (seconds) the Round first named this agent; None: not yet.
         stood: the Round as it last named this agent.
@@ -134,6 +135,7 @@ class CoordinatorState:
     failed: frozenset[str] = frozenset()
     succeeded: frozenset[str] = frozenset()
     basis: int = -1
+    nodes: Mapping[int, str] = field(default_factory=dict)
     heartbeat: tuple[int, float] = (-1, 0.0)
     claimed_at: float | None = None
     stood: Round | None = None

@@ -82,6 +82,7 @@ class Facts:
         askers: by name, those whose store may be connected to.
         contested: incarnations of the running world for whose slot a later agent asks.
         silent: slots of those who are lost although their connection stands: nobody replaces them soon.
+        ended: why the operator ends the world of this Round; empty: it does not.
     """
 
     attendance: Attendance
@@ -103,6 +104,7 @@ class Facts:
     askers: Mapping[str, Member]
     contested: frozenset[str]
     silent: frozenset[int]
+    ended: str
 
 
 def gather(state: CoordinatorState, view: View, own: Round | None, now: float) -> Facts:
@@ -153,6 +155,7 @@ def gather(state: CoordinatorState, view: View, own: Round | None, now: float) -
         name_at=name_at,
         askers={member.name: member for member in askers},
         contested=contested,
+        ended=roster.ended if roster is not None and own is not None and own.uid == roster.ended_uid else "",
         silent=_silent(members, view, own, world - done - here),
     )
 

@@ -48,6 +48,8 @@ PHASES = (FORMING, RUNNING, CLOSED)
 LIVE, LEAVING, SUCCEEDED, FAILED = "live", "leaving", "succeeded", "failed"
 SUCCESS = "Succeeded"
 """Reason of the one closure that is not an error."""
+TOO_MANY_REFORMS = "TooManyReforms"
+"""Reason of the closure that the operator asks for, see `spec.failurePolicy`."""
 STATES = (LIVE, LEAVING, SUCCEEDED, FAILED)
 
 REASON_LENGTH = 256
@@ -350,7 +352,7 @@ class Roster:
     `expected` has the slots, `expected_count` the number, of pods that exist (or are about to) and are not terminal,
     draining or dead; pods without a slot are in the number only. `draining` and `dead` are pod UIDs; `hopeless` are
     expected pods that will not join soon. `heartbeat` changes at least every `heartbeat_seconds` while a round forms;
-    0 seconds means that it never goes stale.
+    0 seconds means that it never goes stale. `ended`, if it is not empty, is why the world of Round `ended_uid` is to be closed.
     """
 
     run_id: str
@@ -365,6 +367,8 @@ class Roster:
     round: int = 0
     heartbeat: int = 0
     heartbeat_seconds: float = 0.0
+    ended: str = ""
+    ended_uid: str = ""
     pace: Pace = field(default_factory=Pace)
 
     def to_status(self) -> Object:
@@ -380,6 +384,7 @@ class Roster:
             "dead": sorted(self.dead)[:MAX_SLOTS],
             "heartbeat": self.heartbeat,
             "heartbeatSeconds": self.heartbeat_seconds,
+            **({"ended": {"roundUID": self.ended_uid, "reason": self.ended[:_REASON_LENGTH]}} if self.ended else {}),
         }
 
     @staticmethod
@@ -397,6 +402,7 @@ class Roster:
         run_id = Fields(obj, "metadata").text("uid", required=True)
         status = Fields(obj, "status")
         roster = status.child("roster")
+        ended = roster.child("ended") if roster is not None else None
         # A status that an operator wrote for another incarnation of this name says nothing about this one.
         if roster is None or status.text("runID") not in ("", run_id):
             return Roster(run_id, minimum, maximum, pace=pace)
@@ -413,6 +419,8 @@ class Roster:
             round=status.integer("round"),
             heartbeat=roster.integer("heartbeat"),
             heartbeat_seconds=roster.number("heartbeatSeconds"),
+            ended=ended.text("reason", most=_REASON_LENGTH) if ended is not None else "",
+            ended_uid=ended.text("roundUID", required=True, most=_UID_LENGTH) if ended is not None else "",
             pace=pace,
         )
 

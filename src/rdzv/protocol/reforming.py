@@ -8,12 +8,11 @@ from typing import TYPE_CHECKING
 from rdzv.protocol.coordinator_state import note
 from rdzv.protocol.encoding import fingerprint
 from rdzv.protocol.facts import Facts
+from rdzv.protocol.failures import ASKED_AGAIN, GONE, describe
 from rdzv.protocol.records import Member, Round
 
 if TYPE_CHECKING:
     from rdzv.protocol.coordinator_state import CoordinatorState
-
-_NAMED = 10
 
 
 @dataclass(frozen=True, order=True)
@@ -36,7 +35,7 @@ def _failure(state: CoordinatorState, facts: Facts, own: Round, now: float) -> C
     """Members are gone, or ask for another round. Failures seldom come alone: they settle first."""
     if not (facts.lost or facts.attendance.rejoining):
         return None
-    return Cause(state.since.get("failed", now) + state.policy.settle, _failure_text(facts, own))
+    return Cause(state.since.get("failed", now) + state.policy.settle, failure_text(state, facts, own))
 
 
 def _surplus(facts: Facts, now: float) -> Cause | None:
@@ -75,12 +74,11 @@ def _nobody_else(facts: Facts, own: Round) -> bool:
     return there.roster.expected <= slots and joined >= there.roster.expected_count
 
 
-def _failure_text(facts: Facts, own: Round) -> str:
+def failure_text(state: CoordinatorState, facts: Facts, own: Round) -> str:
+    """Who is gone or has asked to join again, with their nodes: `failures.read` understands it."""
     slots = dict(zip(own.fingerprints, own.slots, strict=True))
-    parts = []
-    for word, marks in (("gone", facts.lost), ("asked to join again", facts.attendance.rejoining)):
-        if marks:
-            shown = ", ".join(str(slot) for slot in sorted(slots[mark] for mark in marks)[:_NAMED])
-            more = f" and {len(marks) - _NAMED} more" if len(marks) > _NAMED else ""
-            parts.append(f"{word}: slot {shown}{more}")
-    return "; ".join(parts)
+    groups = {
+        GONE: [slots[mark] for mark in facts.lost],
+        ASKED_AGAIN: [slots[mark] for mark in facts.attendance.rejoining],
+    }
+    return describe(groups, state.nodes)
