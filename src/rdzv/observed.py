@@ -162,16 +162,16 @@ class Observed:
         """How many nodes the world should have: as many as there are candidates, within the bounds of the spec."""
         return min(max(len(self.candidates), nodes.min), nodes.max)
 
-    def joined(self, agents: Set[str] | None) -> list[Pod]:
+    def joined(self, agents: Set[str] | None, nodes: Nodes) -> list[Pod]:
         """The candidates that count as joined: their agent is among `agents` (names of pods) or has completed.
 
-        None for `agents`: the operator does not see into the store of the backend, so a pod that runs counts.
+        At most as many as there may be nodes: of a Job with more completions than that, those that live count before those that
+        ended. None for `agents`: the operator does not see into the store of the backend, so a pod that runs counts.
         """
-        return [
-            pod
-            for pod in self.candidates
-            if pod.there and (agents is None or pod.name in agents or pod.phase == "Succeeded")
-        ]
+        live = [pod for pod in self.candidates if pod.live]
+        inside = [pod for pod in live if pod.there and (agents is None or pod.name in agents)]
+        ended = [pod for pod in self.candidates if not pod.live]
+        return [*inside, *ended[: max(0, nodes.max - len(live))]][: nodes.max]
 
 
 def _rank(obj: ReadOnlyObject, pair: Pair | None) -> int | None:

@@ -171,3 +171,30 @@ def test_torch_is_told_that_all_nodes_are_alike_only_if_none_says_how_many_proce
     decided = plan(rendezvous(nprocPerNode=1), Observed([entry.pod]), backend_registry())
     assert decided.release is not None
     assert ("TORCH_ELASTIC_WORKER_IDENTICAL" in decided.release.wanted["data"]) == alike
+
+
+def counted(backend: str, low: int, high: int, *pods: Object) -> Object:
+    found: Object = status_of(
+        rendezvous(backend, nodes={"min": low, "max": high}), Observed([pod(each) for each in pods]), {}, 0.0
+    )["nodes"]
+    return found
+
+
+def completed(*indexes: int) -> list[Object]:
+    return [pod_object(f"done-{index}", index=index, phase="Succeeded") for index in indexes]
+
+
+def test_a_job_with_more_completions_than_nodes_is_counted_by_those_that_live() -> None:
+    running = [pod_object(f"p-{index}", index=index, phase="Running") for index in (2, 3)]
+    assert counted("c10d", 2, 2, *completed(0, 1), *running)["summary"] == "2/2"
+    starting = [pod_object(f"p-{index}", index=index) for index in (2, 3)]
+    waiting = counted("c10d", 2, 2, *completed(0, 1), *starting)
+    assert (waiting["summary"], [each["pod"] for each in waiting["missing"]]) == ("0/2", ["p-2", "p-3"])
+    assert counted("c10d", 2, 2, *completed(0, 1))["summary"] == "2/2"
+    assert counted("c10d", 4, 4, *completed(0, 1), *running)["summary"] == "4/4"
+
+
+def test_a_pod_above_the_maximum_is_a_spare() -> None:
+    nodes = counted("c10d", 1, 2, *(pod_object(f"p-{index}", phase="Running") for index in range(3)))
+    assert nodes["summary"] == "2/2"
+    assert [(each["pod"], each["reason"].partition(":")[0]) for each in nodes["missing"]] == [("p-2", "Spare")]

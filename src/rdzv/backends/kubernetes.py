@@ -262,7 +262,7 @@ def _formed(rendezvous: Rendezvous, observed: Observed, agents: frozenset[str]) 
             text = f"{text}; forming round {record.want}: {record.want_reason}"
             return Condition("Formed", "False", "FormingAnew", text)
         return Condition("Formed", "True", "Formed", text)
-    joined, expected = len(observed.joined(agents)), observed.expected(rendezvous.nodes)
+    joined, expected = len(observed.joined(agents, rendezvous.nodes)), observed.expected(rendezvous.nodes)
     return Condition("Formed", "False", "Forming", f"{joined} of {expected} expected nodes have joined")
 
 

@@ -15,6 +15,7 @@ from rdzv.spec import Rendezvous
 #: How many absent pods the status names; the rest are counted in its message.
 MAX_MISSING = 20
 
+SPARE = "Spare: the world has as many nodes as it may have, and this pod waits for a place"
 NOT_JOINED = "NotJoined: its container runs, and its agent has not asked to join"
 
 
@@ -37,12 +38,15 @@ def node_counts(
         now: seconds since the epoch.
     """
     pods, candidates = observed.pods, observed.candidates
-    expected, there = observed.expected(rendezvous.nodes), observed.joined(world.joined)
+    expected, there = observed.expected(rendezvous.nodes), observed.joined(world.joined, rendezvous.nodes)
     joined, joined_names = len(there), {pod.name for pod in there}
+    # Where nobody sees who has joined, those beyond the maximum are taken for the ones that have not.
+    spare = world.joined is None and joined == rendezvous.nodes.max
     missing = [
-        {"pod": pod.name, "reason": reason_of(pod, world, found, overridden.get(pod.name, ()), now)}
+        {"pod": pod.name, "reason": SPARE if spare and not pod.reason else why}
         for pod in by_slot(candidates)
-        if pod.name not in joined_names
+        if pod.live and pod.name not in joined_names
+        for why in (reason_of(pod, world, found, overridden.get(pod.name, ()), now),)
     ]
     missing += [
         {"pod": pod.name, "reason": "Terminating"}

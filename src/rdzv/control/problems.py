@@ -250,7 +250,7 @@ def _too_many(seen: Seen) -> list[Problem]:
     live, nodes = seen.live, seen.rendezvous.nodes
     if len(live) <= nodes.max:
         return []
-    text = f"{len(live)} pods for a world of at most {nodes.max}: raise spec.nodes.max, or start fewer"
+    text = f"{len(live)} pods for a world of at most {nodes.max}, and the others wait as spares: raise spec.nodes.max, or start fewer"
     return [Problem("TooManyPods", text)]
 
 
