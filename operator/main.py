@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import datetime
+import gc
 import itertools
 import logging
 import os
@@ -38,7 +39,7 @@ from rdzv.control.leader import Leader, Leases
 from rdzv.control.queue import WorkQueue
 from rdzv.control.readiness import Progress, answer
 from rdzv.control.reconcile import Reconciler
-from rdzv.control.transport import RequestFailed
+from rdzv.kube.api import ApiError
 from rdzv.registry import backend_registry
 from rdzv.spec import GROUP, PLURAL, VERSION
 
@@ -58,6 +59,7 @@ EXIT = 10.0
 async def start(settings: kopf.OperatorSettings, memo: kopf.Memo, **_: Any) -> None:
     """Configures kopf, and starts the watches and the queue. kopf's events arrive only after this returns."""
     configure(settings)
+    collect_seldom()
     api = await asyncio.to_thread(KubernetesAPI.from_environment)
     registry = backend_registry()
     for name, reason in registry.failed.items():
@@ -89,12 +91,12 @@ async def start(settings: kopf.OperatorSettings, memo: kopf.Memo, **_: Any) -> N
         await may_write.wait()
         return await loop.run_in_executor(executor, one_pass, key)
 
-    memo.queue = queue = WorkQueue(work, expected=(RequestFailed,))
+    memo.queue = queue = WorkQueue(work, expected=(ApiError,))
 
     def wake(keys: Iterable[Key]) -> None:
         """From any thread."""
-        for key in keys:
-            loop.call_soon_threadsafe(queue.add, key)
+        if concerned := list(keys):
+            loop.call_soon_threadsafe(queue.add, *concerned)
 
     def turn(leads: bool) -> None:
         """What another process has done meanwhile is in memory, as everything is."""
@@ -117,7 +119,7 @@ async def start(settings: kopf.OperatorSettings, memo: kopf.Memo, **_: Any) -> N
         asyncio.create_task(_resync(cache, queue)),
     ]
     if leader:
-        api.fence = leader.fence
+        api.client.fence = leader.fence
         leader.unfit = lambda: progress.stuck(time.monotonic())
         memo.tasks.append(asyncio.create_task(_stand(leader, complete)))
     memo.probes = await _answer_probes(lambda: answer(troubles(), _standing(leader)))
@@ -219,6 +221,12 @@ def configure(settings: kopf.OperatorSettings) -> None:
     settings.queueing.idle_timeout = 0.5  # a task, with the object, is kept for so long after each event
 
 
+def collect_seldom() -> None:
+    """Python looks for cycles whenever 700 objects were made. A list of pods is millions, and no cycle: looking costs more than reading."""
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 100)
+
+
 class Backoffs:
     """Seconds between attempts of a request of kopf's, without end: kopf's own sequence ends after 54 s, and the operator with it."""
 
@@ -251,7 +259,7 @@ async def _fill(api: KubernetesAPI, cache: Cache, feeds: Sequence[Feed], wake: W
             try:
                 await asyncio.to_thread(fill, api, cache, RENDEZVOUS, namespace, wake)
                 break
-            except RequestFailed as error:
+            except ApiError as error:
                 _log.warning("Rendezvous could not be listed, again in a second: %s", error)
                 await asyncio.sleep(1.0)
     while not all(feed.synced.is_set() for feed in feeds):

@@ -5,13 +5,11 @@ ARG BASE=python:3.13-slim
 
 FROM ${BASE} AS build
 # Dependencies first: a change of our code does not fetch them again. Nothing is installed whose hash the locks lack (`make lock`), and
-# no package runs code to build itself. No pip in what runs; its modules are compiled here, since the root will be read-only. The
-# client's asyncio twin is 68 MB that nothing imports.
+# no package runs code to build itself. No pip in what runs; its modules are compiled here, since the root will be read-only.
 COPY deploy/images/operator-requirements.txt deploy/images/build-requirements.txt deploy/images/sbom.py /deps/
 RUN python3 -m venv --without-pip /opt/venv \
  && python3 -m pip --python /opt/venv/bin/python install --no-cache-dir --only-binary :all: --no-deps --require-hashes -r /deps/operator-requirements.txt \
- && python3 -m pip install --no-cache-dir --only-binary :all: --no-deps --require-hashes -r /deps/build-requirements.txt \
- && rm -r /opt/venv/lib/python3.*/site-packages/kubernetes/aio
+ && python3 -m pip install --no-cache-dir --only-binary :all: --no-deps --require-hashes -r /deps/build-requirements.txt
 COPY pyproject.toml README.md LICENSE /src/
 COPY src /src/src
 RUN python3 -m pip wheel --no-cache-dir --no-deps --no-build-isolation --wheel-dir /wheels /src \

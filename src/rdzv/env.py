@@ -56,10 +56,11 @@ def parse_config(text: str) -> dict[str, str]:
     return config
 
 
-def render(rendezvous: Rendezvous, provision: Provision) -> dict[str, str]:
+def render(rendezvous: Rendezvous, provision: Provision, *, alike: bool = True) -> dict[str, str]:
     """The data of ConfigMap `rdzv-NAME`: what every pod of this Rendezvous gets.
 
     `PET_RDZV_ID` is the object's UID, so that a deleted and re-created Rendezvous never joins its predecessor's world.
+    `alike`: no pod says itself how many processes it has.
     """
     env = {
         "PET_RDZV_BACKEND": rendezvous.backend,
@@ -73,7 +74,7 @@ def render(rendezvous: Rendezvous, provision: Provision) -> dict[str, str]:
         "RDZV_NAME": rendezvous.name,
         "RDZV_NAMESPACE": rendezvous.namespace,
     }
-    if rendezvous.nproc_per_node.isdigit():
+    if alike and rendezvous.nproc_per_node.isdigit():
         # Without it agents exchange O(N) keys to learn what is the same everywhere (`elastic/agent/server/api.py`, pytorch#124982).
         env["TORCH_ELASTIC_WORKER_IDENTICAL"] = "1"
     return {**env, **provision.env}
@@ -81,7 +82,7 @@ def render(rendezvous: Rendezvous, provision: Provision) -> dict[str, str]:
 
 @dataclass(frozen=True)
 class PodEnvironment:
-    """What a training pod knows of its rendezvous. `slot`: the pod's index (None: it has none)."""
+    """What a training pod knows of its rendezvous. `slot`: the node's rank in a world of fixed ranks (None: it has none)."""
 
     backend: str
     endpoint: str
@@ -108,7 +109,7 @@ class PodEnvironment:
         low, _, high = environ.get("PET_NNODES", "1").partition(":")
         if not (low.isdigit() and (high or low).isdigit()):
             raise RendezvousEnvironmentError(f"PET_NNODES is {environ['PET_NNODES']!r}: write N or MIN:MAX")
-        slot = environ.get("RDZV_SLOT") or environ.get("PET_NODE_RANK") or ""
+        slot = environ.get("PET_NODE_RANK") or environ.get("RDZV_SLOT") or ""
         return cls(
             backend=backend,
             endpoint=environ.get("PET_RDZV_ENDPOINT", ""),

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING
 
 from rdzv import pod_reasons
 from rdzv.objects import ReadOnlyObject
+from rdzv.pairs import Pair, labels_of, pair_of
 from rdzv.pod_reasons import Runs
 from rdzv.protocol.records import Member, Round
-from rdzv.spec import INDEX_LABELS, LABEL, Nodes, index_of
+from rdzv.spec import LABEL, Nodes, index_of
 
 if TYPE_CHECKING:
     from rdzv.spec import Rendezvous
@@ -31,16 +32,20 @@ _NEVER_RUN = Runs()
 class Pod:
     """One opted-in pod.
 
-    `slot`: its index (None: it has none). `unusable_index`: what its index label says instead of one. `started`: a container of it
-    runs or ran. `hopeless`: it won't start without help. `reason`: why it is not there yet ("" when it is); `bland`: that says nothing,
-    and an Event may say more. `created`: RFC 3339, so that text order is time order. `ip`: its first address ("": it has none yet).
-    `owner`: UID of its controller ("": it has none). `runs`: how its containers have run.
+    `pair`: its index and the group that it counts in (None: it has none). `unusable_index`: what its index label says instead of
+    one. `rank`: what torchrun takes for its rank in a world of fixed ranks (None: nothing). `workload`: what made it, "" where its
+    user says which group it is of, or its controller has groups. `started`: a container of it runs or ran. `hopeless`: it won't start
+    without help. `reason`: why it is not there yet ("" when it is); `bland`: that says nothing, and an Event may say more. `created`:
+    RFC 3339, so that text order is time order. `ip`: its first address ("": it has none yet). `owner`: UID of its controller ("": it
+    has none). `runs`: how its containers have run. `own_nproc`: it says itself how many processes it has.
     """
 
     name: str
     uid: str
     phase: str
-    slot: int | None = None
+    pair: Pair | None = None
+    rank: int | None = None
+    workload: str = ""
     unusable_index: str | None = None
     created: str = ""
     terminating: bool = False
@@ -53,6 +58,17 @@ class Pod:
     bland: bool = False
     owner: str = ""
     runs: Runs = _NEVER_RUN
+    own_nproc: bool = False
+
+    @property
+    def slot(self) -> int | None:
+        """Its index, if that alone says which place in the world is its own."""
+        return self.pair.index if self.pair is not None and not self.pair.group else None
+
+    @property
+    def order(self) -> tuple[bool, tuple[int, int, str, int], str]:
+        """Sort key: those with a pair in the order of pairs, then the others by name."""
+        return self.pair is None, (0, 0, "", 0) if self.pair is None else self.pair.order, self.name
 
     @property
     def live(self) -> bool:
@@ -71,14 +87,17 @@ class Pod:
         labels = meta.get("labels") or {}
         statuses = status.get("containerStatuses") or []
         reason = pod_reasons.reason_of(status, f"rdzv-{labels.get(LABEL, '')}")
-        index = next((labels[label] for label in INDEX_LABELS if label in labels), None)
-        slot = None if index is None else index_of(index)
+        group_label, index_label = labels_of(labels)
+        index = labels.get(index_label)
+        pair = None if index is None else pair_of(labels.get(group_label, ""), index)
         return cls(
             name=meta["name"],
             uid=meta["uid"],
             phase=status.get("phase", "Pending"),
-            slot=slot,
-            unusable_index=index if slot is None else None,
+            pair=pair,
+            rank=_rank(obj, pair),
+            workload="" if group_label else _workload(meta),
+            unusable_index=index if pair is None else None,
             created=meta.get("creationTimestamp") or "",
             terminating="deletionTimestamp" in meta,
             started=any("waiting" not in s.get("state", {}) or s.get("restartCount") for s in statuses),
@@ -153,6 +172,29 @@ class Observed:
             for pod in self.candidates
             if pod.there and (agents is None or pod.name in agents or pod.phase == "Succeeded")
         ]
+
+
+def _rank(obj: ReadOnlyObject, pair: Pair | None) -> int | None:
+    """What the first container that is told a rank is told; injection tells the index."""
+    labels = obj["metadata"].get("labels") or {}
+    for container in obj["spec"].get("containers") or []:
+        told = [entry for entry in container.get("env") or [] if entry["name"] == "PET_NODE_RANK"]
+        if told:
+            path = ((told[-1].get("valueFrom") or {}).get("fieldRef") or {}).get("fieldPath") or ""
+            label = path.removeprefix("metadata.labels['").removesuffix("']")
+            return index_of(str(labels.get(label) or told[-1].get("value") or ""))
+    return None if pair is None else pair.index
+
+
+def _workload(metadata: ReadOnlyObject) -> str:
+    """Kind and name of the pod's controller; of a Deployment, whose ReplicaSets come and go, what their names begin with."""
+    owner = next((owner for owner in metadata.get("ownerReferences") or [] if owner.get("controller")), None)
+    if owner is None:
+        return "pods without a controller"
+    template = (metadata.get("labels") or {}).get("pod-template-hash")
+    if owner["kind"] == "ReplicaSet" and template:
+        return f"Deployment {owner['name'].removesuffix(f'-{template}')}"
+    return f"{owner['kind']} {owner['name']}"
 
 
 def shown(names: Sequence[str]) -> str:

@@ -26,15 +26,6 @@ MAX_NODES = 10_000
 #: The operator's name in `managedFields`, Events and labels.
 MANAGER = "rendezvous-operator"
 
-#: Labels that hold a pod's index, first found first taken: the user's own, then what controllers set.
-INDEX_LABELS = (
-    f"{GROUP}/slot",
-    "batch.kubernetes.io/job-completion-index",
-    "apps.kubernetes.io/pod-index",
-    "leaderworkerset.sigs.k8s.io/worker-index",
-    "training.kubeflow.org/replica-index",
-)
-
 
 @dataclass(frozen=True)
 class Nodes:

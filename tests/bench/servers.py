@@ -59,12 +59,22 @@ class Servers:
             if line.startswith(_SIZES) and f'group="{group}"' in line
         )
 
+    def processor(self) -> float:
+        """Seconds of processor time of the API server and its etcd so far."""
+        return sum(processor_seconds(process["pid"]) for process in self._state["processes"].values())
+
     def kill_api_server(self) -> None:
         os.kill(self._state["processes"]["kube-apiserver"]["pid"], signal.SIGKILL)
 
     def start_again(self) -> None:
         """What of the control plane was killed."""
         _local("up", "--dir", self.cluster, "--name", NAME, "--light")
+
+
+def processor_seconds(pid: int) -> float:
+    """Seconds of processor time that a process has used so far."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def free_port() -> int:

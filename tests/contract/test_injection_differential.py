@@ -14,7 +14,7 @@ import secrets
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,6 +24,7 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from kubernetes import client, config
 from support.admission import SETTINGS, of_kind, only_in, render
+from support.controllers import CONTROLLERS, ENVIRONMENTS
 from support.operator_process import ROOT, eventually
 from support.pod_strategies import pods
 
@@ -146,7 +147,7 @@ def _answers(ways: Namespaces, way: str) -> bool:
         return False
 
 
-def labelled(spec: Object, labels: Object | None = None, annotations: Object | None = None) -> Object:
+def labelled(spec: Object, labels: Mapping[str, Any] | None = None, annotations: Object | None = None) -> Object:
     metadata = {"name": "pod", "labels": {LABEL: "mnist", **(labels or {})}, "annotations": annotations or {}}
     return {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec}
 
@@ -192,6 +193,17 @@ TEMPLATES: dict[str, Callable[[], Object]] = {
         },
         {"apps.kubernetes.io/pod-index": "0", "statefulset.kubernetes.io/pod-name": "web-0"},
     ),
+    **{
+        f"of {kind}": functools.partial(labelled, {"containers": [MAIN]}, labels)
+        for kind, (labels, _) in CONTROLLERS.items()
+    },
+    **{
+        f"environment of {kind}": functools.partial(
+            labelled, {"containers": [{**MAIN, "env": [*users, *added]}]}, labels
+        )
+        for kind, (labels, users, added, _) in ENVIRONMENTS.items()
+    },
+    "its own number of processes": lambda: labelled({"containers": [{**MAIN, "args": ["--nproc_per_node=2"]}]}),
     "deployment": lambda: labelled({"containers": [MAIN]}, {"pod-template-hash": "5d4f"}),
     "several containers, one named": lambda: labelled(
         {"containers": [MAIN, {"name": "exporter", "image": "exporter:1"}]},

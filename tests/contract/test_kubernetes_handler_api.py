@@ -181,6 +181,33 @@ def test_the_slot_is_an_index(make: Make) -> None:
         make(-1, 1, 1)
 
 
+@pytest.mark.parametrize("endpoint", ["mnist-worker-0:23456", "ns/name:23456", "ns/name"])
+def test_an_endpoint_as_kubeflow_writes_it_is_no_reason_to_fail(
+    plane: LocalCluster,
+    light_namespace: str,
+    make: Make,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    endpoint: str,
+) -> None:
+    """Its elasticPolicy makes HOST:PORT of `rdzvHost`, whatever that is; injection has told the pod which Rendezvous is its own."""
+    monkeypatch.setenv("KUBECONFIG", str(plane.kubeconfig))
+    monkeypatch.setenv("RDZV_NAMESPACE", light_namespace)
+    monkeypatch.setenv("RDZV_NAME", "name")
+    text = endpoint.replace("ns/", f"{light_namespace}/")
+    handler = get_rendezvous_handler(
+        RendezvousParameters("kubernetes", text, "run-1", 1, 1, local_addr="127.0.0.1", slot=0, member="a")
+    )
+    try:
+        handler.next_rendezvous()
+        assert (
+            plane.kubectl("get", "rdzvround", "-n", light_namespace, "-o", "name") == "rendezvousround.rdzv.dev/name\n"
+        )
+    finally:
+        handler.shutdown()
+    assert ("counts for nothing" in caplog.text) == (text == "mnist-worker-0:23456")
+
+
 def test_the_endpoint_is_a_rendezvous(make: Make) -> None:
     params = RendezvousParameters("kubernetes", "host:29400", "run-1", 1, 1)
     with pytest.raises(ValueError, match="write NAMESPACE/NAME"):

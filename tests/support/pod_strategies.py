@@ -8,9 +8,13 @@ from hypothesis import strategies as st
 
 from rdzv.control.inject import CONTAINERS_ANNOTATION, LIBRARY, LIBRARY_ANNOTATION
 from rdzv.env import LIBRARY_PATH
-from rdzv.spec import INDEX_LABELS, LABEL
+from rdzv.pairs import LABELS as PLACES
+from rdzv.spec import LABEL
 
 Object = dict[str, Any]
+
+#: Of controllers, whose variables may yield as well.
+LABELS = (*PLACES, "jobset.sigs.k8s.io/jobset-name")
 
 #: Ours, torchrun's and the user's own.
 _VARIABLES = [
@@ -19,11 +23,13 @@ _VARIABLES = [
     "PET_LOCAL_ADDR",
     "PET_NODE_RANK",
     "RDZV_SLOT",
+    "RDZV_GROUP",
     "PET_RDZV_CONF",
     "RDZV_POD_UID",
 ]
 _VARIABLES += ["PYTHONPATH", "PET_NNODES", "PET_RDZV_BACKEND", "NCCL_DEBUG", "A", "MASTER_ADDR"]
-_VALUES = ["", "1", "/opt/rdzv", "$(PET_RDZV_CONF),a=b", "$$(A) 'x' \"y\" \\ ~1/{}", "é→"]
+_VARIABLES += ["PET_NPROC_PER_NODE", "PYTHONUNBUFFERED", "PET_MASTER_ADDR"]
+_VALUES = ["", "1", "auto", "0-node-0-0", "/opt/rdzv", "$(PET_RDZV_CONF),a=b", "$$(A) 'x' \"y\" \\ ~1/{}", "é→"]
 _VALUE_FROM: list[Object] = [
     {"fieldRef": {"fieldPath": "metadata.name"}},
     {"fieldRef": {"fieldPath": "metadata.labels['a/b']"}},
@@ -94,7 +100,7 @@ def pods(draw: st.DrawFn, *, labelled: bool = True) -> Object:
     inits = draw(st.integers(0, len(names) - 1))
     volumes = draw(st.lists(st.sampled_from(sorted(_VOLUMES)), unique=True))
     labels: Object = {
-        label: draw(st.sampled_from(["0", "3", "11"])) for label in draw(st.sets(st.sampled_from(INDEX_LABELS)))
+        label: draw(st.sampled_from(["0", "3", "11"])) for label in draw(st.sets(st.sampled_from(LABELS)))
     }
     if labelled:
         labels[LABEL] = draw(st.sampled_from(["mnist", "mnist", "a.b-c"]))

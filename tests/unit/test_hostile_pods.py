@@ -19,10 +19,11 @@ from rdzv.control.inject import shadowed
 from rdzv.control.plan import plan
 from rdzv.env import PodEnvironment
 from rdzv.observed import Observed
+from rdzv.pairs import LABELS, SLOT_LABEL
 from rdzv.protocol.encoding import MAX_SLOTS, encode_slots
 from rdzv.protocol.records import Member, Roster
 from rdzv.registry import backend_registry
-from rdzv.spec import INDEX_LABELS, MAX_NODES, index_of
+from rdzv.spec import MAX_NODES, index_of
 
 Object = dict[str, Any]
 
@@ -110,7 +111,7 @@ def degraded(status: Object) -> Object:
 def test_what_is_no_index_is_none_and_the_pod_is_named(text: str) -> None:
     assert index_of(text) is None
     assert PodEnvironment.parse({"PET_RDZV_BACKEND": "c10d", "RDZV_SLOT": text}).slot is None
-    pod = pod_object("bad", labels={INDEX_LABELS[0]: text})
+    pod = pod_object("bad", labels={SLOT_LABEL: text})
     for backend, last in (("c10d", MAX_NODES - 1), ("kubernetes", MAX_SLOTS - 1), ("static", MAX_NODES - 1)):
         status = checked_status(backend, [pod, pod_object("good", index=1)])
         assert degraded(status)["reason"] == "UnusableIndex"
@@ -125,7 +126,7 @@ def test_what_is_an_index_is_one(text: str, index: int) -> None:
 
 
 def test_a_large_index_takes_no_memory() -> None:
-    pods = [pod_object("bad", labels={INDEX_LABELS[0]: "4000000000"}), pod_object("large", index=9999)]
+    pods = [pod_object("bad", labels={SLOT_LABEL: "4000000000"}), pod_object("large", index=9999)]
     tracemalloc.start()
     try:
         checked_status("kubernetes", pods)
@@ -201,7 +202,7 @@ def hostile_pods(draw: st.DrawFn) -> list[Object]:
         }
         if draw(st.booleans()):
             meta["deletionTimestamp"] = "2026-01-01T00:00:00Z"
-        labels = draw(st.dictionaries(st.sampled_from([*INDEX_LABELS, "rdzv.dev/host", "rdzv.dev/rendezvous"]), _text))
+        labels = draw(st.dictionaries(st.sampled_from([*LABELS, "rdzv.dev/host", "rdzv.dev/rendezvous"]), _text))
         pod = pod_object(f"pod-{number}", labels=labels, **meta)
         pod["status"] = draw(_pod_statuses)
         pods.append(pod)

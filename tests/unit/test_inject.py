@@ -6,6 +6,7 @@ import asyncio
 import copy
 import functools
 import importlib.util
+from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any, cast
@@ -14,6 +15,7 @@ import jsonpatch
 import kopf
 import pytest
 from hypothesis import given
+from support.controllers import CONTROLLERS, ENVIRONMENTS
 from support.pod_strategies import pods
 
 from rdzv.control.inject import (
@@ -28,7 +30,7 @@ from rdzv.control.inject import (
 )
 from rdzv.env import CLIENT_PATH, PodEnvironment, render
 from rdzv.registry import backend_registry
-from rdzv.spec import INDEX_LABELS, LABEL, Rendezvous
+from rdzv.spec import LABEL, Rendezvous
 
 Object = dict[str, Any]
 
@@ -38,7 +40,9 @@ SETTINGS = {
 }
 
 
-def pod(*containers: Object, labels: Object | None = None, annotations: Object | None = None, **spec: Any) -> Object:
+def pod(
+    *containers: Object, labels: Mapping[str, Any] | None = None, annotations: Object | None = None, **spec: Any
+) -> Object:
     return {
         "metadata": {"name": "p", "labels": {LABEL: "mnist", **(labels or {})}, "annotations": annotations or {}},
         "spec": {"containers": list(containers) or [{"name": "main", "image": "x"}], **spec},
@@ -106,15 +110,59 @@ def test_users_variables_stay_and_ours_of_that_name_is_not_added() -> None:
     assert [entry["name"] for entry in env].count("RDZV_POD_IP") == 1
 
 
-@pytest.mark.parametrize("present", [INDEX_LABELS[i:] for i in range(len(INDEX_LABELS))])
-def test_the_first_index_label_is_taken(present: tuple[str, ...]) -> None:
-    env = env_of(injected(pod(labels=dict.fromkeys(present, "2"))))
-    assert field("RDZV_SLOT", f"metadata.labels['{present[0]}']") in env
-    assert field("PET_NODE_RANK", f"metadata.labels['{present[0]}']") in env
+@pytest.mark.parametrize("kind", CONTROLLERS)
+def test_the_place_that_each_controller_gives_its_pods(kind: str) -> None:
+    labels, expected = CONTROLLERS[kind]
+    env = {entry["name"]: entry for entry in env_of(injected(pod(labels=labels)))}
+    found = {name: env[name] for name in ("RDZV_SLOT", "RDZV_GROUP", "RDZV_INDEX", "PET_NODE_RANK") if name in env}
+    assert found == {name: field(name, f"metadata.labels['{label}']") for name, label in expected.items()}
 
 
 def test_without_an_index_no_rank_is_made_up() -> None:
-    assert not {"RDZV_SLOT", "PET_NODE_RANK"} & {entry["name"] for entry in env_of(injected(pod()))}
+    assert not {"RDZV_SLOT", "RDZV_INDEX", "RDZV_GROUP", "PET_NODE_RANK"} & {
+        entry["name"] for entry in env_of(injected(pod()))
+    }
+
+
+def effective(container: Object) -> dict[str, Object]:
+    """Of one name the last one counts."""
+    return {entry["name"]: entry for entry in container["env"]}
+
+
+@pytest.mark.parametrize("kind", ENVIRONMENTS)
+def test_a_controllers_own_rendezvous_yields_and_what_the_user_wrote_does_not(kind: str) -> None:
+    labels, users, added, yielding = ENVIRONMENTS[kind]
+    before = [*users, *added]
+    result = injected(pod({"name": "main", "env": before}, labels=labels))
+    container = result["spec"]["containers"][0]
+    assert container["env"][: len(before)] == before, "nothing is removed or overwritten"
+    found = [name for name, entry in effective(container).items() if "configMapKeyRef" in entry.get("valueFrom", {})]
+    assert sorted(found) == sorted(yielding)
+    for name in found:
+        reference = {"name": "rdzv-mnist", "key": name, "optional": True}
+        assert effective(container)[name]["valueFrom"] == {"configMapKeyRef": reference}
+    assert not {name for _, name in shadowed(result)} & set(yielding), "what has yielded is no news"
+    assert injected(result) == result
+
+
+@pytest.mark.parametrize(
+    ("container", "different"),
+    [
+        ({}, False),
+        ({"env": [{"name": "PET_NPROC_PER_NODE", "value": "2"}]}, True),
+        ({"command": ["torchrun", "--nproc-per-node=2", "train.py"]}, True),
+        ({"args": ["sh", "-c", "torchrun --nproc_per_node 2 train.py"]}, True),
+        ({"command": ["torchrun", "--my-nproc-per-node=2", "train.py"]}, False),
+        ({"command": ["torchrun", "--nproc-per-node-file=2", "train.py"]}, False),
+    ],
+)
+def test_torch_is_not_told_that_all_nodes_are_alike_where_this_one_says_how_many_processes(
+    container: Object, different: bool
+) -> None:
+    result = injected(pod({"name": "main", **container}))
+    assert ({"name": "TORCH_ELASTIC_WORKER_IDENTICAL", "value": "0"} in env_of(result)) == different
+    assert "TORCH_ELASTIC_WORKER_IDENTICAL" not in {name for _, name in shadowed(result)}
+    assert injected(result) == result
 
 
 @pytest.mark.parametrize(

@@ -434,7 +434,7 @@ class Agent:
             me = replace(me, run_id=self._reader.uid_of_rendezvous() or UNSET_RUN)
         with self._member.lock:
             self._identity = me
-            if me.slot == 0 and not self._stop.is_set():
+            if me.is_first and not self._stop.is_set():
                 # The first to coordinate, most likely: then its caches should be there.
                 self._coordinator = self._new_coordinator()
                 self._coordinator.prepare()

@@ -41,6 +41,8 @@ from rdzv.protocol.records import ROUND_KIND, Endpoint
 from rdzv.spec import API_VERSION
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from torch.distributed import Store
 
     from rdzv.protocol.events import Accept
@@ -60,6 +62,7 @@ _BLAME_SECONDS = 5.0
 """Without an answer for this long, a store counts as unreachable."""
 _LOOK_SECONDS = 0.1
 _REASON_LENGTH = 300
+_HOST_PORT = re.compile(r"[-a-zA-Z0-9_.]{1,253}:[0-9]{1,5}")
 _NAME = re.compile(r"[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?")
 
 
@@ -271,7 +274,7 @@ def create_handler(params: RendezvousParameters) -> RendezvousHandler:
         ValueError: a parameter is not usable; the text says what it should be.
         ConfigError: no API server is configured (not in a pod, no kubeconfig).
     """
-    namespace, name = _endpoint(params.endpoint)
+    namespace, name = _endpoint(params.endpoint, os.environ)
     api = kube_config.load()
     place = Place(
         backend=KUBERNETES,
@@ -305,11 +308,18 @@ def _torch_error(error: AgentError, unreached: str) -> BaseException:
     return exception
 
 
-def _endpoint(text: str) -> tuple[str, str]:
-    parts = (text or "").split("/")
+def _endpoint(text: str, environ: Mapping[str, str]) -> tuple[str, str]:
+    """Namespace and name of the Rendezvous. There is no server, so a port that others append means nothing, nor does HOST:PORT."""
+    parts = re.sub(r":[0-9]{1,5}$", "", text or "").split("/")
+    told = (environ.get("RDZV_NAMESPACE", ""), environ.get("RDZV_NAME", ""))
+    if len(parts) == 1 and _HOST_PORT.fullmatch(text or "") and all(map(_NAME.fullmatch, told)):
+        log.warning("backend %s has no server, so endpoint %s counts for nothing: this pod is of Rendezvous %s/%s",
+                    KUBERNETES, text[:_REASON_LENGTH], *told)  # fmt: skip
+        return told
     if len(parts) != 2 or not all(_NAME.fullmatch(part) for part in parts):
         raise ValueError(
-            f"endpoint {text!r} of backend {KUBERNETES}: write NAMESPACE/NAME, where NAME is the Rendezvous"
+            f"endpoint {(text or '')[:_REASON_LENGTH]!r} of backend {KUBERNETES}, which has no server: write NAMESPACE/NAME, where NAME "
+            "is the Rendezvous"
         )
     return parts[0], parts[1]
 

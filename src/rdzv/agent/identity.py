@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING
 
 from rdzv.kube.config import Config, ConfigError
 from rdzv.kube.credentials import TokenFile, bound_pod
+from rdzv.pairs import Pair, is_group, pair_of
 from rdzv.protocol.encoding import MAX_SLOTS
 from rdzv.protocol.events import Identity
 from rdzv.protocol.records import incarnation
-from rdzv.spec import index_of
+from rdzv.spec import MAX_NODES, index_of
 
 if TYPE_CHECKING:
     from torch.distributed.elastic.rendezvous import RendezvousParameters
@@ -33,10 +34,13 @@ def identify(params: RendezvousParameters, place: Place, environ: Mapping[str, s
     """The identity of an agent of the Rendezvous at this place, with a fresh incarnation. `port` is to be filled in.
 
     Raises:
-        ValueError: the slot or the local address is not one; the text says what it should be.
+        ValueError: the slot, the group, the index or the local address is not one; the text says what it should be.
     """
     given = params.get("member")
     slot = _slot(params, environ)
+    pair = _pair(params, environ) if slot is None else None
+    if pair is not None and not pair.group:
+        slot, pair = _bounded(pair.index), None
     pod, uid = place.pod
     owned = bool(uid and pod and not given)
     name = str(given) if given else pod or _local_name(place.name, slot)
@@ -52,6 +56,7 @@ def identify(params: RendezvousParameters, place: Place, environ: Mapping[str, s
         slot=slot,
         owned=owned,
         key=secrets.token_hex(32),
+        pair=pair,
     )
 
 
@@ -92,10 +97,29 @@ def _slot(params: RendezvousParameters, environ: Mapping[str, str]) -> int | Non
     text = str(given) if given is not None else environ.get("RDZV_SLOT", "")
     if not text:
         return None
-    index = index_of(text)
+    return _bounded(index_of(text), text)
+
+
+def _bounded(index: int | None, text: str = "") -> int:
     if index is None or index >= MAX_SLOTS:
-        raise ValueError(f"slot={text[:80]}: write the index of this node, 0 to {MAX_SLOTS - 1}")
+        raise ValueError(f"slot={text[:80] or index}: write the index of this node, 0 to {MAX_SLOTS - 1}")
     return index
+
+
+def _pair(params: RendezvousParameters, environ: Mapping[str, str]) -> Pair | None:
+    """A group and an index in it. A label that is not there comes as an empty text."""
+    group = str(params.get("group") or environ.get("RDZV_GROUP", ""))
+    index = str(params.get("index") or environ.get("RDZV_INDEX", ""))
+    if not is_group(group):
+        raise ValueError(
+            f"group={group[:80]}: write at most 63 letters, digits, '-', '_' and '.', as in a label's value"
+        )
+    if not index:
+        return None
+    pair = pair_of(group, index)
+    if pair is None:
+        raise ValueError(f"index={index[:80]}: write the index of this node in its group, 0 to {MAX_NODES - 1}")
+    return pair
 
 
 def _local_name(rendezvous: str, slot: int | None) -> str:

@@ -25,6 +25,10 @@ SUCCEEDED, FAILED = "Succeeded", "Failed"
 SERVICE_LABEL = "kubernetes.io/service-name"
 
 
+#: Settings of torchrun's that mean something with fixed ranks only.
+OF_FIXED_RANKS = frozenset({"PET_NODE_RANK", "PET_MASTER_ADDR", "PET_MASTER_PORT"})
+
+
 class BackendError(ValueError):
     """A spec that this backend can't serve. `reason` is a CamelCase word for a condition, the text says what to write instead."""
 
@@ -35,10 +39,10 @@ class BackendError(ValueError):
 
 @dataclass(frozen=True)
 class Host:
-    """Asks the operator to choose the pod whose `port` the backend's Service leads to: any pod, or only the one with index `slot`."""
+    """Asks the operator to choose the pod whose `port` the backend's Service leads to: any pod, or only the one of `rank`."""
 
     port: int
-    slot: int | None = None
+    rank: int | None = None
 
 
 @dataclass(frozen=True)
@@ -63,7 +67,7 @@ class Provision:
     variables; `config`: `PET_RDZV_CONF` for every pod, the user's `spec.config` included; `host`: a pod that the endpoint leads to;
     `rules`: what the pods' service accounts may do in the Kubernetes API, as rules of a Role; `server`: name of the StatefulSet among
     `objects` that the pods can do nothing without: they are let in once most of its members have been ready; `certificates`: what
-    the operator has to sign for them.
+    the operator has to sign for them; `unused`: settings of torchrun's (`PET_*`) that mean nothing to it.
     """
 
     endpoint: str
@@ -73,6 +77,7 @@ class Provision:
     host: Host | None = None
     rules: Sequence[Mapping[str, Any]] = ()
     server: str | None = None
+    unused: frozenset[str] = OF_FIXED_RANKS
     certificates: Sequence[Certificate] = ()
 
 

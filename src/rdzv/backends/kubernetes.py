@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from rdzv.backends import FAILED, SUCCEEDED, Backend, BackendError, Condition, Provision, World
+from rdzv.backends import FAILED, OF_FIXED_RANKS, SUCCEEDED, Backend, BackendError, Condition, Provision, World
 from rdzv.protocol import records
 from rdzv.protocol.encoding import MAX_SLOTS
 from rdzv.protocol.records import CLOSED, LIVE, RUNNING, SUCCESS, Absent, Member, Roster, Round
@@ -53,6 +53,8 @@ def provision(rendezvous: Rendezvous) -> Provision:
     return Provision(
         endpoint=f"{rendezvous.namespace}/{rendezvous.name}",
         config=rendezvous.config,
+        # Its agents go by the bounds in the spec.
+        unused=OF_FIXED_RANKS | {"PET_NNODES"},
         rules=role_rules(rendezvous.name, with_store=rendezvous.config.get("store") == "kubernetes"),
     )
 

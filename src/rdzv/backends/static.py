@@ -1,4 +1,4 @@
-"""Backend `static`: a fixed world whose ranks are the pods' indexes; rank 0 hosts the store.
+"""Backend `static`: a fixed world whose ranks are the pods' indexes; the pod of rank 0 hosts the store.
 
 torch's `StaticTCPRendezvous` (`static_tcp_rendezvous.py`) takes the rank from `--node-rank`; injection takes it from the label that
 an Indexed Job or a StatefulSet puts on each pod.
@@ -6,7 +6,7 @@ an Indexed Job or a StatefulSet puts on each pod.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -21,9 +21,10 @@ from rdzv.backends import (
     observe_pods,
 )
 from rdzv.observed import shown
+from rdzv.pairs import SLOT_LABEL
 
 if TYPE_CHECKING:
-    from rdzv.observed import Observed
+    from rdzv.observed import Observed, Pod
     from rdzv.spec import Rendezvous
 
 #: torchrun's default `--master-port`.
@@ -50,18 +51,50 @@ def provision(rendezvous: Rendezvous) -> Provision:
         objects=[] if rendezvous.endpoint else [endpoint_service(rendezvous, port)],
         env={"PET_MASTER_ADDR": host.strip("[]"), "PET_MASTER_PORT": master_port},
         config=rendezvous.config,
-        host=None if rendezvous.endpoint else Host(port, slot=0),
+        unused=frozenset(),
+        host=None if rendezvous.endpoint else Host(port, rank=0),
     )
 
 
 def observe(rendezvous: Rendezvous, observed: Observed, previous: Mapping[str, Any], now: float) -> World:
     """What is known of any store of torch's own, and which pods have no rank."""
     world = observe_pods(rendezvous, observed, previous, now)
-    without = [pod.name for pod in observed.pods if pod.live and pod.slot is None]
-    if not without:
+    problem = _no_rank(observed.pods) or _one_rank_twice(observed.pods)
+    if problem is None:
         return world
-    text = f"{shown(without)} have no index, which backend static takes ranks from: use an Indexed Job or a StatefulSet"
-    return replace(world, problems=[("NoIndex", text)], fatal=frozenset({"NoIndex"}))
+    return replace(world, problems=[problem], fatal=frozenset({problem[0]}))
+
+
+def _no_rank(pods: Sequence[Pod]) -> tuple[str, str] | None:
+    without = [pod for pod in pods if pod.live and pod.rank is None]
+    if not without:
+        return None
+    names = shown([pod.name for pod in without])
+    if all(pod.pair is None for pod in without):
+        text = f"{names} have no index, which backend static takes ranks from: use an Indexed Job or a StatefulSet"
+        return "NoIndex", text
+    text = (
+        f"{names} have an index in a group, and backend static takes one number for a rank: number the pods of all groups with "
+        f"{SLOT_LABEL} or PET_NODE_RANK, or choose backend kubernetes"
+    )
+    return "NoRank", text
+
+
+def _one_rank_twice(pods: Sequence[Pod]) -> tuple[str, str] | None:
+    """Groups that are each numbered from 0. Of one pair it is a DuplicateIndex."""
+    ranks: dict[int, list[Pod]] = {}
+    for pod in pods:
+        if pod.live and pod.rank is not None:
+            ranks.setdefault(pod.rank, []).append(pod)
+    for rank, rivals in sorted(ranks.items()):
+        groups = sorted({pod.pair.group for pod in rivals if pod.pair is not None})
+        if groups[1:]:
+            text = (
+                f"{shown([pod.name for pod in rivals])} all have rank {rank}, as groups {', '.join(groups[:3])} each count from 0: "
+                "backend static has one group of pods, backend kubernetes has several"
+            )
+            return "SeveralGroups", text
+    return None
 
 
 BACKEND = Backend("static", provision, delegate_to_torch, observe)

@@ -19,8 +19,9 @@ from rdzv.control.nearby import is_slip_of_label, meant
 from rdzv.env import LIBRARY_PATH
 from rdzv.objects import ReadOnlyObject
 from rdzv.observed import EARLIER
+from rdzv.pairs import labels_of
 from rdzv.pod_reasons import seconds
-from rdzv.spec import INDEX_LABELS, LABEL
+from rdzv.spec import LABEL
 
 
 def check(facts: PodFacts) -> list[Finding]:
@@ -134,8 +135,9 @@ def _injected(pod: ReadOnlyObject) -> Finding:
     labels = pod["metadata"].get("labels") or {}
     containers = ", ".join(container["name"] for container in training_containers(pod))
     text = f"injected, as its label asks for it: container {containers}"
-    index = next((label for label in INDEX_LABELS if label in labels), None)
-    text += f"; index {labels[index]} by label {index}" if index is not None else "; no index: no label has one"
+    group, index = labels_of(labels)
+    text += f"; index {labels[index]} by label {index}" if index in labels else "; no index: no label has one"
+    text += f", in group {labels[group]} by label {group}" if group in labels else ""
     volume = next((v for v in pod["spec"].get("volumes") or [] if v["name"] == LIBRARY), None)
     if volume is None:
         return Finding("injection", OK, f"{text}; the library is not delivered")

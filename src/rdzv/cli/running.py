@@ -180,7 +180,7 @@ def _index(facts: PodFacts) -> list[Finding]:
     if pod.unusable_index is not None:
         text = f"its index is {pod.unusable_index[:60]!r}, which is no number"
         return [Finding("index", PROBLEM, text, "the label that gives it says so", "write 0, 1, 2, …")]
-    if pod.slot is None and facts.shown.backend == "static":
+    if pod.rank is None and facts.shown.backend == "static":
         cause = "backend static takes ranks from the pods' indexes"
         return [Finding("index", PROBLEM, "it has no index", cause, "run it in an Indexed Job or a StatefulSet")]
     return []

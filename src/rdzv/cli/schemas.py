@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from rdzv.objects import ReadOnlyObject
+from rdzv.pairs import Pair
 from rdzv.protocol.records import Closure, Coordinator, Endpoint, Leader, LeftOut, Member, Round
 from rdzv.store import records, replay
 
@@ -18,6 +20,7 @@ def written(*, with_store: bool) -> list[ReadOnlyObject]:
     record = Round("x", "x", leader=leader, coordinator=coordinator, closed=Closure("x", "x"), left_out=left_out)
     store = Endpoint(address, 1)
     member = Member("x", "x", "x", "x/x", address, 1, 1, slot=0, allotted=True, first_rv=1, unreachable=store)
+    member = replace(member, pair=Pair("x", 0))
     return [record.to_object("x"), member.to_object("x"), *([_shard()] if with_store else [])]
 
 

@@ -12,9 +12,11 @@ from rdzv.control.children import APPLIED_ANNOTATION, title
 from rdzv.control.compare import Verdict, compare, kept_finalizers, replacement
 from rdzv.control.events import EventToPost
 from rdzv.control.plan import HELD_BACK, REQUEST_FAILED, Failure, Plan, Write, name_taken
-from rdzv.control.transport import JSON, RequestFailed, Transport, path
+from rdzv.control.transport import CHANGED, OperatorClient, Transport, resource_of, unless_changed
+from rdzv.kube.api import AlreadyExists, ApiError, Conflict, Resource
 from rdzv.objects import Object, ReadOnlyObject
-from rdzv.spec import API_VERSION, MANAGER, Rendezvous
+from rdzv.resources import RENDEZVOUS
+from rdzv.spec import Rendezvous
 
 _log = logging.getLogger(__name__)
 
@@ -27,8 +29,6 @@ GIVES_WAY = 600.0
 #: Seconds after which a Secret is written again though it has not changed: it is never read.
 KEEP = 600.0
 
-APPLY = "application/apply-patch+yaml"
-
 
 @dataclass(frozen=True)
 class Outcome:
@@ -39,10 +39,12 @@ class Outcome:
 
 
 class KubernetesAPI(Transport):
-    """Writes what a pass planned. Every method may raise `RequestFailed`."""
+    """Writes what a pass planned. Every method may raise `ApiError`."""
 
-    def __init__(self, api_client: Any) -> None:
-        super().__init__(api_client)
+    def __init__(self, client: OperatorClient) -> None:
+        super().__init__(client)
+        self.learned: Callable[[Object], object] = lambda _: None
+        """Told of every object that a write left behind."""
         # What admission made of our own last write of a child: (kind, namespace, name) → (resourceVersion, what we wrote).
         self._admitted: dict[tuple[str, str, str], tuple[str, str]] = {}
         # What was last written of each Secret, and when: (kind, namespace, name) → (digest, monotonic time).
@@ -67,39 +69,38 @@ class KubernetesAPI(Transport):
         if plan.newer and self._gives_way(rendezvous):
             return Outcome(gave_way=True)
         failures = [*failures]
+        done: list[str] = []
         for obj in plan.delete:
-            self._attempt(failures, self._delete, obj)
+            self._attempt(failures, self._delete, obj, done)
         succeeded = [not failures, *(self._attempt(failures, self._keep, obj) for obj in secrets)]
-        succeeded += [self._attempt(failures, self._put_right, write) for write in plan.apply]
+        succeeded += [self._attempt(failures, self._put_right, write, done) for write in plan.apply]
         if plan.release is not None and all(succeeded):
-            self._attempt(failures, self._put_right, plan.release)
+            self._attempt(failures, self._put_right, plan.release, done)
         elif plan.release is not None:
             failures.append(
                 Failure(HELD_BACK, f"{title(plan.release.wanted)}, which new pods wait for, comes after that")
             )
+        if done:
+            _log.info("%s/%s: %s", rendezvous.namespace, rendezvous.name, ", ".join(done))
         if plan.newer and not failures:
             self._takes_over(rendezvous)
         return Outcome(failures)
 
     def write_status(self, namespace: str, name: str, status: Mapping[str, Any]) -> None:
         """Replaces what the operator owns of the status."""
-        body = {
-            "apiVersion": API_VERSION,
-            "kind": "Rendezvous",
-            "metadata": {"name": name, "namespace": namespace},
-            "status": status,
-        }
-        target = path(API_VERSION, "Rendezvous", namespace, name) + "/status"
-        self._request("PATCH", target, body, APPLY, _apply_query())
+        # Not by apply: the API server reads that as YAML, twice, and compares who owns each field. That is a third of what the write costs.
+        patch = [{"op": "add", "path": "/status", "value": status}]
+        self.learned(self.client.json_patch(RENDEZVOUS, namespace, name, patch, subresource="status"))
 
     def post_event(self, event: EventToPost, now: str) -> bool:
         """Creates an Event; one that exists already stays as it is. Returns whether it is there; if not, that is only logged."""
         try:
-            self._request("POST", path("v1", "Event", event.namespace), event.to_object(now), JSON)
-        except RequestFailed as error:
-            if error.status != 409:
-                _log.warning("event %s on %s %s not written: %s", event.reason, event.kind, event.name, error)
-                return False
+            self.client.create(resource_of("v1", "Event"), event.namespace, event.to_object(now))
+        except AlreadyExists:
+            return True
+        except ApiError as error:
+            _log.warning("event %s on %s %s not written: %s", event.reason, event.kind, event.name, error)
+            return False
         return True
 
     @staticmethod
@@ -107,7 +108,7 @@ class KubernetesAPI(Transport):
         """Whether it succeeded; else `failures` says why it did not."""
         try:
             failure = write(*args)
-        except RequestFailed as error:
+        except ApiError as error:
             failure = Failure(REQUEST_FAILED, str(error))
         if failure is not None:
             failures.append(failure)
@@ -129,8 +130,8 @@ class KubernetesAPI(Transport):
                 self._took_over.pop(uid, None)
         self._took_over[rendezvous.uid] = now
 
-    def _put_right(self, write: Write) -> Failure | None:
-        """Makes one child what it should be, on what is there now if that is not what the pass has seen."""
+    def _put_right(self, write: Write, done: list[str]) -> Failure | None:
+        """Makes one child what it should be, on what is there now if that is not what the pass has seen. `done`: what was, in words."""
         actual, wanted = write.actual, write.wanted
         for _ in range(ATTEMPTS):
             verdict = compare(actual, wanted)
@@ -139,12 +140,12 @@ class KubernetesAPI(Transport):
             if verdict is Verdict.SAME or (actual is not None and self._is_as_admitted(actual, wanted)):
                 return None
             try:
-                stored = self._carry_out(verdict, actual, wanted)
-            except RequestFailed as error:
-                if error.status not in {404, 409}:
+                stored = self._carry_out(verdict, actual, wanted, done)
+            except ApiError as error:
+                if error.code not in CHANGED:
                     raise
                 refused = error
-                actual = self._get(_path_of(wanted))
+                actual = self.look(*_address(wanted))
                 continue
             self._remember(stored, wanted)
             return None
@@ -158,27 +159,28 @@ class KubernetesAPI(Transport):
         digest, written = self._kept.get(place, ("", 0.0))
         if digest == _applied(secret) and now - written < KEEP:
             return None
+        resource, namespace, _ = _address(secret)
         try:
-            self._request("POST", _path_of(secret, collection=True), secret, JSON, _WRITE_QUERY)
-        except RequestFailed as error:
-            if error.status != 409:
-                raise
+            self.client.create(resource, namespace, secret)
+        except Conflict:
             # The policy of our account refuses this for a Secret that no Rendezvous owns.
-            self._request("PUT", _path_of(secret), secret, JSON, _WRITE_QUERY)
+            self.client.replace(resource, namespace, secret)
         for known, (_, at) in list(self._kept.items()):  # A copy: other passes run in other threads.
             if now - at >= KEEP:
                 self._kept.pop(known, None)
         self._kept[place] = (_applied(secret), now)
         return None
 
-    def _carry_out(self, verdict: Verdict, actual: ReadOnlyObject | None, wanted: Object) -> Object:
+    def _carry_out(self, verdict: Verdict, actual: ReadOnlyObject | None, wanted: Object, done: list[str]) -> Object:
+        resource, namespace, _ = _address(wanted)
         if verdict is Verdict.REPLACE and actual is not None:
-            stored = self._request("PUT", _path_of(wanted), replacement(actual, wanted), JSON, _WRITE_QUERY)
+            stored = self.client.replace(resource, namespace, replacement(actual, wanted))
         else:
             if actual is not None:
-                self._delete(actual)
-            stored = self._request("POST", _path_of(wanted, collection=True), wanted, JSON, _WRITE_QUERY)
-        _log.info("%s: %s %s/%s", verdict.value, *_place(wanted))
+                self._delete(actual, done)
+            stored = self.client.create(resource, namespace, wanted)
+        self.learned(stored)
+        done.append(f"{'replaced' if verdict is Verdict.REPLACE else 'created'} {title(wanted)}")
         return stored
 
     def _remember(self, stored: Object, wanted: Object) -> None:
@@ -193,19 +195,16 @@ class KubernetesAPI(Transport):
     def _is_as_admitted(self, actual: ReadOnlyObject, wanted: Object) -> bool:
         return self._admitted.get(_place(wanted)) == (actual["metadata"]["resourceVersion"], _applied(wanted))
 
-    def _delete(self, obj: Mapping[str, Any]) -> None:
+    def _delete(self, obj: Mapping[str, Any], done: list[str]) -> None:
         """Deletes exactly this incarnation: an object re-created since under its name is left alone."""
-        meta = obj["metadata"]
+        meta, (resource, namespace, name) = obj["metadata"], _address(obj)
         if kept_finalizers(obj) != (meta.get("finalizers") or []):
             body = {**obj, "metadata": {**meta, "finalizers": kept_finalizers(obj)}}
-            self._ignoring((404, 409), "PUT", _path_of(obj), body, JSON)
-        options = {"apiVersion": "v1", "kind": "DeleteOptions", "preconditions": {"uid": meta["uid"]}}
-        self._ignoring((404, 409), "DELETE", _path_of(obj), options, JSON)
-        _log.info("deleted %s %s/%s", *_place(obj))
-
-
-#: Names who writes in managedFields; a field that the API server does not know is an error, not dropped.
-_WRITE_QUERY = {"fieldManager": MANAGER, "fieldValidation": "Strict"}
+            with unless_changed():
+                self.learned(self.client.replace(resource, namespace, body))
+        with unless_changed():
+            self.client.delete(resource, namespace, name, uid=meta["uid"])
+        done.append(f"deleted {title(obj)}")
 
 
 def _applied(obj: ReadOnlyObject) -> str:
@@ -216,11 +215,7 @@ def _place(obj: ReadOnlyObject) -> tuple[str, str, str]:
     return obj["kind"], obj["metadata"]["namespace"], obj["metadata"]["name"]
 
 
-def _path_of(obj: ReadOnlyObject, *, collection: bool = False) -> str:
+def _address(obj: ReadOnlyObject) -> tuple[Resource, str, str]:
+    """Resource, namespace and name, as requests name an object."""
     kind, namespace, name = _place(obj)
-    return path(obj["apiVersion"], kind, namespace, "" if collection else name)
-
-
-def _apply_query() -> dict[str, str]:
-    # Forced: nobody else has a say in fields that we set, and a conflict would only come back on every pass.
-    return {**_WRITE_QUERY, "force": "true"}
+    return resource_of(obj["apiVersion"], kind), namespace, name

@@ -17,7 +17,8 @@ from functools import lru_cache
 from typing import Any, NamedTuple
 
 from rdzv.control.children import MANAGED_BY_LABEL, RBAC
-from rdzv.control.inject import is_injected, shadowed
+from rdzv.control.inject import is_injected
+from rdzv.control.overrides import OWN_NPROC, Override, overrides
 from rdzv.objects import Object, ReadOnlyObject
 from rdzv.observed import Observed, Pod
 from rdzv.protocol.records import Member, Round
@@ -58,10 +59,10 @@ class Version(NamedTuple):
 
 @dataclass(frozen=True)
 class PodEntry:
-    """What is kept of a pod. `overridden`: what its own settings keep from taking effect, as readable text."""
+    """What is kept of a pod. `overridden`: what its own settings keep from taking effect."""
 
     pod: Pod
-    overridden: Sequence[str]
+    overridden: Sequence[Override]
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,7 @@ class View:
 
     rendezvous: Object | None
     observed: Observed
-    overridden: Mapping[str, Sequence[str]]
+    overridden: Mapping[str, Sequence[Override]]
 
 
 @lru_cache(maxsize=4096)
@@ -90,8 +91,8 @@ def _read_pod(obj: ReadOnlyObject) -> tuple[frozenset[str], PodEntry]:
     pod = replace(
         pod, phase=_shared(pod.phase), reason=_shared(pod.reason), service_account=_shared(pod.service_account)
     )
-    found = [f"{variable} in container {container}" for container, variable in shadowed(obj)[:_OVERRIDDEN]]
-    return _names(obj), PodEntry(pod, tuple(map(_shared, found)))
+    found = [Override(*map(_shared, each)) for each in overrides(obj)[:_OVERRIDDEN]]
+    return _names(obj), PodEntry(replace(pod, own_nproc=any(each.name in OWN_NPROC for each in found)), tuple(found))
 
 
 def _read_rendezvous(obj: ReadOnlyObject) -> tuple[frozenset[str], bytes]:

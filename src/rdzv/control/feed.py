@@ -13,7 +13,8 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 
 from rdzv.control.cache import Cache, Id, Key, Kind, Version, id_of, version_of
-from rdzv.control.transport import RequestFailed, Transport
+from rdzv.control.transport import Transport
+from rdzv.kube.api import ApiError
 from rdzv.objects import ReadOnlyObject
 
 _log = logging.getLogger(__name__)
@@ -57,12 +58,12 @@ class Feed(threading.Thread):
                     version = self._take(event) or version
                     failures = 0
                 failures = 0
-            except RequestFailed as error:
-                if error.status == 410 or "Too large resource version" in str(error):
+            except ApiError as error:
+                if error.code == 410 or "Too large resource version" in str(error):
                     version = ""
-                    if error.status != 410:
+                    if error.code != 410:
                         self._cache.distrust(self.kind, self.namespace)
-                if error.status == 404:
+                if error.code == 404:
                     # Its CRD is not installed: the backends that need none of it are served all the same.
                     version = ""
                     self.synced.set()
@@ -96,9 +97,11 @@ def fill(api: Transport, cache: Cache, kind: Kind, namespace: str | None, wake: 
     before, version = cache.versions(kind, namespace), ""
     for page in api.pages(kind, namespace):
         version = str(page["metadata"]["resourceVersion"])
+        concerned: set[Key] = set()
         for obj in page["items"]:
             before.pop(id_of(obj), None)
-            wake(cache.put(kind, obj))
+            concerned |= cache.put(kind, obj)
+        wake(concerned)
     for id_, known in before.items():
         wake(cache.forget(kind, id_, known))
     return version
@@ -128,7 +131,7 @@ class Comparison(threading.Thread):
             for kind, namespace in self._scopes:
                 try:
                     pages += self.compare(kind, namespace, pause)
-                except RequestFailed as error:
+                except ApiError as error:
                     _log.info("%s could not be compared: %s", kind.kind, error)
                 except Exception:  # noqa: BLE001 - the next one may go well
                     _log.exception("%s could not be compared", kind.kind)

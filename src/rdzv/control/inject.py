@@ -16,7 +16,8 @@ from typing import Any
 
 from rdzv.env import CLIENT_PATH, LIBRARY_PATH
 from rdzv.objects import ReadOnlyObject
-from rdzv.spec import GROUP, INDEX_LABELS, LABEL
+from rdzv.pairs import GROUP_LABEL, labels_of
+from rdzv.spec import GROUP, LABEL
 
 #: Containers to inject, separated by commas; without it every regular container.
 CONTAINERS_ANNOTATION = f"{GROUP}/containers"
@@ -48,6 +49,7 @@ _FLAGS = (
         "nproc-per-node",
         "max-restarts",
         "monitor-interval",
+        "standalone",
     ),
     *("node-rank", "master-addr", "master-port", "local-addr"),
 )
@@ -55,9 +57,25 @@ _VARIABLES = frozenset(
     {
         *("PET_" + flag.replace("-", "_").upper() for flag in _FLAGS),
         *("RDZV_NAME", "RDZV_NAMESPACE", "TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "TORCH_ELASTIC_WORKER_IDENTICAL"),
-        *("RDZV_POD_NAME", "RDZV_POD_UID", "RDZV_POD_IP", "RDZV_NODE_NAME", "RDZV_SLOT", "PYTHONPATH"),
+        *(
+            "RDZV_POD_NAME",
+            "RDZV_POD_UID",
+            "RDZV_POD_IP",
+            "RDZV_NODE_NAME",
+            "RDZV_SLOT",
+            "RDZV_GROUP",
+            "RDZV_INDEX",
+            "PYTHONPATH",
+        ),
     }
 )
+#: What a controller that has a rendezvous of its own tells its pods, and our ConfigMap tells them otherwise.
+_YIELDING = (
+    *("PET_RDZV_BACKEND", "PET_RDZV_ENDPOINT", "PET_RDZV_ID", "PET_RDZV_CONF", "PET_NNODES", "PET_NPROC_PER_NODE"),
+    *("PET_MASTER_ADDR", "PET_MASTER_PORT"),
+)
+_NPROC, _IDENTICAL = "PET_NPROC_PER_NODE", "TORCH_ELASTIC_WORKER_IDENTICAL"
+_NPROC_FLAG = re.compile(r"(?<![\w-])--nproc[-_]per[-_]node(?![\w-])", re.ASCII)
 _FLAG = re.compile(rf"(?<![\w-])--({'|'.join(_FLAGS).replace('-', '[-_]')}|standalone)(?![\w-])")
 
 
@@ -92,8 +110,11 @@ def inject(pod: ReadOnlyObject, settings: InjectionSettings) -> dict[str, Any]:
     for container in targets:
         if not _refers(container, name):
             container["envFrom"] = [{"configMapRef": {"name": name}}, *(container.get("envFrom") or [])]
-        taken = _names(container.get("env"))
-        container["env"] = [*(container.get("env") or []), *(entry for entry in env if entry["name"] not in taken)]
+        own = container.get("env") or []
+        yielding = [_of_config_map(name, variable) for variable in _yielding(result, own)]
+        container["env"] = [*own, *(entry for entry in env if entry["name"] not in _names(own)), *yielding]
+        if _has_own_nproc(container, name) and _IDENTICAL not in _names(own):
+            container["env"].append(dict(_DIFFERENT))
         for volume, path in ((LIBRARY, LIBRARY_PATH), (CLIENT, CLIENT_PATH)):
             if (volume != LIBRARY or library) and not _mounts(container, path):
                 mount = {"name": volume, "mountPath": path, "readOnly": True}
@@ -123,17 +144,75 @@ def shadowed(pod: ReadOnlyObject) -> list[tuple[str, str]]:
     found: list[tuple[str, str]] = []
     for container in _targets(pod):
         ours = {entry["name"]: _plain(entry) for entry in _env(pod, library=True)}
-        for entry in container.get("env") or []:
-            name = entry["name"]
+        # Of one name the last one counts.
+        for name, entry in {entry["name"]: entry for entry in container.get("env") or []}.items():
             harmless = name == "PYTHONPATH" and (
                 not _mounts(container, LIBRARY_PATH) or LIBRARY_PATH in str(entry.get("value")).split(":")
             )
-            if name in _VARIABLES and _plain(entry) != ours.get(name) and not harmless:
+            same = _plain(entry) in (ours.get(name), _DIFFERENT) or _is_ours(entry, _rendezvous(pod))
+            if name in _VARIABLES and not same and not harmless:
                 found.append((container["name"], name))
         words = [*(container.get("command") or []), *(container.get("args") or [])]
         flags = [match.group().replace("_", "-") for word in words for match in _FLAG.finditer(word)]
         found += [(container["name"], flag) for flag in dict.fromkeys(flags)]
     return found
+
+
+#: How many processes this pod has is its own matter, so the others have to be told: torch is not to take it for granted.
+_DIFFERENT = {"name": _IDENTICAL, "value": "0"}
+
+
+def _has_own_nproc(container: ReadOnlyObject, config_map: str) -> bool:
+    """Whether the number of its processes is not the Rendezvous's, and may not be that of other pods."""
+    told = [entry for entry in container.get("env") or [] if entry["name"] == _NPROC]
+    words = [*(container.get("command") or []), *(container.get("args") or [])]
+    return (bool(told) and not _is_ours(told[-1], config_map)) or any(map(_NPROC_FLAG.search, words))
+
+
+def _is_ours(entry: ReadOnlyObject, config_map: str) -> bool:
+    reference = (entry.get("valueFrom") or {}).get("configMapKeyRef") or {}
+    return bool(reference.get("name") == config_map)
+
+
+def _of_config_map(config_map: str, variable: str) -> dict[str, Any]:
+    """The Rendezvous's own value, after which that of its name counts no more; where it has none, that one does."""
+    reference = {"name": config_map, "key": variable, "optional": True}
+    return {"name": variable, "valueFrom": {"configMapKeyRef": reference}}
+
+
+def _yielding(pod: ReadOnlyObject, env: Sequence[ReadOnlyObject]) -> list[str]:
+    """The variables by which a controller has set up a rendezvous of its own, and not the user: as far as that can be known.
+
+    `auto` is what controllers write where the user has not said how many processes.
+    """
+    first = first_of_controller(pod, env)
+    names = [entry["name"] for entry in env]
+    return [
+        entry["name"]
+        for number, entry in enumerate(env)
+        if number >= first
+        and entry["name"] in _YIELDING
+        and "valueFrom" not in entry
+        and (entry["name"] != _NPROC or entry.get("value") == "auto")
+        and entry["name"] not in names[number + 1 :]
+        and entry["name"] not in names[:first]
+    ]
+
+
+def first_of_controller(pod: ReadOnlyObject, env: Sequence[ReadOnlyObject]) -> int:
+    """From where on the variables of a container are its controller's; behind all of them where that can't be known.
+
+    Kubeflow's training operator appends to the user's variables, PYTHONUNBUFFERED first. Its trainer replaces them, so that of a
+    TrainJob all may be its own.
+    """
+    names, labels = [entry["name"] for entry in env], _labels(pod)
+    if "training.kubeflow.org/replica-type" in labels and "PYTHONUNBUFFERED" in names:
+        return len(names) - names[::-1].index("PYTHONUNBUFFERED")
+    jobset = labels.get("jobset.sigs.k8s.io/jobset-name")
+    of_trainer = jobset and any(
+        entry["name"] == "PET_MASTER_ADDR" and entry.get("value", "").startswith(f"{jobset}-node-") for entry in env
+    )
+    return 0 if of_trainer and "training.kubeflow.org/replica-type" not in labels else len(names)
 
 
 def _env(pod: ReadOnlyObject, library: bool) -> list[dict[str, Any]]:
@@ -145,13 +224,26 @@ def _env(pod: ReadOnlyObject, library: bool) -> list[dict[str, Any]]:
         ("RDZV_NODE_NAME", "spec.nodeName"),
         ("PET_LOCAL_ADDR", "status.podIP"),
     ]
-    index = next((label for label in INDEX_LABELS if label in _labels(pod)), None)
-    if index is not None:
-        fields += [("RDZV_SLOT", f"metadata.labels['{index}']"), ("PET_NODE_RANK", f"metadata.labels['{index}']")]
+    fields += [(name, f"metadata.labels['{label}']") for name, label in _place(pod)]
     env = [{"name": name, "valueFrom": {"fieldRef": {"fieldPath": path}}} for name, path in fields]
     if library:
         env.append({"name": "PYTHONPATH", "value": LIBRARY_PATH})
     return env
+
+
+def _place(pod: ReadOnlyObject) -> list[tuple[str, str]]:
+    """Variables for the pod's place in the world, and the labels that say it.
+
+    The label of a group, or of an index in it, may not be there yet: the kubelet takes its value when it starts the container.
+    An index is a rank as well, where there is but one group. Of a group that the user names there are others.
+    """
+    group, index = labels_of(_labels(pod))
+    found = [("RDZV_GROUP", group)] if group else []
+    if index:
+        found.append(("RDZV_INDEX" if group else "RDZV_SLOT", index))
+    if index and group != GROUP_LABEL:
+        found.append(("PET_NODE_RANK", index))
+    return found
 
 
 def _delivery(pod: ReadOnlyObject, settings: InjectionSettings) -> str:

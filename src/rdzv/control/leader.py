@@ -19,7 +19,8 @@ from rdzv.control.election import (
     see,
     written,
 )
-from rdzv.control.transport import JSON, RequestFailed, Transport, path
+from rdzv.control.transport import Transport, unless_changed
+from rdzv.kube.api import ApiError, Resource
 from rdzv.objects import Object, ReadOnlyObject
 
 _log = logging.getLogger(__name__)
@@ -31,6 +32,8 @@ AGAIN_SECONDS = 0.5
 #: Seconds without an answer of the API server after which a process that stands by is of no use.
 DEAF_SECONDS = 15.0
 
+_LEASES = Resource(API_VERSION, "leases")
+
 
 class Leases(Transport):
     """The requests about one Lease. A client of its own: neither the passes' connections nor their fence may hold up a renewal."""
@@ -39,22 +42,21 @@ class Leases(Transport):
 
     def read(self, namespace: str, name: str) -> Object | None:
         """As of now; None: there is none."""
-        return self._get(path(API_VERSION, "Lease", namespace, name))
+        return self.look(_LEASES, namespace, name)
 
-    def write(self, lease: ReadOnlyObject) -> Object:
-        """Only over the version that it is a change of; `RequestFailed` with status 409 or 404 if that is not the last."""
+    def write(self, lease: Object) -> Object:
+        """Only over the version that it is a change of; `ApiError` with code 409 or 404 if that is not the last."""
         meta = lease["metadata"]
-        known = "resourceVersion" in meta
-        target = path(API_VERSION, "Lease", meta["namespace"], meta["name"] if known else "")
-        return self._request("PUT" if known else "POST", target, lease, JSON)
+        write = self.client.replace if "resourceVersion" in meta else self.client.create
+        return write(_LEASES, meta["namespace"], lease)
 
     def remove(self, lease: ReadOnlyObject) -> None:
         """Exactly this state of it."""
         meta = lease["metadata"]
-        conditions = {"uid": meta["uid"], "resourceVersion": meta["resourceVersion"]}
-        options = {"apiVersion": "v1", "kind": "DeleteOptions", "preconditions": conditions}
-        target = path(API_VERSION, "Lease", meta["namespace"], meta["name"])
-        self._ignoring((404, 409), "DELETE", target, options, JSON)
+        with unless_changed():
+            self.client.delete(
+                _LEASES, meta["namespace"], meta["name"], uid=meta["uid"], resource_version=meta["resourceVersion"]
+            )
 
 
 class Leader(threading.Thread):
@@ -92,10 +94,10 @@ class Leader(threading.Thread):
         """Called right before every write.
 
         Raises:
-            RequestFailed: somebody else may lead by the time that it arrives.
+            ApiError: somebody else may lead by the time that it arrives.
         """
         if not self.leads:
-            raise RequestFailed(None, f"nothing is written: {self.standing or 'the Lease was not renewed in time'}")
+            raise ApiError(None, f"nothing is written: {self.standing or 'the Lease was not renewed in time'}")
 
     def deaf(self) -> str:
         """Why it could not take over: the API server has not answered for long. Empty if it has."""
@@ -132,7 +134,7 @@ class Leader(threading.Thread):
         try:
             self._api.remove(lease)
             _log.info("the Lease is given back")
-        except RequestFailed as error:
+        except ApiError as error:
             _log.warning("the Lease is not given back, it ends by itself: %s", error)
 
     def _turn(self) -> float:
@@ -152,13 +154,13 @@ class Leader(threading.Thread):
                 self._until, self.standing = began + RENEW_SECONDS, ""
             else:
                 self._stands_by(verdict.reason)
-        except RequestFailed as error:
+        except ApiError as error:
             return self._failed(error)
         self._heard = began
         return verdict.again
 
-    def _failed(self, error: RequestFailed) -> float:
-        if error.status in {404, 409}:
+    def _failed(self, error: ApiError) -> float:
+        if error.code in {404, 409}:
             self._heard = time.monotonic()
         elif self.leads:
             _log.warning("the Lease could not be renewed: %s", error)

@@ -8,6 +8,7 @@ from typing import Any
 from rdzv.backends import World
 from rdzv.control.nearby import Found
 from rdzv.observed import Observed, Pod
+from rdzv.pairs import Pair
 from rdzv.pod_reasons import said, shortened
 from rdzv.spec import Rendezvous
 
@@ -83,11 +84,13 @@ def _not_there(expected: int, observed: Observed, found: Found) -> list[dict[str
     candidates = observed.candidates
     absent = max(0, expected - len(candidates))
     failed = [pod for pod in observed.pods if pod.phase == "Failed" and not pod.terminating]
-    slots = {pod.slot for pod in candidates}
-    if candidates and None not in slots:
-        free = [slot for slot in range(expected) if slot not in slots][:absent]
-        last = {pod.slot: pod for pod in sorted(failed, key=lambda pod: pod.created)}
-        return [_in_place_of(last.get(slot), f"index {slot}", "no pod with this index exists", found) for slot in free]
+    pairs = {pod.pair for pod in candidates}
+    groups = {pair.group for pair in pairs if pair is not None}
+    if len(groups) == 1 and None not in pairs:  # How the rest is spread over several groups, nobody knows.
+        free = [Pair(group, index) for group in groups for index in range(expected)]
+        free = [pair for pair in free if pair not in pairs][:absent]
+        last = {pod.pair: pod for pod in sorted(failed, key=lambda pod: pod.created)}
+        return [_in_place_of(last.get(pair), str(pair), "no pod with this index exists", found) for pair in free]
     last_failed = sorted(failed, key=lambda pod: pod.created, reverse=True)[:absent]
     rest = absent - len(last_failed)
     entries = [{"pod": pod.name, "reason": pod.reason} for pod in by_slot(last_failed)]
@@ -113,5 +116,5 @@ def _not_created(otherwise: str, found: Found) -> str:
 
 
 def by_slot(pods: Sequence[Pod]) -> list[Pod]:
-    """In the order of indexes, those without one last."""
-    return sorted(pods, key=lambda pod: (pod.slot is None, pod.slot or 0, pod.name))
+    """In the order of their places, those without one last."""
+    return sorted(pods, key=lambda pod: pod.order)

@@ -140,8 +140,8 @@ def _of_ended(ended: Sequence[Pod]) -> str:
     """With indexes, the last pod of each counts; without, a job has succeeded when as many pods have as began."""
     last: dict[object, Pod] = {}
     for pod in sorted(ended, key=lambda pod: (pod.created, pod.name)):
-        last[pod.name if pod.slot is None else pod.slot] = pod
-    indexed = all(pod.slot is not None for pod in ended)
+        last[pod.name if pod.pair is None else pod.pair] = pod
+    indexed = all(pod.pair is not None for pod in ended)
     succeeded = sum(pod.phase == SUCCEEDED for pod in last.values())
     failed = len(last) - succeeded
     if indexed:

@@ -85,7 +85,7 @@ def plan(rendezvous: Rendezvous, observed: Observed, registry: BackendRegistry) 
     access = _access(rendezvous, provision, observed.pods) if provision.rules else []
     endpoint = _endpoint(rendezvous, provision.host, host)
     relied_on = [child(obj, rendezvous) for obj in (*endpoint, *access, *provision.objects)]
-    released_by = child(_config_map(rendezvous, provision), rendezvous)
+    released_by = child(_config_map(rendezvous, provision, observed.pods), rendezvous)
     present = {key(obj): obj for obj in observed.children}
     held = _awaits_server(provision, observed) and not _has_released(present.get(key(released_by)), rendezvous)
     wanted = {key(obj) for obj in (*relied_on, *([] if held else [released_by]))}
@@ -164,12 +164,12 @@ def _check_kinds(rendezvous: Rendezvous, provision: Provision) -> None:
         raise BackendError(PLUGIN_FAILED, text[:MAX_TEXT])
 
 
-def _config_map(rendezvous: Rendezvous, provision: Provision) -> dict[str, Any]:
+def _config_map(rendezvous: Rendezvous, provision: Provision, pods: Sequence[Pod]) -> dict[str, Any]:
     return {
         "apiVersion": "v1",
         "kind": "ConfigMap",
         "metadata": {"name": rendezvous.child_name},
-        "data": render(rendezvous, provision),
+        "data": render(rendezvous, provision, alike=not any(pod.own_nproc for pod in pods)),
     }
 
 
@@ -205,10 +205,10 @@ def _present_host(belonging: Sequence[ReadOnlyObject], rendezvous: Rendezvous) -
 
 def _elect(pods: Sequence[Pod], host: Host, present: str | None) -> Pod | None:
     """The pod that hosts the store: the present one while it lives, else one that can start, the lowest index first."""
-    candidates = [pod for pod in pods if pod.live and pod.injected and (host.slot is None or pod.slot == host.slot)]
+    candidates = [pod for pod in pods if pod.live and pod.injected and (host.rank is None or pod.rank == host.rank)]
 
-    def order(pod: Pod) -> tuple[bool, bool, bool, int, str, str]:
-        return (pod.hopeless, pod.uid != present, pod.slot is None, pod.slot or 0, pod.created, pod.uid)
+    def order(pod: Pod) -> tuple[Any, ...]:
+        return (pod.hopeless, pod.uid != present, pod.order[:2], pod.created, pod.uid)
 
     return min(candidates, key=order, default=None)
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 from rdzv.backends import World
 from rdzv.control.missing import NOT_JOINED, crash_looping
@@ -12,6 +12,7 @@ from rdzv.control.nearby import Found
 from rdzv.control.phase import Problem
 from rdzv.control.plan import NAME_TAKEN, Failure, Plan
 from rdzv.observed import EARLIER, Observed, Pod, shown
+from rdzv.pairs import GROUP_LABEL, SLOT_LABEL, Pair
 from rdzv.pod_reasons import LONG_RUN
 from rdzv.spec import Rendezvous
 
@@ -43,6 +44,7 @@ class Seen:
         short_for: seconds for which there have been fewer pods than nodes.
         reforming: the status before said that the world forms too often.
         now: seconds since the epoch.
+        apart: for each pod's name, the setting of its own by which it meets elsewhere than the others.
     """
 
     rendezvous: Rendezvous
@@ -55,6 +57,7 @@ class Seen:
     short_for: float
     reforming: bool
     now: float
+    apart: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def live(self) -> list[Pod]:
@@ -132,14 +135,43 @@ def _unusable_index(seen: Seen) -> list[Problem]:
 
 
 def _duplicate_index(seen: Seen) -> list[Problem]:
-    slots: dict[int, list[str]] = {}
+    claims: dict[Pair, list[Pod]] = {}
     for pod in seen.live:
-        if pod.slot is not None:
-            slots.setdefault(pod.slot, []).append(pod.name)
-    names, slot = next(((names, slot) for slot, names in sorted(slots.items()) if len(names) > 1), ([], 0))
-    if not names:
+        if pod.pair is not None:
+            claims.setdefault(pod.pair, []).append(pod)
+    shared = [pair for pair, pods in claims.items() if pods[1:]]
+    if not shared:
         return []
-    return [Problem("DuplicateIndex", f"{shown(names)} all have index {slot}: give each workload its own Rendezvous")]
+    pair = min(shared, key=lambda pair: pair.order)
+    workloads = sorted({pod.workload for pod in claims[pair]} - {""})
+    of = f", of {' and '.join(workloads[:3])}: {_GROUPS}" if workloads[1:] else f": {_NUMBERS}"
+    return [Problem("DuplicateIndex", f"{shown([pod.name for pod in claims[pair]])} all have {pair}{of}")]
+
+
+#: What to do about workloads that share a Rendezvous, and about pods that share a place.
+_GROUPS = f"if they are to be one world, label the pods of each {GROUP_LABEL}: NAME, else give each its own Rendezvous"
+_NUMBERS = f"label each pod {SLOT_LABEL} with its own number, or give each set of pods its own {GROUP_LABEL}"
+
+
+def _several_workloads(seen: Seen) -> list[Problem]:
+    """Pods of one world whose user has not said that they belong together."""
+    workloads = sorted({pod.workload for pod in seen.live} - {""})
+    if not workloads[1:]:
+        return []
+    more = f" and {len(workloads) - 3} more" if workloads[3:] else ""
+    return [Problem("SeveralWorkloads", f"{', '.join(workloads[:3])}{more} have one Rendezvous: {_GROUPS}")]
+
+
+def _apart(seen: Seen) -> list[Problem]:
+    live = [pod.name for pod in seen.live if pod.name in seen.apart]
+    if not live:
+        return []
+    first = min(live)
+    text = (
+        f"{first} meets elsewhere than the others, because a setting of its own wins: {seen.apart[first]}{_more(live)}. Remove it from "
+        "the pod's template, or this Rendezvous's label from the pod"
+    )
+    return [Problem("SettingsShadowed", text)]
 
 
 def _of_backend(seen: Seen) -> list[Problem]:
@@ -180,9 +212,9 @@ def _crash_looping(seen: Seen) -> list[Problem]:
         for pod in seen.observed.pods
         if pod.phase == "Failed" and not pod.terminating and seen.now - pod.runs.ended_at < LONG_RUN
     ]
-    places = Counter(pod.slot for pod in failed)
+    places = Counter(pod.pair for pod in failed)
     worlds = max(1, seen.observed.expected(seen.rendezvous.nodes))
-    most = max((count if slot is not None else count // worlds for slot, count in places.items()), default=0)
+    most = max((count if pair is not None else count // worlds for pair, count in places.items()), default=0)
     if most < MANY_FAILED:
         return []
     last = max(failed, key=lambda pod: pod.runs.ended_at)
@@ -265,12 +297,14 @@ _LADDER: Sequence[Callable[[Seen], list[Problem]]] = (
     _not_injected,
     _unusable_index,
     _duplicate_index,
+    _apart,
     _of_backend,
     _of_earlier,
     _not_created,
     _stuck,
     _crash_looping,
     _reforming,
+    _several_workloads,
     _too_many,
     _not_joined,
     _too_few,

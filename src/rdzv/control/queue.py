@@ -38,14 +38,13 @@ class WorkQueue(Generic[Key]):
         self._tasks: dict[Key, asyncio.Task[None]] = {}
         self._wanted: dict[Key, asyncio.Event] = {}
 
-    def add(self, key: Key) -> None:
-        """Asks for a pass over `key`, soon."""
-        if key in self._wanted:
+    def add(self, *keys: Key) -> None:
+        """Asks for a pass over each of them, soon."""
+        for key in keys:
+            if key not in self._wanted:
+                self._wanted[key] = asyncio.Event()
+                self._tasks[key] = asyncio.get_running_loop().create_task(self._run(key), name=f"reconcile {key}")
             self._wanted[key].set()
-            return
-        self._wanted[key] = asyncio.Event()
-        self._wanted[key].set()
-        self._tasks[key] = asyncio.get_running_loop().create_task(self._run(key), name=f"reconcile {key}")
 
     async def close(self) -> None:
         """Ends all tasks and waits for them."""

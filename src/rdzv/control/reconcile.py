@@ -18,12 +18,13 @@ from rdzv.control.cache import PODS, RENDEZVOUS, Cache, Key, View
 from rdzv.control.children import child
 from rdzv.control.events import EventToPost, events_for, events_without_rendezvous, gave_way
 from rdzv.control.noted import Noted
+from rdzv.control.overrides import apart, texts
 from rdzv.control.plan import NAME_TAKEN, REQUEST_FAILED, Failure, Plan, plan
 from rdzv.control.poster import EventPoster
 from rdzv.control.remembered import Remembered
 from rdzv.control.root_key import RootKey
 from rdzv.control.status import Beside, compute_status, look_again
-from rdzv.control.transport import RequestFailed
+from rdzv.kube.api import ApiError
 from rdzv.objects import Object
 from rdzv.observed import Observed
 from rdzv.registry import BackendRegistry
@@ -49,7 +50,7 @@ class Reconciler:
         Returns after how many seconds it wants another pass (None: when something changes).
 
         Raises:
-            RequestFailed: the API server refused something or could not be reached. The reason is in the status, if that could be written;
+            ApiError: the API server refused something or could not be reached. The reason is in the status, if that could be written;
                 the caller retries.
         """
         view = self._cache.view(key)
@@ -69,27 +70,30 @@ class Reconciler:
         if outcome.gave_way:
             return self._post([gave_way(rendezvous, decided.newer)])
         now = time.time()
-        beside = self._beside(rendezvous, observed, view, now)
+        beside = self._beside(rendezvous, observed, decided, view, now)
         computed = compute_status(rendezvous, observed, world, decided, previous, now, outcome.failures, beside)
         if _differs(previous, computed.status):
             self._api.write_status(rendezvous.namespace, rendezvous.name, computed.status)
-        later = self._post(events_for(rendezvous, decided, outcome.failures, observed.pods, view.overridden))
+        later = self._post(events_for(rendezvous, decided, outcome.failures, observed.pods, beside.overridden))
         failed = [failure.message for failure in outcome.failures if failure.reason == REQUEST_FAILED]
         if failed:
-            raise RequestFailed(None, "; ".join(failed))
+            raise ApiError(None, "; ".join(failed))
         # No watch tells of somebody else's objects.
         taken = any(failure.reason == NAME_TAKEN for failure in outcome.failures)
         look = random.uniform(0.8, 1.2) * look_again(previous, now) if taken else None  # noqa: S311 - jitter
         waits = [later, world.again, renewal, computed.again, look]
         return min((wait for wait in waits if wait is not None), default=None)
 
-    def _beside(self, rendezvous: Rendezvous, observed: Observed, view: View, now: float) -> Beside:
+    def _beside(self, rendezvous: Rendezvous, observed: Observed, decided: Plan, view: View, now: float) -> Beside:
         """What no object says."""
         uid, pods = rendezvous.uid, len(observed.candidates)
         record = observed.round
         of_this = record is not None and record.run_id == uid
         return Beside(
-            overridden=view.overridden,
+            overridden=texts(
+                view.overridden, decided.provision.unused if decided.provision is not None else frozenset()
+            ),
+            apart=apart(view.overridden, decided.provision.endpoint if decided.provision is not None else ""),
             rounds_lately=self._noted.rounds_lately(uid, record.round, now) if record is not None and of_this else 0,
             short_for=self._noted.lasts(uid, "short", holds=0 < pods < rendezvous.nodes.min, now=now),
         )
@@ -103,7 +107,7 @@ class Reconciler:
             return [], [], None
         try:
             authority = self._root.authority()
-        except RequestFailed as error:
+        except ApiError as error:
             return [], [Failure(REQUEST_FAILED, str(error))], None
         now = time.time()
         secrets = [child(obj, rendezvous) for obj in authority.secrets(rendezvous, wanted, now)]

@@ -9,12 +9,14 @@ import threading
 from collections.abc import Mapping
 
 from rdzv.control.certificates import PERIOD, Authority
-from rdzv.control.transport import RequestFailed, Transport, path
+from rdzv.control.transport import Transport
+from rdzv.kube.api import ApiError, Conflict, Resource
 from rdzv.objects import Object
 
 #: Where it is, as NAMESPACE/NAME, and after how many seconds certificates are renewed instead of `PERIOD`.
 PLACE, RENEWAL = "RDZV_ROOT_SECRET", "RDZV_CERTIFICATE_SECONDS"
 _FILE = "root.key"
+_SECRETS = Resource("v1", "secrets")
 
 
 class RootKey:
@@ -31,7 +33,7 @@ class RootKey:
         """Who signs.
 
         Raises:
-            RequestFailed: the key can't be read or made.
+            ApiError: the key can't be read or made.
         """
         with self._lock:
             if self._authority is None:
@@ -41,15 +43,13 @@ class RootKey:
     def _read_or_make(self) -> bytes:
         if not self._name:
             text = f"this operator makes no certificates, since its environment lacks {PLACE}: use its chart, or set spec.etcd.tls: false"
-            raise RequestFailed(None, text)
-        found = self._api.look(path("v1", "Secret", self._namespace, self._name))
+            raise ApiError(None, text)
+        found = self._api.look(_SECRETS, self._namespace, self._name)
         if found is None:
             try:
-                return self._key(self._api.make(path("v1", "Secret", self._namespace), self._new()))
-            except RequestFailed as error:
-                if error.status != 409:  # Another operator was faster.
-                    raise
-            found = self._api.look(path("v1", "Secret", self._namespace, self._name))
+                return self._key(self._api.client.create(_SECRETS, self._namespace, self._new()))
+            except Conflict:  # Another operator was faster.
+                found = self._api.look(_SECRETS, self._namespace, self._name)
         return self._key(found or {})
 
     def _new(self) -> Object:
@@ -69,5 +69,5 @@ class RootKey:
             found = b""
         if len(found) < 32:
             text = f"Secret {self._namespace}/{self._name} has no {_FILE} of at least 32 bytes: delete it, and it is made anew"
-            raise RequestFailed(None, text)
+            raise ApiError(None, text)
         return found

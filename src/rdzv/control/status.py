@@ -25,12 +25,14 @@ LOOK_FIRST, LOOK_LAST = 2.0, 30.0
 class Beside:
     """What a pass knows beside the objects.
 
-    `found`: what it asked; `overridden`: for each pod's name, what the pod's own settings keep from taking effect; `rounds_lately`: how
+    `found`: what it asked; `overridden`: for each pod's name, what the pod's own settings keep from taking effect; `apart`: for each
+    pod's name, the one by which it meets elsewhere than the others; `rounds_lately`: how
     many rounds formed within a minute; `short_for`: seconds for which there have been fewer pods than nodes.
     """
 
     found: Found = field(default_factory=Found)
     overridden: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    apart: Mapping[str, str] = field(default_factory=dict)
     rounds_lately: int = 0
     short_for: float = 0.0
 
@@ -71,7 +73,7 @@ def compute_status(
     nodes = node_counts(rendezvous, observed, world, beside.found, beside.overridden, now)
     seen = Seen(
         rendezvous, observed, world, plan, failures, beside.found, beside.rounds_lately, beside.short_for,
-        reforming=_degraded_by(previous) == REFORMING, now=now,
+        reforming=_degraded_by(previous) == REFORMING, now=now, apart=beside.apart,
     )  # fmt: skip
     life = _life(seen, nodes, previous)
     conditions = [_provisioned(seen), phase.ready(life), phase.formed(life), phase.degraded(life)]

@@ -1,46 +1,55 @@
-"""Requests of the operator to the API server (synchronous; called from threads).
+"""Requests of the operator to the API server (synchronous; called from threads), by the client that the agents use.
 
-Plain dicts in and out, by the official client's transport (its authentication, connection pool and token refresh) without its models:
-those refuse fields that they do not know.
+It asks for what they never need: parts of long lists, metadata alone, and watches that leave to memory what is known already.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, TypeVar, cast
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from http.client import HTTPException
+from typing import TYPE_CHECKING, TypeVar
 
-from kubernetes import client, config
-from urllib3.exceptions import HTTPError
-
+from rdzv import __version__
 from rdzv.control.cache import Kind
+from rdzv.kube.api import ApiError, Call, Resource, Unauthorized, Unreachable, error_of_status
+from rdzv.kube.client import Client
+from rdzv.kube.config import Config, ConfigError, from_kubeconfig, in_cluster
+from rdzv.kube.http_client import Request, reply_of
+from rdzv.kube.transport import CALL_SECONDS, CONNECT_SECONDS, Connection
 from rdzv.objects import Object
-from rdzv.resources import MEMBERS, ROUNDS
-from rdzv.spec import PLURAL
+from rdzv.resources import MEMBERS, RENDEZVOUS, ROUNDS
+from rdzv.spec import MANAGER
+
+if TYPE_CHECKING:
+    from http.client import HTTPResponse
 
 _Self = TypeVar("_Self", bound="Transport")
 
-#: Seconds to connect and to read. Without them a half-open connection blocks a thread for ever (kubernetes-client/python#1148).
-TIMEOUT = (3.0, 10.0)
+#: Seconds to connect, and for a whole reply.
+TIMEOUT = (CONNECT_SECONDS, CALL_SECONDS)
 #: Objects in one part of a list: of whole ones, a part takes some megabytes when it is parsed; and of metadata only.
 PAGE, METADATA_PAGE = 200, 500
 #: Seconds until a watch is answered, and that it may be silent beyond its end.
 ANSWER, GRACE = 6.0, 5.0
 #: Bytes of one event: etcd stores 1.5 MiB at most.
 MAX_EVENT = 4 * 1024 * 1024
+#: Connections kept open: one for each pass that is made at the same time (a handshake costs more than a write), and for lists.
+CONNECTIONS = 12
 _READ = 64 * 1024
 
-JSON = "application/json"
 _METADATA = "application/json;as=PartialObjectMetadataList;v=v1;g=meta.k8s.io"
 
 _PLURALS = {
     "ConfigMap": "configmaps",
     "EndpointSlice": "endpointslices",
     "Event": "events",
-    "Lease": "leases",
     "Pod": "pods",
     "PodDisruptionBudget": "poddisruptionbudgets",
-    "Rendezvous": PLURAL,
+    "Rendezvous": RENDEZVOUS.plural,
     "RendezvousMember": MEMBERS.plural,
     "RendezvousRound": ROUNDS.plural,
     "Role": "roles",
@@ -51,54 +60,54 @@ _PLURALS = {
 }
 
 
-class RequestFailed(Exception):  # noqa: N818 - an event, named as such; `rdzv.kube.api.ApiError` is the pod side's
-    """The API server refused a request (`status` is its HTTP status) or could not be reached (None). The text is one line."""
+class OperatorClient(Client):
+    """Says who asks, which is also who changed a field (`managedFields`), and keeps a connection for each pass."""
 
-    def __init__(self, status: int | None, message: str) -> None:
-        super().__init__(message)
-        self.status = status
+    def __init__(self, config: Config, timeout: tuple[float, float] = TIMEOUT) -> None:
+        """`timeout`: seconds to connect, and for a reply."""
+        super().__init__(config, partial(Connection, seconds=timeout[0]), idle=CONNECTIONS, call_seconds=timeout[1])
+        self.fence: Callable[[], object] = lambda: None
+        """Called right before every write is sent, which it may refuse by raising `ApiError`."""
+
+    def headers(self, content: str | None = None) -> dict[str, str]:
+        """Headers of a request. Hold credentials: never log them."""
+        return super().headers(content) | {"User-Agent": f"{MANAGER}/{__version__}"}
+
+    def about_to_send(self, request: Request) -> None:
+        """The connection is open: what is refused now has not left."""
+        if not request.safe:
+            self.fence()
 
 
 class Transport:
-    """Every method may raise `RequestFailed`."""
+    """Reads objects. Every method may raise `ApiError`."""
 
     timeout = TIMEOUT
 
-    def __init__(self, api_client: client.ApiClient) -> None:
-        self._client = api_client
-        self.fence: Callable[[], object] = lambda: None
-        """Called before every write, which it may refuse by raising `RequestFailed`."""
-        self.learned: Callable[[Object], object] = lambda _: None
-        """Told of every object that a write left behind."""
+    def __init__(self, client: OperatorClient) -> None:
+        self.client = client
 
     @classmethod
     def from_environment(cls: type[_Self]) -> _Self:
-        """In a pod by its service account, else by the kubeconfig."""
-        configuration = client.Configuration()
+        """In a pod by its service account, else by the kubeconfig, as kopf does.
+
+        Raises:
+            ConfigError: there is neither, or it can't be used.
+        """
         try:
-            config.load_incluster_config(client_configuration=configuration)
-        except config.ConfigException:
-            config.load_kube_config(client_configuration=configuration)
-        # The queue retries, with backoff and the reason in a condition.
-        configuration.retries = False
-        return cls(client.ApiClient(configuration))
+            config = in_cluster()
+        except ConfigError:
+            config = from_kubeconfig()
+        return cls(OperatorClient(config, cls.timeout))
 
     def get(self, kind: Kind, namespace: str, name: str) -> Object | None:
         """One object as of now, or None if there is none."""
-        return self._get(path(kind.api_version, kind.kind, namespace, name))
-
-    def look(self, target: str) -> Object | None:
-        """What is at this path, or None."""
-        return self._get(target)
-
-    def make(self, target: str, obj: Object) -> Object:
-        """Creates an object in the collection at this path."""
-        return self._request("POST", target, obj, JSON)
+        return self.look(resource_of(kind.api_version, kind.kind), namespace, name)
 
     def find(self, kind: Kind, namespace: str, name: str) -> Object | None:
         """One object as of now, or None: there is none, or it does not have the labels of its kind."""
-        query = {"fieldSelector": f"metadata.name={name}", "labelSelector": kind.selector}
-        items = self._request("GET", path(kind.api_version, kind.kind, namespace), query=_given(query))["items"]
+        resource, field = resource_of(kind.api_version, kind.kind), f"metadata.name={name}"
+        items = self.client.list(resource, namespace, field_selector=field, label_selector=kind.selector)["items"]
         return items[0] if items else None
 
     def pages(
@@ -109,15 +118,17 @@ class Transport:
         `selector`: instead of the kind's own.
 
         Raises:
-            RequestFailed: with status 410 when the parts were asked for too slowly: begin again.
+            ApiError: with code 410 when the parts were asked for too slowly: begin again.
         """
-        limit = METADATA_PAGE if metadata_only else PAGE
-        query = {"limit": str(limit), "labelSelector": kind.selector if selector is None else selector}
-        accept = _METADATA if metadata_only else JSON
+        call = Call("list", resource_of(kind.api_version, kind.kind), namespace)
+        query = {
+            "limit": str(METADATA_PAGE if metadata_only else PAGE),
+            "labelSelector": kind.selector if selector is None else selector,
+        }
         while True:
-            page = self._request(
-                "GET", path(kind.api_version, kind.kind, namespace or ""), query=_given(query), accept=accept
-            )
+            target = self.client.target(call, query)
+            request = Request(call, "GET", target, safe=True, accept=_METADATA if metadata_only else None)
+            page = self.client.run(request, None)
             page["items"] = page["items"] or []  # Metadata of nothing is null.
             yield page
             query["continue"] = page["metadata"].get("continue", "")
@@ -128,8 +139,9 @@ class Transport:
         """Events after `version`, for so many seconds; bookmarks too.
 
         Raises:
-            RequestFailed: also for an ERROR event, and for a connection that stays silent for longer than it may last.
+            ApiError: also for an ERROR event, and for a connection that stays silent for longer than it may last.
         """
+        call = Call("watch", resource_of(kind.api_version, kind.kind), namespace)
         query = {
             "watch": "true",
             "allowWatchBookmarks": "true",
@@ -137,121 +149,80 @@ class Transport:
             "timeoutSeconds": str(round(seconds)),
             "labelSelector": kind.selector,
         }
-        target = path(kind.api_version, kind.kind, namespace or "")
-        response = self._send("GET", target, None, None, _given(query), timeout=(TIMEOUT[0], ANSWER))
-        if response.response.connection is not None:
-            response.response.connection.sock.settimeout(seconds + GRACE)
-        buffer = bytearray()
+        client, reusable = self.client, False
+        connection = client.acquire(call)
         try:
-            for data in response.response.stream(_READ):
-                buffer += data
-                *lines, rest = buffer.split(b"\n") if b"\n" in data else [buffer]
-                buffer = bytearray(rest)
-                for line in lines:
-                    yield _event(line, target)
-                if len(buffer) > MAX_EVENT:
-                    raise RequestFailed(None, f"WATCH {target}: an event of more than {MAX_EVENT} bytes")
-        except (HTTPError, OSError) as error:
-            self._drop_idle()
-            raise RequestFailed(None, f"WATCH {target}: the stream broke: {error}") from error
+            connection.send(call, "GET", client.target(call, query), None, client.headers())
+            response = connection.reply(call, patience=ANSWER, deadline=time.monotonic() + ANSWER)
+            client.answered(response.status)
+            if response.status >= 300:
+                raise client.error_of(call, reply_of(response, connection.read(call, response)))
+            connection.patience, connection.deadline = seconds + GRACE, float("inf")
+            for line in _lines(call, response):
+                yield _event(call, line)
+            response.close()
+            reusable = not response.will_close
+        except ApiError as error:
+            client.maybe_starting(error)
+            if isinstance(error, Unauthorized):
+                client.reauthorize()
+            raise
         finally:
-            response.response.close()
+            client.release(connection, reusable=reusable)
 
-    def _get(self, target: str) -> Object | None:
-        return self._ignoring((404,), "GET", target)
-
-    def _ignoring(self, statuses: Sequence[int], *args: Any) -> Object | None:
+    def look(self, resource: Resource, namespace: str, name: str) -> Object | None:
+        """One object as of now, or None if there is none."""
         try:
-            return self._request(*args)
-        except RequestFailed as error:
-            if error.status not in statuses:
+            return self.client.get(resource, namespace, name)
+        except ApiError as error:
+            if error.code != 404:
                 raise
             return None
 
-    def _request(
-        self,
-        method: str,
-        target: str,
-        body: Any = None,
-        content_type: str | None = None,
-        query: Mapping[str, str] | None = None,
-        accept: str = JSON,
-    ) -> Object:
-        response = self._send(method, target, body, content_type, query, accept=accept)
+
+def _lines(call: Call, response: HTTPResponse) -> Iterator[bytearray]:
+    """The lines of a stream, until it ends."""
+    rest = bytearray()
+    while True:
         try:
-            answer = cast("Object", json.loads(response.read()))
-        except (HTTPError, ValueError) as error:
-            self._drop_idle()
-            raise RequestFailed(None, f"{method} {target}: the reply broke: {error}") from error
-        if method in {"PATCH", "POST", "PUT"}:
-            self.learned(answer)
-        return answer
-
-    def _send(
-        self,
-        method: str,
-        target: str,
-        body: Any,
-        content_type: str | None,
-        query: Mapping[str, str] | None,
-        *,
-        accept: str = JSON,
-        timeout: tuple[float, float] | None = None,
-    ) -> Any:
-        """The response, whose body is still to be read."""
-        headers = {"Accept": accept, **({"Content-Type": content_type} if content_type else {})}
-        serialized = self._client.param_serialize(
-            method,
-            target,
-            query_params=list((query or {}).items()),
-            header_params=headers,
-            body=body,
-            auth_settings=["BearerToken"],
-        )
-        if method != "GET":
-            self.fence()
-        try:
-            response = self._client.call_api(*serialized, _request_timeout=timeout or self.timeout)
-            data = b"" if 200 <= response.status <= 299 else response.read()
-        except HTTPError as error:
-            self._drop_idle()
-            raise RequestFailed(None, f"the API server can't be reached: {error}") from error
-        if not 200 <= response.status <= 299:
-            raise RequestFailed(
-                response.status, f"{method} {target}: {response.status} {response.reason}: {_message(data)}"
-            )
-        return response
-
-    def _drop_idle(self) -> None:
-        """What made one connection go silent made the others: that is not to be found out ten seconds at a time."""
-        self._client.rest_client.pool_manager.clear()
+            data = response.read1(_READ)
+        except (OSError, HTTPException) as error:
+            raise Unreachable(call, f"the stream broke: {error}") from error
+        if not data:
+            return
+        rest += data
+        if b"\n" in data:
+            *lines, rest = rest.split(b"\n")
+            yield from lines
+        if len(rest) > MAX_EVENT:
+            raise Unreachable(call, f"an event of more than {MAX_EVENT} bytes")
 
 
-def _event(line: bytes | bytearray, target: str) -> Object:
+def _event(call: Call, line: bytearray) -> Object:
     try:
-        event = cast("Object", json.loads(line))
+        event: Object = json.loads(line)
         if event["type"] != "ERROR":
             return event
-        code, text = event["object"].get("code"), event["object"].get("message")
-    except (ValueError, KeyError, TypeError, AttributeError):
-        raise RequestFailed(None, f"WATCH {target}: not an event: {bytes(line[:80])!r}") from None
-    raise RequestFailed(code, f"WATCH {target}: {code}: {text}")
-
-
-def _given(query: Mapping[str, str]) -> dict[str, str]:
-    return {name: value for name, value in query.items() if value}
-
-
-def _message(data: bytes) -> str:
-    """The API server's own words, where it sent a Status object."""
-    try:
-        return str(json.loads(data)["message"])
+        status: Object = {**event["object"]}
     except (ValueError, KeyError, TypeError):
-        return data[:200].decode(errors="replace")
+        raise Unreachable(call, f"not an event: {bytes(line[:80])!r}") from None
+    raise error_of_status(call, status)
 
 
-def path(api_version: str, kind: str, namespace: str = "", name: str = "") -> str:
-    """Of a collection, or with `name` of one object; `namespace`: empty for that of all namespaces."""
-    root = f"/apis/{api_version}" if "/" in api_version else f"/api/{api_version}"
-    parts = [root, *(["namespaces", namespace] if namespace else []), _PLURALS[kind], *([name] if name else [])]
-    return "/".join(parts)
+def resource_of(api_version: str, kind: str) -> Resource:
+    """What objects of a kind are called in URLs."""
+    return Resource(api_version, _PLURALS[kind])
+
+
+#: What a write is refused with when the object is gone, or is not what was seen.
+CHANGED = (404, 409)
+
+
+@contextmanager
+def unless_changed() -> Iterator[None]:
+    """A write that is not made, and not missed, when the object is gone or is not what was seen."""
+    try:
+        yield
+    except ApiError as error:
+        if error.code not in CHANGED:
+            raise

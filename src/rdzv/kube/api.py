@@ -60,9 +60,10 @@ class Call:
     resource: Resource
     namespace: str | None = None
     name: str | None = None
+    subresource: str = ""
 
     def __str__(self) -> str:
-        place = "/".join(part for part in (self.namespace, self.name) if part)
+        place = "/".join(part for part in (self.namespace, self.name, self.subresource) if part)
         return f"{self.verb} {self.resource} {place}".rstrip()
 
 

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlencode
 
 from rdzv.kube.api import ApiError, Call, Reply, Resource, TooLarge, Untrusted, error_of
-from rdzv.kube.http_client import HttpClient, Request
+from rdzv.kube.http_client import IDLE, HttpClient, Request
 from rdzv.kube.retry import Retry
-from rdzv.kube.transport import Connection
+from rdzv.kube.transport import CALL_SECONDS, Connection
 from rdzv.kube.watch import Watch
 from rdzv.objects import Object
 
@@ -45,9 +45,16 @@ class Client(HttpClient):
     `maybe_applied`: read the object to find out.
     """
 
-    def __init__(self, config: Config, connect: Callable[[Config, Call | None], Connection] = Connection) -> None:
-        """`connect` opens a connection; tests give one that needs no server."""
-        super().__init__()
+    def __init__(
+        self,
+        config: Config,
+        connect: Callable[[Config, Call | None], Connection] = Connection,
+        *,
+        idle: int = IDLE,
+        call_seconds: float = CALL_SECONDS,
+    ) -> None:
+        """`connect` opens a connection; tests give one that needs no server. The others: as `HttpClient` has them."""
+        super().__init__(idle, call_seconds)
         self.config, self.namespace = config, config.namespace
         self._connect = connect
 
@@ -110,10 +117,12 @@ class Client(HttpClient):
         name: str,
         patch: Sequence[Object],
         *,
+        subresource: str = "",
         retry: Retry | None = None,
     ) -> Object:
         """RFC 6902 patch: carried out completely, on the state of that moment, or not at all (`Invalid`: a `test` failed)."""
-        return self._call(Call("patch", resource, namespace, name), "PATCH", query=_STRICT, body=patch, retry=retry)
+        call = Call("patch", resource, namespace, name, subresource)
+        return self._call(call, "PATCH", query=_STRICT, body=patch, retry=retry)
 
     def delete(
         self,
@@ -154,6 +163,8 @@ class Client(HttpClient):
         name = None if call.verb in ("list", "create", "watch") else call.name
         asked = {key: value for key, value in (query or {}).items() if value}
         path = self.config.path + call.resource.path(call.namespace, name)
+        if call.subresource:
+            path += f"/{call.subresource}"
         return f"{path}?{urlencode(asked)}" if asked else path
 
     def watch(

@@ -38,7 +38,7 @@ log = logging.getLogger("rdzv.kube")
 log.addHandler(logging.NullHandler())
 
 IDLE = 2
-"""Connections kept open when nobody uses them."""
+"""Connections kept open when nobody uses them, unless a client is told otherwise."""
 UNAUTHORIZED_SECONDS = 30.0
 """How long 401 is retried: API servers answer it for seconds while they start, to everybody."""
 STARTING_SECONDS = 10.0
@@ -47,7 +47,7 @@ STARTING_SECONDS = 10.0
 
 @dataclass(frozen=True)
 class Request:
-    """One HTTP request. `safe`: it changes nothing, so it may be repeated whatever became of it."""
+    """One HTTP request. `safe`: it changes nothing, so it may be repeated whatever became of it. `accept`: instead of JSON."""
 
     call: Call
     method: str
@@ -55,12 +55,15 @@ class Request:
     body: bytes | None = None
     content: str | None = None
     safe: bool = False
+    accept: str | None = None
 
 
 class HttpClient(ABC):
     """Connections and requests. Thread-safe; usable after fork."""
 
-    def __init__(self) -> None:
+    def __init__(self, idle: int = IDLE, call_seconds: float = CALL_SECONDS) -> None:
+        """`idle`: connections kept open when nobody uses them. `call_seconds`: for a whole reply, body included."""
+        self._keep, self._call_seconds = idle, call_seconds
         self.trouble: ApiError | None = None
         """Why the server does not answer; None once it has. For people, so as it is."""
         self._closed = False
@@ -91,6 +94,9 @@ class HttpClient(ABC):
     @abstractmethod
     def refresh(self) -> bool:
         """After a 401: get other credentials. True when a request may fare better now."""
+
+    def about_to_send(self, request: Request) -> None:  # noqa: B027 - most have nothing to say here
+        """Called when the connection is there. What it raises keeps the request from being sent."""
 
     # Connections.
 
@@ -129,7 +135,7 @@ class HttpClient(ABC):
         """Give a connection back; `reusable` when the last reply on it was read to its end."""
         with self._guard():
             self._busy.discard(connection)
-            if reusable and not self._closed and len(self._idle) < IDLE:
+            if reusable and not self._closed and len(self._idle) < self._keep:
                 self._idle.append(connection)
                 return
             # Under the lock: close() of another thread must not shut down a descriptor number that is in use again.
@@ -235,12 +241,16 @@ class HttpClient(ABC):
 
     def _once(self, connection: Connection, request: Request, retry: Retry | None) -> Object:
         call, reusable = request.call, False
-        deadline = time.monotonic() + CALL_SECONDS
+        deadline = time.monotonic() + self._call_seconds
         if retry is not None and retry.deadline > time.monotonic():
             deadline = min(deadline, retry.deadline)
         try:
-            connection.send(call, request.method, request.target, request.body, self.headers(request.content))
-            response = connection.reply(call, patience=CALL_SECONDS, deadline=deadline)
+            headers = self.headers(request.content)
+            if request.accept is not None:
+                headers["Accept"] = request.accept
+            self.about_to_send(request)
+            connection.send(call, request.method, request.target, request.body, headers)
+            response = connection.reply(call, patience=self._call_seconds, deadline=deadline)
             body = connection.read(call, response)
             reusable = not response.will_close
         except Unreachable as error:

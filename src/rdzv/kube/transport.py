@@ -62,8 +62,15 @@ class _Stream:
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
+        self._unsent: list[Any] = []
 
     def sendall(self, data: Any) -> None:
+        """Keeps it until `flush`: head and body leave in one piece, which is one call and one TLS record for either side."""
+        self._unsent.append(data)
+
+    def flush(self) -> None:
+        data = b"".join(self._unsent)
+        self._unsent.clear()
         self._connection.socket.sendall(data)
 
     def makefile(self, *_args: Any) -> io.BufferedReader:
@@ -76,8 +83,8 @@ class _Stream:
 class Connection:
     """An open connection. Used by one thread at a time; only `shutdown` may come from another one."""
 
-    def __init__(self, config: Config, call: Call | None) -> None:
-        """Connect.
+    def __init__(self, config: Config, call: Call | None, seconds: float = CONNECT_SECONDS) -> None:
+        """Connect. `seconds`: for TCP, and again for TLS.
 
         Raises:
             Unreachable: refused or timed out. Nothing was sent.
@@ -92,7 +99,7 @@ class Connection:
         context = config.ssl_context() if config.tls else None
         self._server = f"{config.host}:{config.port} ({config.source})"
         try:
-            self.socket = socket.create_connection((config.host, config.port), CONNECT_SECONDS)
+            self.socket = socket.create_connection((config.host, config.port), seconds)
         except OSError as error:
             raise Unreachable(call, f"cannot connect to {self._server}: {_text(error)}") from error
         try:
@@ -110,7 +117,7 @@ class Connection:
             raise Unreachable(call, f"no TLS connection to {self._server}: {_text(error)}") from error
         self._http = http.client.HTTPConnection(config.host, config.port)
         self._http.auto_open = 0
-        self._http.sock = _Stream(self)
+        self._stream = self._http.sock = _Stream(self)
 
     def send(self, call: Call, method: str, target: str, body: bytes | None, headers: dict[str, str]) -> None:
         """Send a request.
@@ -122,6 +129,7 @@ class Connection:
         self.fresh = False
         try:
             self._http.request(method, target, body, headers)
+            self._stream.flush()
         except (OSError, http.client.HTTPException) as error:
             raise Unreachable(call, f"the request could not be sent to {self._server}: {_text(error)}") from error
 

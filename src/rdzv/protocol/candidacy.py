@@ -81,9 +81,11 @@ def takeover_delay(state: MemberState) -> float:
     own = state.slot if state.me.slot is None else state.me.slot
     spread = zlib.crc32(state.me.incarnation.encode())
     if record is None or record.coordinator is None or _uncoordinated(state):
+        if state.me.is_first and not state.accepted:
+            return 0.0
         if own is None:
             return timing.bootstrap_delay * (spread % 64) / 128
-        return 0.0 if own == 0 and not state.accepted else timing.bootstrap_delay + own * timing.takeover_step
+        return timing.bootstrap_delay + own * timing.takeover_step
     return _patience(state) + _turn(state, record, own, spread)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -12,7 +12,7 @@ from rdzv.protocol.encoding import (
     fingerprint,
     salted_fingerprints,
 )
-from rdzv.protocol.facts import Attendance, Facts, attend, one_per_slot
+from rdzv.protocol.facts import Attendance, Facts, attend, one_per_pair
 from rdzv.protocol.fields import replace
 from rdzv.protocol.records import (
     FORMING,
@@ -179,7 +179,7 @@ def missing(
         return "nobody has made its Round"
     if record.run_id != run_id or (record.phase != FORMING and record.want <= record.round):
         return ""
-    alive = one_per_slot(
+    alive = one_per_pair(
         [
             (replace(member, state=LIVE), rv)
             for member, rv in members
@@ -198,7 +198,7 @@ def commit(facts: Facts, own: Round) -> Round:
     there = facts.attendance
     previous = dict(zip(own.fingerprints, own.slots, strict=True))
     had = {member.name: previous.get(fingerprint(own.salt, member.incarnation)) for member in there.joined}
-    order = sorted(there.joined, key=lambda m: (had[m.name] is None, m.index is None, m.index or 0, m.name))
+    order = sorted(there.joined, key=lambda m: (had[m.name] is None, *_order(m)))
     slots = _allot(order[: min(there.most, MAX_SLOTS)], had)
     ranked = sorted(slots)
     salt, fingerprints = salted_fingerprints([slots[slot].incarnation for slot in ranked])
@@ -220,10 +220,17 @@ def commit(facts: Facts, own: Round) -> Round:
     )
 
 
+def _order(member: Member) -> tuple[bool, tuple[int, int, str, int], str]:
+    """Those with a pair in the order of pairs, then the others by name."""
+    claim = member.claim
+    return claim is None, (0, 0, "", 0) if claim is None else claim.order, member.name
+
+
 def _allot(chosen: Sequence[Member], had: dict[str, int | None]) -> dict[int, Member]:
-    """Slots: the pod's index; else the slot that a member had; else the one that it wishes; else any."""
+    """Slots: by the pod's pair; else the slot that a member had; else the one that it wishes; else any."""
     slots: dict[int, Member] = {member.index: member for member in chosen if member.index is not None}
-    others = [member for member in chosen if member.index is None]
+    slots |= _allot_pairs(sorted((member for member in chosen if member.pair is not None), key=_order), slots)
+    others = [member for member in chosen if member.claim is None]
     for wishes in (had, {member.name: member.slot for member in others}):
         for member in list(others):
             wish = wishes[member.name]
@@ -231,3 +238,16 @@ def _allot(chosen: Sequence[Member], had: dict[str, int | None]) -> dict[int, Me
                 others.remove(member)
     free = (slot for slot in range(MAX_SLOTS) if slot not in slots)
     return slots | dict(zip(free, others, strict=False))
+
+
+def _allot_pairs(members: Sequence[Member], taken: Collection[int]) -> dict[int, Member]:
+    """Slots in the order of `members`: their indexes if there is only one group, else one after the other, behind those that are taken."""
+    pairs = [member.pair for member in members if member.pair is not None]
+    if not taken and len({pair.group for pair in pairs}) == 1 and pairs[-1].index < MAX_SLOTS:
+        slots: Iterable[int] = (pair.index for pair in pairs)
+    else:
+        behind = max(taken, default=-1) + 1
+        # With an index near the end there may be no room behind it; a place out of order is better than none.
+        first = behind if behind + len(members) <= MAX_SLOTS else 0
+        slots = (slot for slot in range(first, MAX_SLOTS) if slot not in taken)
+    return dict(zip(slots, members, strict=False))

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from rdzv.pairs import Pair
     from rdzv.protocol.records import Coordinator, Endpoint, Leader, Member, Round
 
 CLOSED_ERROR, TIMEOUT, CONNECTION, GRACEFUL = "closed", "timeout", "connection", "graceful"
@@ -16,7 +17,9 @@ INVALID_SECONDS = 5.0
 
 @dataclass(frozen=True)
 class Identity:
-    """Who this agent is. `slot` is the pod's index, None for a pod without one; `port` is the liveness listener's.
+    """Who this agent is. `port` is the liveness listener's.
+
+    `slot` is the pod's index where that alone says which place is its own, else None. `pair`: its index within a group.
 
     `key`, a random one, stands in the Round while this agent coordinates (`Coordinator.key`).
     """
@@ -32,6 +35,12 @@ class Identity:
     owned: bool = True
     """It runs in a pod of its name, with which its Member is to go."""
     key: str = field(default="", repr=False)
+    pair: Pair | None = None
+
+    @property
+    def is_first(self) -> bool:
+        """Nobody comes before it, as far as it can tell: it coordinates at once where nobody does."""
+        return self.slot == 0 or (self.pair is not None and (self.pair.group, self.pair.index) == ("0", 0))
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,7 @@ from rdzv.protocol.records import (
 )
 
 if TYPE_CHECKING:
+    from rdzv.pairs import Pair
     from rdzv.protocol.coordinator_state import CoordinatorState, Policy, View
 
 _HEARTBEATS_MISSED = 3
@@ -38,7 +39,7 @@ class Attendance:
         most: the largest one.
         pace: how long others are waited for.
         roster: who is expected, as the operator says; None when it says nothing, or nothing new for long.
-        joined: who asks for the next round, one for each slot.
+        joined: who asks for the next round, one for each pair.
         present: who is in the running world and has not asked for the next one.
         rejoining: who is in the running world and asks for the next one.
         suspected: those of them that are silent.
@@ -118,7 +119,7 @@ def gather(state: CoordinatorState, view: View, own: Round | None, now: float) -
         alive = [entry for entry in alive if entry[0].incarnation not in replaced]
     believed = roster if roster is not None and _believed(state, roster, now) else None
     counted = [entry for entry in alive if not exclusion.is_left_out(state, view, own, entry[0])]
-    attendance = attend(state.policy, one_per_slot(counted, own), own, roster, believed, view.suspected)
+    attendance = attend(state.policy, one_per_pair(counted, own), own, roster, believed, view.suspected)
     world = frozenset(own.fingerprints if own is not None and own.phase == RUNNING else ())
     salt = own.salt if own is not None else 0
     done = {fingerprint(salt, incarnation) for incarnation in state.succeeded}
@@ -198,25 +199,26 @@ def why_not_alive(member: Member, dead: frozenset[str], succeeded: frozenset[str
     return ""
 
 
-def one_per_slot(members: Iterable[tuple[Member, int]], own: Round | None) -> list[Member]:
-    """Of live agents with one index only one, see `_claim`. Those without follow by name."""
-    claims: dict[int, list[tuple[Member, int]]] = {}
+def one_per_pair(members: Iterable[tuple[Member, int]], own: Round | None) -> list[Member]:
+    """Of live agents with one pair only one, see `_strength`. They come in the order of pairs, those without one follow by name."""
+    claims: dict[Pair, list[tuple[Member, int]]] = {}
     without = []
     for entry in members:
-        if entry[0].index is None:
+        claim = entry[0].claim
+        if claim is None:
             without.append(entry[0])
         else:
-            claims.setdefault(entry[0].index, []).append(entry)
-    first = [_first(claims[slot], own) for slot in sorted(claims)]
+            claims.setdefault(claim, []).append(entry)
+    first = [_first(claims[pair], own) for pair in sorted(claims, key=lambda pair: pair.order)]
     return first + sorted(without, key=lambda m: m.name)
 
 
 def _first(rivals: Sequence[tuple[Member, int]], own: Round | None) -> Member:
-    return rivals[0][0] if len(rivals) == 1 else max(rivals, key=lambda entry: _claim(entry, own))[0]
+    return rivals[0][0] if len(rivals) == 1 else max(rivals, key=lambda entry: _strength(entry, own))[0]
 
 
-def _claim(entry: tuple[Member, int], own: Round | None) -> tuple[bool, bool, int, str]:
-    """The higher, the better is this member's claim to its index.
+def _strength(entry: tuple[Member, int], own: Round | None) -> tuple[bool, bool, int, str]:
+    """The higher, the better is this member's claim to its pair.
 
     Who is in the world stays while it lives: an older agent that was stopped, and goes on after its replacement was counted,
     does not evict it. Else the later one, see `_order`.
@@ -227,26 +229,26 @@ def _claim(entry: tuple[Member, int], own: Round | None) -> tuple[bool, bool, in
 
 
 def _order(member: Member, rv: int) -> tuple[bool, int]:
-    """Of two with one index: a pod comes before an agent that is none, and then the later one (see `records.birth`)."""
+    """Of two with one pair: a pod comes before an agent that is none, and then the later one (see `records.birth`)."""
     return member.owned, birth(member, rv)
 
 
 def _contested(alive: Sequence[tuple[Member, int]], own: Round | None) -> frozenset[str]:
-    """Who is in the world, while a later agent with the same index asks for the next round: most likely its replacement.
+    """Who is in the world, while a later agent with the same pair asks for the next round: most likely its replacement.
 
     Whoever of them gives no sign of life is not waited for any longer. An earlier agent contests nothing.
     """
     if own is None or own.phase != RUNNING:
         return frozenset()
-    claims: dict[int, tuple[bool, int]] = {}
+    claims: dict[Pair, tuple[bool, int]] = {}
     for member, rv in alive:
-        if member.index is not None and exclusion.asks(member, own):
-            claims[member.index] = max(claims.get(member.index, (False, 0)), _order(member, rv))
+        if member.claim is not None and exclusion.asks(member, own):
+            claims[member.claim] = max(claims.get(member.claim, (False, 0)), _order(member, rv))
     return frozenset(
         member.incarnation
         for member, rv in alive
-        if member.index in claims
-        and _order(member, rv) < claims[member.index]
+        if member.claim in claims
+        and _order(member, rv) < claims[member.claim]
         and own.rank_of(member.incarnation) is not None
     )
 

@@ -194,6 +194,7 @@ def _ask(state: MemberState, actions: list[ev.Action]) -> MemberState:
         round_uid=known.record.uid if known.record else "",
         slot=state.slot,
         allotted=state.slot is not None and me.slot is None,
+        pair=me.pair,
         state=LIVE,
         node=me.node,
         owned=me.owned,

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from rdzv.objects import Object
+from rdzv.pairs import Pair, is_group
 from rdzv.protocol.encoding import (
     MAX_SLOTS,
     decode_fingerprints,
@@ -22,7 +23,7 @@ from rdzv.protocol.encoding import (
 )
 from rdzv.protocol.fields import Fields
 from rdzv.protocol.pace import Pace
-from rdzv.spec import API_VERSION, LABEL
+from rdzv.spec import API_VERSION, LABEL, MAX_NODES
 
 ROUND_KIND = "RendezvousRound"
 
@@ -229,6 +230,8 @@ class Member:
     slot: int | None = None
     allotted: bool = False
     """The slot is not the pod's index: a Round allotted it, and may allot another one."""
+    pair: Pair | None = None
+    """Of a pod whose index counts within a group: the coordinator allots slots in the order of pairs."""
     state: str = LIVE
     node: str = ""
     owned: bool = True
@@ -244,6 +247,11 @@ class Member:
     def index(self) -> int | None:
         """The slot if it is the pod's own, which nobody else may have."""
         return None if self.allotted else self.slot
+
+    @property
+    def claim(self) -> Pair | None:
+        """What nobody else may have: its pair, where the index alone is its slot as well. None: any slot will do."""
+        return self.pair if self.pair is not None or self.index is None else Pair("", self.index)
 
     @property
     def pod_uid(self) -> str:
@@ -267,6 +275,8 @@ class Member:
             spec["slot"] = self.slot
         if self.allotted:
             spec["allotted"] = True
+        if self.pair is not None:
+            spec |= {"group": self.pair.group, "index": self.pair.index}
         if self.unreachable:
             spec["unreachable"] = {"address": self.unreachable.address, "port": self.unreachable.port}
         if self.first_rv:
@@ -300,6 +310,7 @@ class Member:
             round_uid=spec.text("roundUID", most=_INCARNATION_LENGTH),
             slot=slot,
             allotted=spec.flag("allotted"),
+            pair=_pair(spec),
             state=spec.choice("state", STATES),
             node=spec.text("node", most=_NAME_LENGTH),
             owned=_is_owned(metadata, name, incarnation),
@@ -432,6 +443,17 @@ def _is_owned(metadata: Fields, name: str, incarnation: str) -> bool:
     if not owned and begins not in (name, name[:_PREFIX_LENGTH]):
         raise ValueError(f"spec.incarnation: {incarnation!r:.80} does not begin with the name, {name!r:.80}")
     return owned
+
+
+def _pair(spec: Fields) -> Pair | None:
+    group = spec.text("group")
+    if not group:
+        return None
+    if not is_group(group):
+        raise ValueError(f"spec.group: not a label's value: {group!r:.80}")
+    if spec.data.get("index") is None or (spec.data.get("slot") is not None and not spec.flag("allotted")):
+        raise ValueError("spec.group: its agent has an index, and no slot of its own")
+    return Pair(group, spec.integer("index", below=MAX_NODES))
 
 
 def _leader(fields: Fields | None) -> Leader | None:

@@ -5,6 +5,7 @@ One seed is one schedule. To see one: `PYTHONPATH=src:tests python -m unit.proto
 
 from __future__ import annotations
 
+import random
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -58,6 +59,11 @@ class Schedule:
         scenario.pauses = (0.0, 0.0, 0.02, 0.5)
         scenario.least_ever, scenario.most_ever = low, high
         self.slots = rnd.random() < 0.75
+        # Not of `rnd`: what else a seed plays is as it was before there were pairs.
+        chance = random.Random(f"pairs {seed}")
+        self.pairs = self.slots and chance.random() < 0.4
+        self.old = 0.4 if self.pairs and chance.random() < 0.4 else 0.0
+        self.chance = chance
         self.length = rnd.choice((0.5, 2.0, 5.0))
         self.fault_count = rnd.choice((0, 1, 2, 3, 5))
 
@@ -88,7 +94,8 @@ class Schedule:
             self.end()
 
     def new_pod(self, slot: int, name: str | None = None) -> Pod:
-        return self.sim.add_pod(slot if self.slots else None, name)
+        old = self.chance.random() < self.old
+        return self.sim.add_pod(slot if self.slots else None, name, self.pairs, old)
 
     def heal(self) -> None:
         """No more faults; every pod that is to run does."""
@@ -141,7 +148,7 @@ class Schedule:
                 and not process.raised
             )
             if usable and not process.pod.gone and not process.pod.draining:
-                key = process.me.slot if process.me.slot is not None else process.me.incarnation
+                key = process.me.incarnation if process.pod.slot is None or process.pod.old else process.pod.slot
                 rival = newest.get(key)
                 if rival is None or self.born(rival) <= self.born(process):
                     newest[key] = process
@@ -171,6 +178,10 @@ class Schedule:
         pending = any(
             pod.process is None and not pod.gone and not pod.exited and pod.run == sim.run_id for pod in sim.pods
         )
+        if self.slots and not self.old:
+            ranked = sorted(inside, key=lambda p: record.rank_of(p.me.incarnation) or 0)
+            if ranked != sorted(inside, key=lambda p: p.pod.slot or 0):
+                raise Violation(f"ranks do not follow the places of pods: {[p.pod.slot for p in ranked]}")
         return not pending and record.size == min(sim.scenario.bounds[1], len(self.expected()))
 
     def twins(self) -> bool:
@@ -396,7 +407,7 @@ class Schedule:
 
     def twin(self) -> None:
         """A second pod with a slot that one has already."""
-        if self.slots:
+        if self.slots and not self.old:
             process = self.victim()
             if process is not None and process.me.run_id == self.sim.run_id and process.pod.slot is not None:
                 self.sim.start(self.new_pod(process.pod.slot))
@@ -530,7 +541,7 @@ def main(arguments: list[str]) -> int:
     """Plays one schedule and prints all that happened in it."""
     trace: list[str] = []
     schedule = Schedule(int(arguments[0]), trace)
-    print(schedule.sim.scenario, "slots" if schedule.slots else "no slots")
+    print(schedule.sim.scenario, "pairs" if schedule.pairs else "slots" if schedule.slots else "no slots")
     try:
         schedule.run()
     except Violation as violation:

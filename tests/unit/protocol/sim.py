@@ -15,6 +15,7 @@ from typing import Any
 
 from unit.protocol.links import OPEN, SILENT, Links
 
+from rdzv.pairs import Pair
 from rdzv.protocol import coordinator, member
 from rdzv.protocol import events as ev
 from rdzv.protocol.coordinator_state import CoordinatorState, Policy, View
@@ -26,6 +27,8 @@ from rdzv.protocol.records import CLOSED, LIVE, RUNNING, Coordinator, Endpoint, 
 NAME = "job"
 Counted = dict[str, tuple[Member, int]]
 SILENCE = 3.0
+GROUP = 2
+"""Pods of a group, where they have pairs."""
 """After which a connection that says nothing counts as broken; after half of it its peer is suspected."""
 RECONNECT, DOUBT = 1.0, 1.0
 """How long a peer whose connection broke has to connect again; after which one that says nothing, or never connected, is doubted."""
@@ -52,6 +55,10 @@ class Pod:
     slot: int | None
     run: str
     address: str
+    grouped: bool = False
+    """Its slot is not its own: it is told a pair that follows from it."""
+    old: bool = False
+    """Its agent is of a release that knows no pairs: it has no index then, and ignores those of others."""
     boots: int = 0
     process: Process | None = None
     gone: bool = False
@@ -84,7 +91,11 @@ class Process:
 
     def __init__(self, pod: Pod, incarnation: str, offset: float, rate: float, timing: ev.Timing, port: int) -> None:
         self.pod = pod
-        self.me = ev.Identity(NAME, pod.run, pod.name, incarnation, pod.address, port, "node", pod.slot)
+        own = None if pod.grouped else pod.slot
+        me = ev.Identity(NAME, pod.run, pod.name, incarnation, pod.address, port, "node", own)
+        if pod.grouped and pod.slot is not None and not pod.old:
+            me = replace(me, pair=Pair(str(pod.slot // GROUP), pod.slot % GROUP))
+        self.me = me
         self.state = MemberState(self.me, timing)
         self.offset, self.rate = offset, rate
         self.alive = True
@@ -105,6 +116,11 @@ class Process:
         self.attempt = 0  # number of the last attempt to connect; those before are given up
         self.told: bool | None = None  # whether the connection to `link` was reported as found or lost
         self.raised = ""
+
+
+def _place(claim: Pair) -> int:
+    """The slot that a pod's pair follows from."""
+    return int(claim.group or 0) * GROUP + claim.index
 
 
 class Sim:
@@ -390,9 +406,9 @@ class Sim:
     def processes(self) -> list[Process]:
         return [pod.process for pod in self.pods if pod.process is not None and pod.process.alive]
 
-    def add_pod(self, slot: int | None, name: str | None = None) -> Pod:
+    def add_pod(self, slot: int | None, name: str | None = None, grouped: bool = False, old: bool = False) -> Pod:
         number = next(self.pod_names)
-        pod = Pod(name or f"pod-{number}", f"uid-{number}", slot, self.run_id, f"10.0.0.{number}")
+        pod = Pod(name or f"pod-{number}", f"uid-{number}", slot, self.run_id, f"10.0.0.{number}", grouped, old)
         self.pods.append(pod)
         self.tell_roster()
         return pod
@@ -551,13 +567,14 @@ class Sim:
         before = process.round[0]
         if before is None or before.phase != RUNNING or record.phase != RUNNING or record.round == before.round:
             return
-        claimed = {member.index: who for who, (member, _) in counted.items() if member.index is not None}
+        claimed = {_place(member.claim): who for who, (member, _) in counted.items() if member.claim is not None}
         for peer in self.processes():
             who, pod = peer.me.incarnation, peer.pod
             said = side.members.get(pod.name)
             barred = side.state.barred.get(who)
             if (
                 pod.slot is None
+                or pod.old
                 or before.rank_of(who) is None
                 or claimed.get(pod.slot, who) == who
                 or who not in side.connected
@@ -827,6 +844,9 @@ class Sim:
             met=process.state.known.met,
         )
         view = replace(view, probes=self.probe(process, side))
+        if process.pod.old:
+            unread = {name: (replace(record, pair=None), rv) for name, (record, rv) in view.members.items()}
+            view = replace(view, members=unread)
         side.state, decision = coordinator.step(side.state, view, self.local(process))
         side.wake += 1
         self.look_out(process, side, decision.probe)
@@ -930,7 +950,7 @@ class Sim:
                 low,
                 high,
                 known=True,
-                expected=frozenset(pod.slot for pod in here if pod.slot is not None),
+                expected=frozenset(pod.slot for pod in here if pod.slot is not None and not pod.grouped),
                 expected_count=len(here),
                 draining=frozenset(pod.uid for pod in pods if pod.draining and not pod.gone),
                 dead=frozenset(pod.uid for pod in pods if pod.gone or pod.exited),

@@ -59,6 +59,8 @@ FIELDS: dict[str, list[Any]] = {
     "node": ["", "n" * 300],
     "slot": [None, 0, 1, MAX_SLOTS - 1, MAX_SLOTS, 4_000_000_000],
     "allotted": [False, True],
+    "group": ["", "", "0", "a", "-a", "a b", "x" * 64],
+    "index": [None, 0, 1, 9999, 10_000, -1],
     "firstRV": ["", "1", "100", "9" * 19, "x"],
 }
 NAMES = ["mnist-0", "mnist-1", "evil", "evil-2", "uid-of-mnist-1", "z" * 253]
@@ -79,6 +81,7 @@ def hostile_member(rnd: random.Random) -> dict[str, Any]:
         spec |= {"address": "10.0.0.9", "port": 1, "roundUID": "round", "node": "", "state": rnd.choice(STATES)}
         spec |= {"wantRound": rnd.choice(NUMBERS[:7]), "seenRound": rnd.choice(NUMBERS[:7]), "firstRV": ""}
         spec |= {"incarnation": rnd.choice([f"{name}/1", spec["incarnation"]]), "slot": rnd.choice([None, 0, 1, 5])}
+        spec |= rnd.choice([{"group": ""}, {"group": "0", "index": rnd.choice([0, 1]), "slot": None}])
     metadata: dict[str, Any] = {
         "name": name,
         "labels": {"rdzv.dev/rendezvous": "mnist"},

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from rdzv.pairs import Pair
 from rdzv.protocol.coordinator_state import CoordinatorState, Policy
 from rdzv.protocol.encoding import (
     MAX_SLOTS,
@@ -34,6 +35,7 @@ from rdzv.protocol.records import (
     incarnation,
     resource_version,
 )
+from rdzv.spec import MAX_NODES
 
 
 def usable(text: str) -> bool:
@@ -95,7 +97,10 @@ members = st.builds(
     node=st.text(max_size=5),
     owned=st.booleans(),
     first_rv=counts,
+    pair=st.none() | st.builds(Pair, st.sampled_from(["0", "10", "worker", "g" * 63]), st.integers(0, MAX_NODES - 1)),
 ).map(lambda m: m if m.owned else dataclasses.replace(m, incarnation=incarnation(m.name, "", m.incarnation)))
+# A pair and a slot of its own would be two places.
+members = members.map(lambda m: m if m.pair is None or m.slot is None else dataclasses.replace(m, allotted=True))
 
 
 @given(rounds(), st.none() | counts)

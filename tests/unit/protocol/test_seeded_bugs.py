@@ -13,7 +13,7 @@ import pytest
 from unit.protocol.scenarios import play
 from unit.protocol.sim import Sim
 
-from rdzv.protocol import candidacy, coordinator, exclusion, facts, joining, member, own_record, rivalry
+from rdzv.protocol import candidacy, completion, coordinator, exclusion, facts, joining, member, own_record, rivalry
 from rdzv.protocol import events as ev
 from rdzv.protocol.coordinator_state import View
 from rdzv.protocol.member_state import MemberState, OwnRecord, Standing
@@ -180,7 +180,7 @@ def counts_who_has_not_asked(patch: pytest.MonkeyPatch) -> None:
             result = real(state, view, own, now)
             entries = view.members.values()
             live = [(m, rv) for m, rv in entries if m.run_id == state.me.run_id and m.state == "live"]
-            joined = tuple(facts.one_per_slot(live, own))
+            joined = tuple(facts.one_per_pair(live, own))
             return replace(result, attendance=replace(result.attendance, joined=joined))
 
         return gather
@@ -191,13 +191,13 @@ def counts_who_has_not_asked(patch: pytest.MonkeyPatch) -> None:
 @bug
 def two_pods_on_one_slot(patch: pytest.MonkeyPatch) -> None:
     """Does not notice that two pods claim a slot."""
-    patch.setattr(facts, "one_per_slot", lambda entries, own: [member for member, _ in entries])
+    patch.setattr(facts, "one_per_pair", lambda entries, own: [member for member, _ in entries])
 
 
 @bug
 def the_latest_write_has_the_slot(patch: pytest.MonkeyPatch) -> None:
     """Gives a slot to whoever made its Member last, as by creationTimestamp: an agent that was stopped evicts its replacement."""
-    patch.setattr(facts, "_claim", lambda entry, own: (entry[1], entry[0].name))
+    patch.setattr(facts, "_strength", lambda entry, own: (entry[1], entry[0].name))
 
 
 @bug
@@ -350,6 +350,12 @@ def never_lets_in_again(patch: pytest.MonkeyPatch) -> None:
 def lets_the_unreachable_lead(patch: pytest.MonkeyPatch) -> None:
     """Forms the next round with the same leader, though most could not connect to its store, and those who could not."""
     patch.setattr(exclusion, "judge", lambda state, facts, own, now: None)
+
+
+@bug
+def ranks_by_name(patch: pytest.MonkeyPatch) -> None:
+    """Allots slots in the order of names, as of pods without an index."""
+    patch.setattr(completion, "_order", lambda each: (False, (0, 0, "", 0), each.name))
 
 
 def first_caught(limit: int) -> tuple[int, str] | None:

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from support.crd_schemas import complaints, definition_of
 
+from rdzv.pairs import Pair
 from rdzv.protocol.encoding import (
     MAX_SLOTS,
     salted_fingerprints,
@@ -26,6 +27,7 @@ from rdzv.protocol.records import (
     Member,
     Round,
 )
+from rdzv.spec import MAX_NODES
 
 
 def largest_round() -> dict[str, Any]:
@@ -51,7 +53,9 @@ def largest_round() -> dict[str, Any]:
 
 def largest_member() -> dict[str, Any]:
     member = Member("pod", "job", "run", "uid/0", "10.0.0.1", 65535, 1, 1, slot=MAX_SLOTS - 1, allotted=True, node="n")
-    return replace(member, first_rv=7, unreachable=Endpoint("10.0.0.2", 65535)).to_object("ns")
+    return replace(
+        member, pair=Pair("g" * 63, MAX_NODES - 1), first_rv=7, unreachable=Endpoint("10.0.0.2", 65535)
+    ).to_object("ns")
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,186 @@
+"""How the operator reads: lines of a watch, what an event may be, and connections that are kept for the passes."""
+
+from __future__ import annotations
+
+import socket
+import threading
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+from support.scripted_api import ScriptedApi
+
+from rdzv.control import transport
+from rdzv.control.cache import PODS, ROUNDS
+from rdzv.control.transport import CONNECTIONS, OperatorClient, Transport
+from rdzv.kube.api import ApiError, Call, Resource, Unreachable
+from rdzv.kube.config import Config
+from rdzv.kube.transport import Connection
+from rdzv.resources import ROUNDS as ROUND
+
+CALL = Call("watch", Resource("v1", "pods"))
+CONFIG = Config(server="https://10.0.0.1:6443", source="a test")
+
+
+def client_of(api: ScriptedApi) -> OperatorClient:
+    client = OperatorClient(CONFIG)
+    client._connect = api.connect
+    return client
+
+
+class Stream:
+    """Gives a reply's body in these pieces."""
+
+    def __init__(self, pieces: Sequence[bytes | Exception]) -> None:
+        self._pieces = iter([*pieces, b""])
+
+    def read1(self, _size: int) -> bytes:
+        piece = next(self._pieces)
+        if isinstance(piece, Exception):
+            raise piece
+        return piece
+
+
+def lines(*pieces: bytes | Exception) -> list[bytes]:
+    stream: Any = Stream(pieces)
+    return [bytes(line) for line in transport._lines(CALL, stream)]
+
+
+def test_lines_are_whole_however_they_arrive() -> None:
+    assert lines(b'{"a":', b'1}\n{"b"', b":2}\n") == [b'{"a":1}', b'{"b":2}']
+    assert lines(b"1\n2\n3\n") == [b"1", b"2", b"3"]
+    assert lines(b"1\n{cut") == [b"1"]
+
+
+def test_a_line_without_an_end_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(transport, "MAX_EVENT", 100)
+    with pytest.raises(Unreachable, match="more than 100 bytes"):
+        lines(b"x" * 60, b"x" * 60)
+
+
+def test_a_silent_stream_is_no_end_of_it() -> None:
+    with pytest.raises(Unreachable, match="the stream broke") as caught:
+        lines(b"1\n", TimeoutError("the reply took too long"))
+    assert isinstance(caught.value.__cause__, TimeoutError), "the idle connections are dropped for that"
+
+
+def test_an_error_event_says_which() -> None:
+    status = b'{"type":"ERROR","object":{"kind":"Status","code":410,"reason":"Expired","message":"too old"}}'
+    with pytest.raises(ApiError, match="too old") as caught:
+        transport._event(CALL, bytearray(status))
+    assert caught.value.code == 410
+
+
+@pytest.mark.parametrize(
+    "line", [b"{", b"[]", b"3", b'{"object":{}}', b'{"type":"ERROR"}', b'{"type":"ERROR","object":3}']
+)
+def test_what_is_no_event_breaks_the_watch_and_nothing_else(line: bytes) -> None:
+    with pytest.raises(Unreachable, match="not an event"):
+        transport._event(CALL, bytearray(line))
+
+
+def test_a_watch_goes_on_after_the_version_it_was_given() -> None:
+    api = ScriptedApi()
+    api.put(
+        "rendezvousrounds",
+        {"metadata": {"name": "old", "namespace": "train", "labels": {"rdzv.dev/rendezvous": "old"}}},
+    )
+    since = str(api.rv)
+    api.put("rendezvousrounds", {"metadata": {"name": "new", "namespace": "train"}})
+    reader = Transport(client_of(api))
+    events = reader.watch(ROUNDS, "train", since, 20)
+    assert next(events)["type"] == "BOOKMARK", "without the label it is not ours"
+    api.put(
+        "rendezvousrounds", {"metadata": {"name": "new", "namespace": "train", "labels": {"rdzv.dev/rendezvous": ""}}}
+    )
+    assert next(events)["object"]["metadata"]["name"] == "new"
+    api.cut()
+    assert list(events) == []
+
+
+def test_connections_are_kept_for_all_passes_and_lists() -> None:
+    api = ScriptedApi()
+    client = client_of(api)
+    call = Call("list", Resource("v1", "pods"))
+    for _ in range(2):
+        for connection in [client.acquire(call) for _ in range(CONNECTIONS)]:
+            client.release(connection, reusable=True)
+    assert api.open_connections() == len(api._connections) == CONNECTIONS
+
+
+def test_what_the_fence_refuses_is_not_sent_and_reads_are_not_asked() -> None:
+    api = ScriptedApi()
+    api.put("rendezvousrounds", {"metadata": {"name": "a", "namespace": "train"}})
+    client = client_of(api)
+
+    def refuse() -> None:
+        assert api._connections, "it is asked last, when the connection is open"
+        raise ApiError(None, "another one leads")
+
+    client.fence = refuse
+    obj = {"metadata": {"name": "b"}}
+    with pytest.raises(ApiError, match="another one leads"):
+        client.create(ROUND, "train", obj)
+    with pytest.raises(ApiError, match="another one leads"):
+        client.delete(ROUND, "train", "a")
+    assert api.requests == []
+    assert client.get(ROUND, "train", "a")["metadata"]["name"] == "a"
+
+
+def test_the_operator_is_told_from_an_agent_and_names_itself_in_what_it_writes() -> None:
+    client = OperatorClient(CONFIG)
+    agent = client.headers()["User-Agent"].partition("/")[0]
+    assert agent == "rendezvous-operator", "the API server takes it for the name in managedFields"
+
+
+def test_head_and_body_of_a_request_leave_in_one_piece() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        accepted: list[bytes] = []
+
+        def serve() -> None:
+            peer, _ = server.accept()
+            with peer:
+                accepted.append(peer.recv(65536))
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        host, port = server.getsockname()
+        connection = Connection(Config(server=f"http://{host}:{port}", source="a test"), CALL)
+        sent: list[bytes] = []
+        real = connection.socket
+
+        class Counting:
+            def sendall(self, data: bytes) -> None:
+                sent.append(data)
+                real.sendall(data)
+
+            def __getattr__(self, name: str) -> Any:
+                return getattr(real, name)
+
+        connection.socket = Counting()  # type: ignore[assignment]
+        connection.send(CALL, "POST", "/pods", b'{"a":1}', {"Content-Type": "application/json"})
+        thread.join(5)
+        connection.close()
+    assert len(sent) == 1
+    assert sent[0].startswith(b"POST /pods HTTP/1.1\r\n")
+    assert sent[0].endswith(b'\r\n\r\n{"a":1}')
+
+
+def test_a_part_of_a_list_says_what_it_is_for() -> None:
+    api = ScriptedApi()
+    seen: list[tuple[str, str]] = []
+
+    class Noting(OperatorClient):
+        def run(self, request: Any, retry: Any) -> Any:
+            seen.append((request.target, request.accept or ""))
+            more = "token" if len(seen) == 1 else ""
+            return {"metadata": {"resourceVersion": "7", "continue": more}, "items": None}
+
+    client = Noting(CONFIG)
+    client._connect = api.connect
+    assert [page["items"] for page in Transport(client).pages(PODS, None, metadata_only=True)] == [[], []]
+    assert [target for target, _ in seen] == [
+        "/api/v1/pods?limit=500&labelSelector=rdzv.dev%2Frendezvous",
+        "/api/v1/pods?limit=500&labelSelector=rdzv.dev%2Frendezvous&continue=token",
+    ]
+    assert all("PartialObjectMetadataList" in accept for _, accept in seen)
