@@ -12,7 +12,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from rdzv.backends import Backend, BackendError, Condition, Host, Provision, World
+from rdzv.backends import Backend, BackendError, Certificate, Condition, Host, Provision, World
 
 if TYPE_CHECKING:
     from importlib.metadata import EntryPoint
@@ -154,6 +154,13 @@ def _checked(found: Any) -> Provision:
         text = all(isinstance(part, str) for pair in mapping.items() for part in pair)
         _check(text, f"Provision.{name} has a key or a value that is no text")
     _check(found.host is None or isinstance(found.host, Host), "Provision.host is no Host")
+    _check(found.server is None or isinstance(found.server, str), "Provision.server is no name")
+    _check(
+        isinstance(found.certificates, Sequence)
+        and len(found.certificates) <= MAX_OBJECTS
+        and all(_is_certificate(each) for each in found.certificates),
+        f"Provision.certificates is no list of at most {MAX_OBJECTS} Certificates of texts",
+    )
     for name, items in (("objects", found.objects), ("rules", found.rules)):
         _check(
             isinstance(items, Sequence) and len(items) <= MAX_OBJECTS,
@@ -166,6 +173,12 @@ def _checked(found: Any) -> Provision:
                "Provision.objects has one without apiVersion, kind or metadata.name")  # fmt: skip
     _check_json([found.endpoint, [*found.objects], [*found.rules], dict(found.env), dict(found.config)], "Provision")
     return found
+
+
+def _is_certificate(found: Any) -> bool:
+    if not isinstance(found, Certificate) or not isinstance(found.hosts, Sequence):
+        return False
+    return all(isinstance(text, str) for text in (found.secret, found.authority, found.prefix, *found.hosts))
 
 
 def _check_json(value: Any, what: str) -> None:

@@ -42,8 +42,8 @@ def test_a_member_that_is_lost_costs_no_worker_a_restart_and_is_taken_in_anew(
     place.kubectl("delete", "pod", lost, "--grace-period=0", "--force")
 
     def is_whole_again() -> bool:
-        ready_now = int(place.get("statefulset/rdzv-world-etcd")["status"].get("readyReplicas", 0))
-        return ready_now == 3 and members(place)[lost]["metadata"]["uid"] != uid
+        found = members(place)
+        return len(found) == 3 and found[lost]["metadata"]["uid"] != uid and all(map(is_ready, found.values()))
 
     place.wait(is_whole_again, 180, lambda: f"{lost} did not come back: {place.logs(lost, '-c', 'prepare')}")
     # With its memory it had lost its data.
@@ -64,6 +64,10 @@ def test_an_etcd_of_the_users_own_with_certificates(place: Place, images: Images
     place.apply(rendezvous(backend, 2, endpoint=endpoint, etcd={"tls": True}), workload("Job", images, 2))
     place.await_world(2)
     place.kubectl("wait", "--for=condition=complete", "job/world", "--timeout=120s")
+
+
+def is_ready(pod: Object) -> bool:
+    return any((c["type"], c["status"]) == ("Ready", "True") for c in pod["status"].get("conditions", []))
 
 
 def ready(place: Place, name: str) -> bool:

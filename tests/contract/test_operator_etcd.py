@@ -13,6 +13,11 @@ from support.cluster_fixtures import LocalCluster
 from support.operated import rendezvous
 from support.operator_process import Kube, OperatorProcess, eventually, running_operator
 
+from rdzv.control.children import child
+from rdzv.control.compare import Verdict, compare
+from rdzv.registry import backend_registry
+from rdzv.spec import Rendezvous
+
 Object = dict[str, Any]
 SECRETS = ("rdzv-mnist-server", "rdzv-mnist-client")
 
@@ -44,6 +49,20 @@ def versions(kube: Kube, namespace: str) -> dict[str, str]:
     return {name: obj["metadata"]["resourceVersion"] for name, obj in found.items() if obj is not None}
 
 
+def differences(found: Any, wanted: Any, path: str = "") -> list[str]:
+    """Where the stored object is another than the one that was asked for, the API server's own fields included."""
+    if isinstance(found, dict) and isinstance(wanted, dict):
+        keys = {*found, *wanted}
+        return [line for key in keys for line in differences(found.get(key), wanted.get(key), f"{path}.{key}")]
+    if isinstance(found, list) and isinstance(wanted, list) and len(found) == len(wanted):
+        return [
+            line
+            for n, pair in enumerate(zip(found, wanted, strict=True))
+            for line in differences(*pair, f"{path}[{n}]")
+        ]
+    return [] if found == wanted else [f"{path}: {found!r}, not {wanted!r}"]
+
+
 @pytest.mark.usefixtures("operator")
 def test_pods_are_let_in_when_most_members_are_ready_and_the_status_says_so(kube: Kube, light_namespace: str) -> None:
     kube.create(rendezvous(light_namespace, "etcd-v3", etcd={"replicas": 3}))
@@ -62,6 +81,31 @@ def test_pods_are_let_in_when_most_members_are_ready_and_the_status_says_so(kube
     ready(kube, light_namespace, 1)
     eventually(lambda: conditions(kube, light_namespace)["Ready"] == unready)
     assert conditions(kube, light_namespace)["Provisioned"][0] == "True", "who runs is not stopped"
+
+
+@pytest.mark.usefixtures("operator")
+@pytest.mark.parametrize("backend", ["etcd-v2", "etcd-v3"])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"replicas": 3, "tls": False},
+        {
+            "storage": {"size": "1024Mi"},
+            "resources": {"requests": {"cpu": "1000m", "memory": "0.5Gi"}, "limits": {"cpu": 2}},
+        },
+    ],
+)
+def test_what_the_api_server_made_of_it_is_as_it_should_be(
+    kube: Kube, light_namespace: str, backend: str, settings: Object
+) -> None:
+    """Else each pass would write it again."""
+    kube.create(rendezvous(light_namespace, backend, etcd=settings))
+    eventually(lambda: conditions(kube, light_namespace).get("Ready"))
+    subject = Rendezvous.from_object(kube.get("Rendezvous", light_namespace, "mnist") or {})
+    for made in backend_registry().provision(subject).objects:
+        found = kube.get(made["kind"], light_namespace, made["metadata"]["name"])
+        assert compare(found, child(made, subject)) is Verdict.SAME, "\n".join(differences(found, made))
 
 
 def test_another_operator_comes_to_the_same_certificates(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import os
 import socket
 import ssl
 import threading
@@ -20,9 +21,11 @@ from support.builders import rendezvous
 
 from rdzv.backends import Certificate
 from rdzv.control.certificates import PERIOD, Authority
+from rdzv.etcd.config import parse
 from rdzv.registry import backend_registry
 
 ROOT = b"r" * 32
+KEYS = {"cacert": "ca.crt", "cert": "tls.crt", "key": "tls.key"}
 NOW = 1_795_600_000.0
 WANTED = [
     Certificate("rdzv-mnist-server", ["rdzv-mnist.team.svc", "127.0.0.1"]),
@@ -145,6 +148,32 @@ def test_others_are_refused(tmp_path: Path) -> None:
     assert handshake(tmp_path, peers, mine["client"], "rdzv-mnist-etcd-0.rdzv-mnist-etcd.team.svc"), (
         "no client is a peer"
     )
+
+
+def test_a_client_reads_again_when_they_are_renewed_between_the_certificate_and_its_key(tmp_path: Path) -> None:
+    old, new = files(NOW)["client"], files(NOW + PERIOD)["client"]
+    for name, found in (("old", old), ("new", new)):
+        (tmp_path / name).mkdir()
+        for file, content in found.items():
+            (tmp_path / name / file).write_bytes(content)
+    mounted, following = tmp_path / "mounted", tmp_path / "following"
+    mounted.symlink_to("old")
+    following.symlink_to("new")
+    # Whoever opens it is answered when the others are in place.
+    (tmp_path / "old/tls.crt").unlink()
+    os.mkfifo(tmp_path / "old/tls.crt")
+
+    def renew() -> None:
+        with (tmp_path / "old/tls.crt").open("wb") as pipe:
+            following.replace(mounted)
+            pipe.write(old["tls.crt"])
+
+    thread = threading.Thread(target=renew)
+    thread.start()
+    (server,) = parse("etcd:2379", {key: f"{mounted}/{file}" for key, file in KEYS.items()}).servers
+    assert server.ssl_context().cert_store_stats()["x509_ca"] == 1
+    thread.join(10)
+    assert mounted.resolve().name == "new", "the first read was of the old ones"
 
 
 @pytest.mark.parametrize("backend", ["etcd", "etcd-v2", "etcd-v3"])

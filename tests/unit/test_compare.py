@@ -8,6 +8,7 @@ from support.builders import rendezvous
 
 from rdzv.control.children import APPLIED_ANNOTATION, child, is_marked, newer_version
 from rdzv.control.compare import Verdict, compare, kept_finalizers, replacement
+from rdzv.registry import backend_registry
 
 Object = dict[str, Any]
 
@@ -130,3 +131,33 @@ def test_only_what_an_operator_writes_is_a_mark(text: str) -> None:
     assert is_marked(obj, "mnist")
     obj["metadata"]["annotations"][APPLIED_ANNOTATION] = text
     assert not is_marked(obj, "mnist")
+
+
+def test_a_stateful_set_is_the_same_with_what_the_api_server_fills_in_and_however_quantities_are_written() -> None:
+    subject = rendezvous("etcd-v3", etcd={"storage": {"size": "1024Mi"}, "resources": {"requests": {"cpu": "1000m"}}})
+    (made,) = (obj for obj in backend_registry().provision(subject).objects if obj["kind"] == "StatefulSet")
+    wanted = child(made, subject)
+    actual = copy.deepcopy(wanted)
+    actual["metadata"] |= {"uid": "u", "resourceVersion": "7"}
+    actual["status"] = {"readyReplicas": 1}
+    spec = actual["spec"]
+    spec["revisionHistoryLimit"] = 10
+    spec["updateStrategy"]["rollingUpdate"] = {"partition": 0, "maxUnavailable": 1}  # Since Kubernetes 1.35.
+    spec["volumeClaimTemplates"][0]["status"] = {"phase": "Pending"}
+    spec["volumeClaimTemplates"][0]["spec"]["resources"]["requests"]["storage"] = "1Gi"
+    pod = spec["template"]["spec"]
+    pod |= {"restartPolicy": "Always", "dnsPolicy": "ClusterFirst", "schedulerName": "default-scheduler"}
+    pod["terminationGracePeriodSeconds"] = 30
+    pod["containers"][0]["resources"]["requests"]["cpu"] = "1"
+    pod["containers"][0]["readinessProbe"] |= {"successThreshold": 1}
+    assert compare(actual, wanted) is Verdict.SAME
+    pod["containers"][0]["resources"]["requests"]["cpu"] = "2"
+    assert compare(actual, wanted) is Verdict.REPLACE
+    actual["spec"]["serviceName"] = "theirs"
+    assert compare(actual, wanted) is Verdict.RECREATE
+
+
+def test_a_stateful_set_without_anything_in_it_is_compared_too() -> None:
+    """As a plug-in may ask for one; the API server refuses it."""
+    made = {"apiVersion": "apps/v1", "kind": "StatefulSet", "metadata": {"name": "rdzv-mnist-x"}, "spec": {}}
+    assert compare(child(made, rendezvous()), child(made, rendezvous())) is Verdict.SAME

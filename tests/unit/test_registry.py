@@ -79,6 +79,17 @@ BROKEN = {
         GOOD + "def factory(): return lambda r: Provision('e', objects=[{'kind': 'Service'}])",
         "without apiVersion",
     ),
+    "server": (GOOD + "def factory(): return lambda r: Provision('e', server=1)", "Provision.server is no name"),
+    "certificates": (
+        GOOD + "def factory(): return lambda r: Provision('e', certificates=['mine'])",
+        "Provision.certificates is no list of at most",
+    ),
+    "certificate": (
+        "from rdzv.backends import Certificate\n"
+        + GOOD
+        + "def factory(): return lambda r: Provision('e', certificates=[Certificate('s', hosts=[1])])",
+        "Provision.certificates is no list of at most",
+    ),
     "no-json": (GOOD + "def factory(): return lambda r: Provision('e', rules=[{'a': {1}}])", "not JSON serializable"),
     "large": (GOOD + "def factory(): return lambda r: Provision('e', env={'A': 'x' * 2000000})", "bytes, more than"),
     "bad-reason": (

@@ -163,7 +163,7 @@ class EtcdServer:
             # The volumes go with the Rendezvous: they hold nothing that another one could use.
             "persistentVolumeClaimRetentionPolicy": {"whenDeleted": "Delete", "whenScaled": "Delete"},
             "podManagementPolicy": "Parallel",  # No member is ready before most of them run.
-            "updateStrategy": {"type": "RollingUpdate"},
+            "updateStrategy": {"type": "RollingUpdate", "rollingUpdate": {"partition": 0}},
             "selector": {"matchLabels": self._labels},
             "template": {
                 "metadata": {

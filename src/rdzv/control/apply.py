@@ -165,6 +165,9 @@ class KubernetesAPI(Transport):
         except Conflict:
             # The policy of our account refuses this for a Secret that no Rendezvous owns.
             self.client.replace(resource, namespace, secret)
+        for known, (_, at) in list(self._kept.items()):  # A copy: other passes run in other threads.
+            if now - at >= KEEP:
+                self._kept.pop(known, None)
         self._kept[place] = (_applied(secret), now)
         return None
 

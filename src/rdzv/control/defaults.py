@@ -48,7 +48,7 @@ _STATEFUL_SET: Mapping[str, Any] = {
     "replicas": 1,
     "revisionHistoryLimit": 10,
     "podManagementPolicy": "OrderedReady",
-    "updateStrategy": {"rollingUpdate": {"partition": 0}},
+    "updateStrategy": {"rollingUpdate": {"partition": 0, "maxUnavailable": 1}},  # The latter since Kubernetes 1.35.
     "template": {"spec": _POD},
     "volumeClaimTemplates": Each({"spec": {"volumeMode": "Filesystem"}}),
 }
@@ -69,9 +69,10 @@ def stateful_set(spec: Mapping[str, Any]) -> dict[str, Any]:
         {**{key: value for key, value in claim.items() if key != "status"}, "spec": _sized(claim.get("spec") or {})}
         for claim in found.get("volumeClaimTemplates") or []
     ]
-    pod = found["template"]["spec"]
+    pod = (found.get("template") or {}).get("spec") or {}
     for kind in ("containers", "initContainers"):
-        pod[kind] = [_sized(container) for container in pod.get(kind) or []]
+        if kind in pod:
+            pod[kind] = [_sized(container) for container in pod[kind]]
     return found
 
 

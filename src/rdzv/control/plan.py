@@ -105,7 +105,10 @@ def plan(rendezvous: Rendezvous, observed: Observed, registry: BackendRegistry) 
 def _awaits_server(provision: Provision, observed: Observed) -> bool:
     """Whether the server that the pods can do nothing without is not ready: torch's own clients end at once if nobody answers."""
     sets = [obj for obj in provision.objects if key(obj) == ("StatefulSet", provision.server)]
-    return any(observed.ready_replicas(obj["metadata"]["name"]) <= obj["spec"]["replicas"] // 2 for obj in sets)
+    return any(
+        observed.ready_replicas(obj["metadata"]["name"]) <= (obj.get("spec") or {}).get("replicas", 1) // 2
+        for obj in sets
+    )
 
 
 def _has_released(config_map: ReadOnlyObject | None, rendezvous: Rendezvous) -> bool:

@@ -6,6 +6,7 @@ else `~/.kube/config`.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import ssl
 import tempfile
@@ -22,6 +23,8 @@ __all__ = ["Config", "ConfigError", "from_kubeconfig", "in_cluster", "load"]
 
 SERVICE_ACCOUNT = "/var/run/secrets/kubernetes.io/serviceaccount"
 """Where kubelet mounts `token`, `ca.crt` and `namespace`."""
+_READS = 3
+"""How often a certificate and its key are read until they fit."""
 _REFUSED = {
     "proxy-url": "a proxy is not supported; use a cluster entry that is reached directly",
     "username": "API servers no longer accept passwords; use a token, a certificate or an exec plug-in",
@@ -113,7 +116,7 @@ class Config:
 def _load_certificate(context: ssl.SSLContext, certificate: Certificate, source: str) -> None:
     try:
         if isinstance(certificate.certificate, str) and isinstance(certificate.key, str):
-            context.load_cert_chain(certificate.certificate, certificate.key, password=_no_password)
+            _load_files(context, certificate.certificate, certificate.key)
             return
         # OpenSSL's Python binding takes files only. Mode 0600, gone before the next line runs.
         with tempfile.NamedTemporaryFile(prefix="rdzv-") as file:
@@ -123,6 +126,15 @@ def _load_certificate(context: ssl.SSLContext, certificate: Certificate, source:
     except (OSError, ValueError) as error:
         problem = f"{source}: the client certificate and its key cannot be used: {type(error).__name__}"
         raise ConfigError(problem) from None
+
+
+def _load_files(context: ssl.SSLContext, certificate: str, key: str) -> None:
+    """Again at once if they do not fit: whoever renews them may do so between the reads of the one and the other."""
+    for _ in range(_READS - 1):
+        with contextlib.suppress(ssl.SSLError, FileNotFoundError):
+            context.load_cert_chain(certificate, key, password=_no_password)
+            return
+    context.load_cert_chain(certificate, key, password=_no_password)
 
 
 def _no_password() -> str:
