@@ -118,8 +118,8 @@ def test_a_pod_that_is_injected_and_what_it_overrides(control_plane: LocalCluste
         "injected, as its label asks for it: container train",
         "index 0 by label batch.kubernetes.io/job-completion-index",
         "'nope' is not a way to deliver the library",
-        "PET_RDZV_ID=mine of container train wins",
-        "the flag --rdzv-backend wins in container train",
+        "PET_RDZV_ID=mine in container train wins",
+        "--rdzv-backend in container train wins",
         "PET_RDZV_ENDPOINT=h:1 of ConfigMap mine wins in container train",
     ):
         assert said in done.stdout, done.stdout
