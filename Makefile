@@ -8,7 +8,7 @@ BACKEND ?= kubernetes
 export BACKEND
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-unit test-contract test-cluster faults bench conformance lint format lock cluster cluster-down tools venv render practices clean
+.PHONY: help demo test test-unit test-contract test-cluster faults bench conformance lint format lock cluster cluster-down tools venv render docs practices clean
 
 help: ## what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -58,6 +58,9 @@ lock: venv ## deploy/images/*-requirements.txt from pyproject.toml (LOCK=--upgra
 
 render: venv ## deploy/install.yaml and the values in the chart's README, from the chart
 	$(BIN)/python deploy/render.py
+
+docs: venv ## the pages as a site, strictly: .local/site
+	$(BIN)/mkdocs build --strict
 
 practices: venv ## which of the 22 practices of well-kept charts ours keeps
 	$(BIN)/python deploy/practices.py

@@ -39,7 +39,8 @@ def _section(name: str, parser: argparse.ArgumentParser) -> str:
 
 def _usage(action: argparse.Action) -> str:
     if action.option_strings:
-        return f"[{_called(action, short=True)}]"
+        called = _called(action, short=True)
+        return called if action.required else f"[{called}]"
     return f"[{action.metavar}]" if action.nargs in ("?", "*") else str(action.metavar or action.dest)
 
 

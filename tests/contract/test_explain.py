@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pty
+import re
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -118,8 +119,8 @@ def test_a_pod_that_is_injected_and_what_it_overrides(control_plane: LocalCluste
         "injected, as its label asks for it: container train",
         "index 0 by label batch.kubernetes.io/job-completion-index",
         "'nope' is not a way to deliver the library",
-        "PET_RDZV_ID=mine of container train wins",
-        "the flag --rdzv-backend wins in container train",
+        "PET_RDZV_ID=mine in container train wins",
+        "--rdzv-backend in container train wins",
         "PET_RDZV_ENDPOINT=h:1 of ConfigMap mine wins in container train",
     ):
         assert said in done.stdout, done.stdout
@@ -219,3 +220,19 @@ def test_colours_are_for_terminals_only(control_plane: LocalCluster, light_names
     assert "\x1b[1;31mproblem\x1b[0m" in on_a_terminal(TERM="xterm")
     assert "\x1b" not in on_a_terminal(TERM="xterm", NO_COLOR="1")
     assert "\x1b" not in on_a_terminal(TERM="dumb")
+
+
+def test_objects_on_the_pages_are_what_the_api_server_takes(
+    control_plane: LocalCluster, light_namespace: str, kube: Kube
+) -> None:
+    del kube
+    pages = [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]
+    blocks = [
+        block
+        for page in pages
+        for block in re.findall(r"^```yaml\n(.*?)^```", page.read_text(), re.DOTALL | re.MULTILINE)
+        if block.startswith("apiVersion:")
+    ]
+    assert len(blocks) >= 3
+    words = ("-n", light_namespace, "apply", "--dry-run=server", "-f", "-")
+    control_plane.kubectl(*words, input="---\n".join(blocks))

@@ -299,7 +299,8 @@ def test_what_a_variable_of_the_pods_own_does(
     assert [finding.verdict for finding in found] == ([verdict] if verdict else []), found
     if verdict:
         ((name, value),) = env.items()
-        assert found[0].text == f"{name}={value} of container train wins"
+        spelt = "" if name == "PYTHONPATH" else f"={value}"
+        assert found[0].text == f"{name}{spelt} in container train wins"
         assert effect in found[0].cause
         assert name in found[0].fix
 
@@ -307,8 +308,8 @@ def test_what_a_variable_of_the_pods_own_does(
 @pytest.mark.parametrize(
     ("flag", "text", "fix"),
     [
-        ("--rdzv-backend=c10d", "the flag --rdzv-backend wins", "remove --rdzv-backend"),
-        ("--rdzv_endpoint=h:1", "the flag --rdzv-endpoint wins", "remove --rdzv-endpoint"),
+        ("--rdzv-backend=c10d", "--rdzv-backend in container train wins", "remove --rdzv-backend"),
+        ("--rdzv_endpoint=h:1", "--rdzv-endpoint in container train wins", "remove --rdzv-endpoint"),
         ("--standalone", "--standalone wins: torchrun trains alone", "remove --standalone"),
     ],
 )

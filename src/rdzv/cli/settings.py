@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from rdzv.cli.doctor import NOTE, PROBLEM, Finding
 from rdzv.cli.probe import BACKEND
-from rdzv.control.inject import shadowed
+from rdzv.control.overrides import Override, overrides
 from rdzv.env import LIBRARY_PATH
 from rdzv.objects import ReadOnlyObject
 
@@ -45,9 +45,8 @@ def overridden(
         backend: of its Rendezvous.
         config_maps: variables of the ConfigMaps that its containers name in `envFrom`, as far as they may be read.
     """
-    containers = {container["name"]: container for container in pod["spec"]["containers"]}
-    found = [_finding(containers.get(name, {}), name, setting, backend) for name, setting in shadowed(pod)]
-    for container in containers.values():
+    found = [_finding(override, backend) for override in overrides(pod)]
+    for container in pod["spec"]["containers"]:
         found += _from_config_maps(container, backend, config_maps or {})
     return [finding for finding in found if finding is not None]
 
@@ -58,20 +57,15 @@ def sources(container: ReadOnlyObject) -> list[str]:
     return [str(ref["name"]) for ref in refs if ref.get("name")]
 
 
-def _finding(container: ReadOnlyObject, name: str, setting: str, backend: str) -> Finding | None:
-    flag = setting.startswith("--")
-    variable = "PET_" + setting[2:].replace("-", "_").upper() if flag else setting
-    if setting == "--standalone" or _is_meaningless(variable, backend):
+def _finding(override: Override, backend: str) -> Finding | None:
+    name, flag = override.name, override.name.startswith("--")
+    variable = "PET_" + name[2:].replace("-", "_").upper() if flag else name
+    if name == "--standalone" or _is_meaningless(variable, backend):
         return None  # The command line says the former already.
     effect = _effect(variable, backend)
-    verdict, what = (PROBLEM, effect) if effect else (NOTE, _DIFFERS)
-    if flag:
-        text = f"the flag {setting} wins in container {name}"
-        return Finding("settings", verdict, text, what, f"remove {setting} from the command line")
-    value = next((entry.get("value") for entry in container.get("env") or [] if entry["name"] == setting), None)
-    shown = f"{variable}={value[:80]}" if isinstance(value, str) else variable
-    fix = _FIXES.get(variable, f"remove {variable} from env in the pod's template")
-    return Finding("settings", verdict, f"{shown} of container {name} wins", what, fix)
+    where = "the command line" if flag else "env in the pod's template"
+    fix = _FIXES.get(variable, f"remove {name} from {where}")
+    return Finding("settings", PROBLEM if effect else NOTE, f"{override.text} wins", effect or _DIFFERS, fix)
 
 
 def _from_config_maps(
