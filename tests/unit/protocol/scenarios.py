@@ -390,7 +390,7 @@ class Schedule:
 
     def links_again(self, pairs: set[tuple[str, str]]) -> None:
         if self.sim.faults:  # Else all have been healed, and others may be cut by now.
-            self.sim.links.heal(pairs)
+            self.sim.heal_links(pairs)
 
     def watch_breaks(self) -> None:
         process = self.victim()

@@ -582,6 +582,8 @@ class Sim:
                 continue
             if said is None or said[0].incarnation != who or said[0].state != LIVE or (barred and not barred.over):
                 continue
+            if not self._open_to(peer, side):
+                continue  # Its answer does not arrive.
             if not (pod.gone or pod.draining or pod.exited) and self.now > peer.steady_since + STEADY:
                 raise Violation(f"{who} lives and is connected, and gives way to {claimed[pod.slot]}")
 
@@ -758,9 +760,12 @@ class Sim:
             for other in self.processes()
         )
 
-    def heal_links(self) -> None:
-        self.log("all links are open")
-        self.links.heal()
+    def heal_links(self, pairs: set[tuple[str, str]] | None = None) -> None:
+        """Opens these links, or all."""
+        self.log("all links are open" if pairs is None else f"open again: {sorted(pairs)}")
+        self.links.heal(pairs)
+        for process in self.processes():
+            process.steady_since = self.now
 
     def side_of(self, incarnation: str) -> CoordinatorSide | None:
         for process in self.processes():
