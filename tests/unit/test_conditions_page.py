@@ -52,14 +52,18 @@ def given_reasons() -> set[str]:
     for node in (node for tree in trees for node in ast.walk(tree)):
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in MAKERS:
             arguments += node.args[MAKERS[node.func.id] :][:1]
-        # The problems of a backend are a list of pairs.
-        if isinstance(node, ast.List):
-            arguments += [item.elts[0] for item in node.elts if isinstance(item, ast.Tuple) and len(item.elts) == 2]
+        # A problem of a backend is a pair of a reason and a text.
+        if isinstance(node, ast.Tuple) and len(node.elts) == 2 and _is_text(node.elts[1]):
+            arguments.append(node.elts[0])
     found = [
         argument.value if isinstance(argument, ast.Constant) else names.get(getattr(argument, "id", ""), "")
         for argument in arguments
     ]
     return {text for text in map(str, found) if REASON.fullmatch(text)}
+
+
+def _is_text(node: ast.expr) -> bool:
+    return isinstance(node, ast.JoinedStr) or (isinstance(node, ast.Name) and node.id == "text")
 
 
 def documented() -> set[str]:

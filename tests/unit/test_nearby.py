@@ -210,8 +210,11 @@ def test_many_namespaces_ask_no_more_than_the_api_server_should_be_asked() -> No
     assert waits[-1] == LATER
 
 
+OWNER = {"kind": "StatefulSet", "name": "set", "uid": "uid-of-set", "controller": True}
+
+
 def pending(name: str, created: str = CREATED) -> Object:
-    return pod_object(name, creationTimestamp=created, ownerReferences=[{"uid": "uid-of-set", "controller": True}])
+    return pod_object(name, creationTimestamp=created, ownerReferences=[OWNER])
 
 
 def test_a_pod_that_waits_without_a_reason_is_asked_about() -> None:
