@@ -230,7 +230,7 @@ MISTAKES = [
         "many",
         [pod("many", index) for index in range(3)],
         "Degraded: TooManyPods",
-        ["3 pods for a world of at most 2: raise spec.nodes.max, or start fewer"],
+        ["3 pods for a world of at most 2", "raise spec.nodes.max, or start fewer", "Spare: "],
     ),
     Mistake(
         "twice",
@@ -241,10 +241,9 @@ MISTAKES = [
     Mistake(
         "flags",
         [pod("flags", 0, container={"command": ["torchrun", "--standalone", "train.py"]}), pod("flags", 1)],
-        "Forming 0/2",
+        "Degraded: SettingsShadowed",
         ["its own settings win: --standalone in container train"],
         spec={"backend": "kubernetes"},
-        later="Degraded: NotJoined",
     ),
     Mistake(
         "ownendpoint",
@@ -252,10 +251,9 @@ MISTAKES = [
             pod("ownendpoint", 0, container={"env": [{"name": "PET_RDZV_ENDPOINT", "value": "elsewhere:1"}]}),
             pod("ownendpoint", 1),
         ],
-        "Forming 0/2",
-        ["its own settings win: PET_RDZV_ENDPOINT in container train"],
+        "Degraded: SettingsShadowed",
+        ["its own settings win: PET_RDZV_ENDPOINT=elsewhere:1 in container train"],
         spec={"backend": "kubernetes"},
-        later="Degraded: NotJoined",
     ),
     Mistake(
         "noconfig",
