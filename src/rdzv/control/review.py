@@ -76,7 +76,13 @@ def _check_pod(pod: Mapping[str, Any]) -> None:
     _items(spec, "volumes", "name")
     for container in [*_items(spec, "initContainers", "name"), *_items(spec, "containers", "name", wanted=True)]:
         _items(container, "volumeMounts", "mountPath")
-        _items(container, "env", "name")
+        for entry in _items(container, "env", "name"):
+            for reference in _mapping(entry.get("valueFrom") or {}, "valueFrom").values():
+                _mapping(reference or {}, "a reference in valueFrom")
+        for field in ("command", "args"):
+            words = container.get(field) or []
+            if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
+                raise NotAReview(f"{field} is not a list of texts")
         for source in _items(container, "envFrom"):
             _mapping(source.get("configMapRef") or {}, "configMapRef")
 
