@@ -15,7 +15,7 @@ from rdzv.control.phase import Life
 from rdzv.control.plan import NAME_TAKEN, Failure, Plan
 from rdzv.control.problems import REFORMING, Seen
 from rdzv.observed import Observed
-from rdzv.spec import Rendezvous
+from rdzv.spec import LABEL, Rendezvous
 
 #: Seconds between looks at a name that is taken, at first and at last.
 LOOK_FIRST, LOOK_LAST = 2.0, 30.0
@@ -81,6 +81,7 @@ def compute_status(
         **world.status,
         "observedGeneration": rendezvous.generation,
         "runID": rendezvous.uid,
+        "selector": f"{LABEL}={rendezvous.name}",
         "summary": phase.summary(life),
         "nodes": nodes,
         "conditions": _merge_conditions(
