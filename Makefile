@@ -8,7 +8,7 @@ BACKEND ?= kubernetes
 export BACKEND
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-unit test-contract test-cluster faults bench conformance lint format lock cluster cluster-down tools venv render docs practices clean
+.PHONY: help demo test test-unit test-contract test-cluster faults matrix bench conformance lint format lock cluster cluster-down tools venv render docs practices clean
 
 help: ## what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -29,6 +29,9 @@ test-cluster: venv
 
 faults: venv ## the long forms: hundreds of histories of the store under faults, seeded bugs, and 50 kills of the operator that leads
 	RDZV_FAULTS=long $(BIN)/pytest tests/faults tests/contract/test_operator_election.py
+
+matrix: venv ## kinds of workloads by their real controllers, each with each backend, on the cluster: the table in docs/workloads.md
+	RDZV_MATRIX=write $(BIN)/pytest tests/matrix
 
 bench: venv ## every rendezvous backend side by side: a table, and .local/bench.json (BENCH_ONLY=form-fixed BENCH_N=2,8 for parts)
 	$(BIN)/python tests/bench/run.py

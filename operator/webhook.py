@@ -18,10 +18,17 @@ import kopf
 from aiohttp import web
 
 from rdzv.control.inject import InjectionSettings, inject
+from rdzv.control.review import NotAReview, checked_review
 from rdzv.spec import LABEL
 
 #: Bytes. The API server takes requests of up to 3 MiB; kopf's own server stops at 1 MiB.
 MAX_BODY = 4 << 20
+#: Seconds in which a review has to be read: the API server sends all of it at once.
+READ = 2.0
+#: Seconds that a review may wait for its turn, before it is told to come again: less than the API server's own 5.
+TURN = 4.0
+#: Reviews that are read at once, and so bodies in memory. They are answered one after the other.
+READERS = 16
 #: Seconds between looks at the certificate's files.
 RELOAD = 10.0
 
@@ -50,6 +57,15 @@ async def add(body: kopf.Body, patch: kopf.Patch, memo: kopf.Memo, **_: Any) -> 
     patch.spec.update({key: value for key, value in injected.items() if value != body["spec"].get(key)})
 
 
+async def answer(fn: Any, data: bytes, handler: str) -> Any:
+    """What kopf answers. It keeps in memory what is not created, so it is given nothing else.
+
+    Raises:
+        NotAReview: it is no review of a pod that is created.
+    """
+    return await fn(checked_review(data), webhook=handler)
+
+
 class Server:
     """kopf's WebhookServer, without its limit on bodies and without its outage when the certificate is renewed (kopf#1217)."""
 
@@ -59,10 +75,23 @@ class Server:
 
     async def __call__(self, fn: Any) -> AsyncIterator[kopf.WebhookClientConfig]:
         """Serves until cancelled: `POST /HANDLER` for reviews, `GET /healthz` for probes."""
+        readers, turn = asyncio.Semaphore(READERS), asyncio.Lock()
 
         async def review(request: web.Request) -> web.Response:
-            data = await request.json()
-            return web.json_response(await fn(data, webhook=request.match_info["id"], headers=dict(request.headers)))
+            try:
+                await asyncio.wait_for(readers.acquire(), TURN)
+            except asyncio.TimeoutError:
+                raise web.HTTPTooManyRequests(text=f"{READERS} reviews are being read") from None
+            try:
+                data = await asyncio.wait_for(request.read(), READ)
+                async with turn:  # What is parsed takes twenty times the memory.
+                    return web.json_response(await answer(fn, data, request.match_info["id"]))
+            except asyncio.TimeoutError:
+                raise web.HTTPRequestTimeout(text=f"not read within {READ:.0f} s") from None
+            except NotAReview as error:
+                raise web.HTTPBadRequest(text=str(error)) from None
+            finally:
+                readers.release()
 
         async def healthz(_: web.Request) -> web.Response:
             return web.Response()

@@ -136,6 +136,12 @@ class Observed:
         found = (obj for obj in self.children if (obj["kind"], obj["metadata"]["name"]) == ("StatefulSet", name))
         return max((int((obj.get("status") or {}).get("readyReplicas") or 0) for obj in found), default=0)
 
+    @property
+    def gated(self) -> bool:
+        """Whether every candidate waits for scheduling gates, which whoever admits it takes off (Kueue)."""
+        candidates = self.candidates
+        return bool(candidates) and all(pod.reason.startswith("SchedulingGated") for pod in candidates)
+
     def told_apart(self, rendezvous: Rendezvous) -> Observed:
         """With a reason for each pod that can't be of this incarnation: its containers were started before that was made.
 

@@ -8,6 +8,7 @@ The pod's half (`create_handler`) is torch's own notion: out of tree it comes by
 
 from __future__ import annotations
 
+import difflib
 import logging
 from collections.abc import Mapping
 from functools import cache
@@ -178,7 +179,9 @@ class BackendRegistry:
 
     def describe_unknown(self, name: str) -> str:
         """Why `name` can't be used: what is registered instead, and what failed to load."""
-        text = f"backend {name!r} is not registered; registered: {', '.join(self.names())}"
+        near = difflib.get_close_matches(name.lower()[:100], self.names(), n=1)
+        meant = f" (did you mean {near[0]}?)" if near else ""
+        text = f"backend {name!r} is not registered{meant}; registered: {', '.join(self.names())}"
         for plugin, reason in sorted(self.failed.items()):
             text += f"; {plugin!r}: {reason}"
         return text

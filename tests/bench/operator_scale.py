@@ -134,7 +134,7 @@ def pod_of(world: str, namespace: str, index: int) -> Object:
 
 def running(index: int) -> Object:
     """What kubelet writes when the container runs."""
-    since = "2026-11-26T00:00:00Z"
+    since = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
     kinds = ("PodReadyToStartContainers", "Initialized", "Ready", "ContainersReady", "PodScheduled")
     state = {"running": {"startedAt": since}}
     return {

@@ -279,6 +279,27 @@ def status_of(obj: Object) -> Object:
     return builders.status_of(subject, observed, {}, 1795428000.0)
 
 
+def test_an_elastic_rendezvous_can_be_scaled(api: LocalCluster, light_namespace: str) -> None:
+    """`kubectl scale` sets nodes.max, within what the schema allows, and HorizontalPodAutoscalers find the pods."""
+
+    def scaled(replicas: int) -> str:
+        return api.kubectl("scale", "rdzv", "mnist", "-n", light_namespace, f"--replicas={replicas}")
+
+    spec = {"backend": "kubernetes", "nodes": {"min": 2, "max": 4}}
+    apply(api, rendezvous(spec), namespace=light_namespace, dry_run=False)
+    status = {"status": {"selector": "rdzv.dev/rendezvous=mnist", "nodes": {"joined": 3}}}
+    patch = ("--subresource=status", "--type=merge", "-p", json.dumps(status))
+    api.kubectl("patch", "rdzv", "mnist", "-n", light_namespace, *patch)
+    assert "scaled" in scaled(8)
+    found = json.loads(api.kubectl("get", "rdzv", "mnist", "-n", light_namespace, "-o", "json"))
+    assert found["spec"]["nodes"] == {"min": 2, "max": 8}
+    path = f"/apis/rdzv.dev/v1alpha1/namespaces/{light_namespace}/rendezvous/mnist/scale"
+    scale = json.loads(api.kubectl("get", "--raw", path))
+    assert (scale["spec"]["replicas"], scale["status"]) == (8, {"replicas": 3, "selector": "rdzv.dev/rendezvous=mnist"})
+    with pytest.raises(RuntimeError, match="min must not be larger than max"):
+        scaled(1)
+
+
 def test_operators_status_is_kept_and_shown(api: LocalCluster, light_namespace: str) -> None:
     def get(*words: str) -> str:
         return api.kubectl("get", "rdzv", "mnist", "-n", light_namespace, *words)

@@ -3,24 +3,18 @@
 from __future__ import annotations
 
 import json
-import os
 import secrets
-import socket
-import ssl
-import subprocess
-import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.request import urlopen
 
 import pytest
 from support.accounts import RELEASE, account, install_crds, policies, rendered, rights
 from support.cluster_fixtures import LocalCluster
 from support.operated import hosts, pod, rendezvous
-from support.operator_process import ROOT, Kube, eventually, running_operator
+from support.operator_process import Kube, eventually, running_operator
+from support.webhook_process import serving
 
 from rdzv.backends.kubernetes import role_rules
 from rdzv.registry import backend_registry
@@ -265,64 +259,8 @@ def test_the_webhook_has_no_rights_and_asks_for_nothing(
     assert f"{RELEASE}-webhook" not in bound
 
     webhook = account(control_plane, tmp_path, light_namespace, "webhook")
-    with serving(webhook.cluster.kubeconfig, tmp_path) as answers:
-        eventually(answers)
+    with serving(webhook.cluster.kubeconfig, tmp_path) as process:
+        eventually(process.answers)
     user = f"system:serviceaccount:{light_namespace}:webhook"
     assert user in control_plane.audit_log.read_text(), "kopf asks which resources there are"
     assert requests(control_plane, user) == (set(), [])
-
-
-@contextmanager
-def serving(kubeconfig: Path, scratch: Path) -> Iterator[Callable[[], bool]]:
-    """operator/webhook.py as a process; yields whether it answers probes."""
-    certificate: list[str | Path] = [
-        "-keyout",
-        scratch / "tls.key",
-        "-out",
-        scratch / "tls.crt",
-        "-subj",
-        "/CN=webhook",
-    ]
-    subprocess.run(
-        ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", *certificate], check=True, capture_output=True
-    )
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    settings = {"DELIVERY": "none", "IMAGE": "i", "PULL_POLICY": "Always"}
-    env = {
-        **os.environ,
-        **{f"RDZV_LIBRARY_{name}": value for name, value in settings.items()},
-        "RDZV_INIT_IMAGE": "i",
-        "RDZV_INIT_PULL_POLICY": "Always",
-        "RDZV_WEBHOOK_CERTIFICATES": str(scratch),
-        "RDZV_WEBHOOK_LISTEN": f"127.0.0.1:{port}",
-        "KUBECONFIG": str(kubeconfig),
-        "PYTHONPATH": str(ROOT / "src"),
-    }
-    context = ssl.create_default_context()
-    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
-
-    def answers() -> bool:
-        try:
-            with urlopen(f"https://127.0.0.1:{port}/healthz", context=context, timeout=5) as reply:
-                return bool(reply.status == 200)
-        except OSError:
-            return False
-
-    command = [
-        sys.executable,
-        "-m",
-        "kopf",
-        "run",
-        str(ROOT / "operator/webhook.py"),
-        "--all-namespaces",
-        "--standalone",
-    ]
-    with (scratch / "log").open("wb") as log:
-        process = subprocess.Popen(command, env=env, stdout=log, stderr=log)
-    try:
-        yield answers
-    finally:
-        process.terminate()
-        process.wait(30)

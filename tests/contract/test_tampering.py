@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import copy
-import json
 import secrets
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 from kubernetes.client import ApiException
-from support.accounts import policies
+from support.accounts import as_the_operator, policies
 from support.builders import pod_object
 from support.cluster_fixtures import LocalCluster
 from support.operator_process import ROOT, Kube, OperatorProcess, eventually, running_operator
@@ -108,33 +105,6 @@ def pod(namespace: str, name: str) -> Object:
     obj["spec"]["containers"][0]["image"] = "registry.invalid/train"
     obj["spec"]["containers"][0]["envFrom"] = [{"configMapRef": {"name": f"rdzv-{name}"}}]
     return {"apiVersion": "v1", "kind": "Pod", **obj, "status": {"phase": "Pending", "podIP": "10.1.2.3"}}
-
-
-def as_the_operator(control_plane: LocalCluster, namespace: str, directory: Path, account_name: str) -> Path:
-    """A kubeconfig of service account `account_name`, which may do what the chart lets the operator do, and nothing else."""
-    documents = [each for each in yaml.safe_load_all((ROOT / "deploy/install.yaml").read_text()) if each]
-    name = f"operator-{namespace}"
-    (rights,) = [d for d in documents if d["kind"] == "ClusterRole" and d["metadata"]["name"] == "rendezvous-operator"]
-    role = {**rights, "metadata": {"name": name}}
-    control_plane.kubectl("apply", "-f", "-", input=json.dumps(role))
-    control_plane.kubectl("create", "serviceaccount", account_name, "-n", namespace)
-    control_plane.kubectl(
-        "create", "clusterrolebinding", name, f"--clusterrole={name}", f"--serviceaccount={namespace}:{account_name}"
-    )
-    (root,) = [d for d in documents if d["kind"] == "Role" and d["metadata"]["name"] == "rendezvous-operator-root"]
-    control_plane.kubectl(
-        "apply", "-n", namespace, "-f", "-", input=json.dumps({**root, "metadata": {"name": "operator-root"}})
-    )
-    control_plane.kubectl(
-        *("create", "rolebinding", "operator-root", "-n", namespace, "--role=operator-root"),
-        f"--serviceaccount={namespace}:{account_name}",
-    )
-    kubeconfig = yaml.safe_load(control_plane.kubeconfig.read_text())
-    token = control_plane.kubectl("create", "token", account_name, "-n", namespace).strip()
-    kubeconfig["users"][0]["user"] = {"token": token}
-    file = directory / "kubeconfig"
-    file.write_text(json.dumps(kubeconfig))
-    return file
 
 
 @pytest.fixture(scope="module")

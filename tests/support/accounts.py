@@ -114,3 +114,30 @@ def account(cluster: LocalCluster, directory: Path, namespace: str, name: str, *
     file = directory / f"kubeconfig-{namespace}-{name}-{pod}"
     file.write_text(json.dumps(kubeconfig))
     return Account(LocalCluster(directory, file, cluster.kubectl_path), namespace, uid)
+
+
+def as_the_operator(control_plane: LocalCluster, namespace: str, directory: Path, account_name: str) -> Path:
+    """A kubeconfig of service account `account_name`, which may do what the chart lets the operator do, and nothing else."""
+    documents = [each for each in yaml.safe_load_all((ROOT / "deploy/install.yaml").read_text()) if each]
+    name = f"operator-{namespace}"
+    (rights,) = [d for d in documents if d["kind"] == "ClusterRole" and d["metadata"]["name"] == "rendezvous-operator"]
+    role = {**rights, "metadata": {"name": name}}
+    control_plane.kubectl("apply", "-f", "-", input=json.dumps(role))
+    control_plane.kubectl("create", "serviceaccount", account_name, "-n", namespace)
+    control_plane.kubectl(
+        "create", "clusterrolebinding", name, f"--clusterrole={name}", f"--serviceaccount={namespace}:{account_name}"
+    )
+    (root,) = [d for d in documents if d["kind"] == "Role" and d["metadata"]["name"] == "rendezvous-operator-root"]
+    control_plane.kubectl(
+        "apply", "-n", namespace, "-f", "-", input=json.dumps({**root, "metadata": {"name": "operator-root"}})
+    )
+    control_plane.kubectl(
+        *("create", "rolebinding", "operator-root", "-n", namespace, "--role=operator-root"),
+        f"--serviceaccount={namespace}:{account_name}",
+    )
+    kubeconfig = yaml.safe_load(control_plane.kubeconfig.read_text())
+    token = control_plane.kubectl("create", "token", account_name, "-n", namespace).strip()
+    kubeconfig["users"][0]["user"] = {"token": token}
+    file = directory / "kubeconfig"
+    file.write_text(json.dumps(kubeconfig))
+    return file

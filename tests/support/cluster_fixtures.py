@@ -148,11 +148,18 @@ def _namespace(of: LocalCluster) -> Iterator[str]:
     of.kubectl("delete", "namespace", name, "--wait=false")
 
 
+@contextmanager
+def new_namespace(cluster: LocalCluster) -> Iterator[str]:
+    """A namespace of `cluster`, ready for pods, deleted at the end."""
+    for name in _namespace(cluster):
+        cluster.kubectl("wait", "--for=create", "serviceaccount/default", "-n", name, "--timeout=30s")
+        yield name
+
+
 @pytest.fixture
 def namespace(cluster: LocalCluster) -> Iterator[str]:
     """Return a new namespace of `cluster`, ready for pods, deleted after the test."""
-    for name in _namespace(cluster):
-        cluster.kubectl("wait", "--for=create", "serviceaccount/default", "-n", name, "--timeout=30s")
+    with new_namespace(cluster) as name:
         yield name
 
 

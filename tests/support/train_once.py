@@ -16,6 +16,7 @@ if int(os.environ["LOCAL_RANK"]) == 0:
         "world": dist.get_world_size(),
         "sum": int(total),
         "slot": os.environ.get("RDZV_SLOT"),
+        "pair": [os.environ.get("RDZV_GROUP"), os.environ.get("RDZV_INDEX")],
         "pod": os.environ["RDZV_POD_NAME"],
         "restart": int(os.environ["TORCHELASTIC_RESTART_COUNT"]),
     }

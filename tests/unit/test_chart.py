@@ -113,6 +113,9 @@ def test_the_operator_writes_nothing_else() -> None:
         ("rdzv.dev", "rendezvous/status"): {"patch"},
         ("", "pods"): set(),
         ("", "events"): {"create"},
+        # Read in the namespace of a Rendezvous that no pod uses.
+        ("batch", "jobs"): set(),
+        ("apps", "deployments"): set(),
         ("", "configmaps"): child,
         ("", "services"): child,
         ("discovery.k8s.io", "endpointslices"): child,

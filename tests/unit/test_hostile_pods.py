@@ -160,14 +160,34 @@ _ALPHABET = "aZ09-._/ \n\0\"'<{$é⁵漢\U0001f600"
 _text = st.text(_ALPHABET, max_size=40) | st.sampled_from(HOSTILE)
 _long = st.builds(lambda text, times: text * times, st.text(_ALPHABET, max_size=10), st.sampled_from([1, 30, 1000]))
 _waiting = st.fixed_dictionaries({}, optional={"reason": _long, "message": _long})
+_times = (
+    st.sampled_from(["2026-11-23T09:00:00Z", "2026-11-23T10:00:00Z", "9999-12-31T23:59:59Z", "0001-01-01T00:00:00Z"])
+    | _text
+)
+_ended = st.fixed_dictionaries(
+    {},
+    optional={
+        "exitCode": st.integers(-(2**31), 2**31),
+        "reason": _long | st.just("OOMKilled"),
+        "message": _long,
+        "startedAt": _times,
+        "finishedAt": _times,
+        "signal": st.integers(0, 64),
+    },
+)
 _states = st.one_of(
-    st.builds(lambda waiting: {"waiting": waiting}, _waiting),
+    st.builds(lambda waiting: {"waiting": waiting}, _waiting | st.just({"reason": "CrashLoopBackOff"})),
+    st.builds(lambda at: {"running": {"startedAt": at}}, _times),
     st.just({"running": {}}),
     st.just({}),
-    st.just({"terminated": {}}),
+    st.builds(lambda ended: {"terminated": ended}, _ended),
 )
+_last_states = st.builds(lambda ended: {"terminated": ended}, _ended)
 _container_statuses = st.lists(
-    st.fixed_dictionaries({"name": st.just("train")}, optional={"state": _states, "restartCount": st.integers(0, 9)}),
+    st.fixed_dictionaries(
+        {"name": st.just("train")},
+        optional={"state": _states, "lastState": _last_states, "restartCount": st.integers(0, 9)},
+    ),
     max_size=3,
 )
 _conditions = st.lists(

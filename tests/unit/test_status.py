@@ -8,9 +8,10 @@ from support import builders
 from support.builders import pod_object, rendezvous
 
 from rdzv.backends import BackendError
-from rdzv.control.events import events_for, events_without_rendezvous
+from rdzv.control.events import RECENT, EventToPost, events_for, events_of_status, events_without_rendezvous
+from rdzv.control.nearby import Found, Warned
 from rdzv.control.plan import Failure, Plan, plan
-from rdzv.control.status import look_again
+from rdzv.control.status import Beside, look_again
 from rdzv.observed import Observed
 from rdzv.registry import backend_registry
 from rdzv.spec import Rendezvous
@@ -172,3 +173,56 @@ def test_a_name_that_is_taken_is_looked_at_again_less_and_less_often(taken_for: 
 def test_what_was_only_now_found_taken_is_looked_at_soon() -> None:
     previous = status_of(rendezvous(), [], failures=[Failure("APIError", "500")])
     assert look_again(previous, NOW + 10_000) == look_again({}, NOW) == 2
+
+
+def told(status: dict[str, Any], after: float = 1.0) -> list[EventToPost]:
+    return events_of_status(rendezvous(), status, NOW + after)
+
+
+def test_a_transition_is_told_once_and_only_for_a_while() -> None:
+    pods = [pod_object(f"p{i}") for i in range(3)]
+    first = status_of(rendezvous(), pods)
+    (event,) = told(first)
+    assert (event.type, event.reason) == ("Warning", "TooManyPods")
+    assert "raise spec.nodes.max" in event.message
+    # More of the same is the same story, whatever the message counts.
+    more = status_of(rendezvous(), [*pods, pod_object("p3")], previous=first)
+    (again,) = told(more)
+    assert again.message != event.message
+    assert again.digest == event.digest
+    assert told(more, after=RECENT) == [], "a new process does not tell old stories"
+    later = dict(more, conditions=[dict(c, lastTransitionTime="2026-11-23T10:05:00Z") for c in more["conditions"]])
+    (anew,) = told(later, after=301)
+    assert anew.digest != event.digest, "it was well in between"
+
+
+def test_what_passes_by_itself_or_is_told_elsewhere_is_no_event_of_the_status() -> None:
+    for failure in (Failure("APIError", "500"), Failure("NameTaken", "Service rdzv-mnist exists")):
+        assert told(status_of(rendezvous(), [], failures=[failure])) == []
+    assert told(status_of(rendezvous(), [])) == []
+
+
+def test_a_world_and_the_end_of_a_job_are_told() -> None:
+    pods = [pod_object(f"mnist-{i}", index=i, phase="Running") for i in (0, 1)]
+    subject, members = rendezvous("kubernetes"), [builders.member(obj) for obj in pods]
+    seen = Observed([builders.pod(obj) for obj in pods], round=builders.running(members), members=members)
+    up = builders.status_of(subject, seen, {}, NOW)
+    assert [(event.type, event.reason) for event in told(up)] == [("Normal", "Formed")]
+    looping = builders.status_of(subject, seen, {}, NOW, beside=Beside(rounds_lately=50))
+    assert [event.reason for event in told(looping)] == ["ReformingLoop"], "not each of its rounds"
+    for phase, type_ in (("Succeeded", "Normal"), ("Failed", "Warning")):
+        ended = status_of(rendezvous(), [pod_object(f"p{i}", index=i, phase=phase) for i in (0, 1)])
+        assert [(event.type, event.reason) for event in told(ended)] == [(type_, phase)]
+
+
+def test_a_pod_that_waits_without_a_reason_has_that_of_its_event() -> None:
+    waiting = pod_object("a")
+    warned = Warned("Pod", "a", "FailedMount", 'FailedMount: secret "s3" not found', NOW)
+    beside = Beside(found=Found(warnings={"uid-of-a": warned}))
+    status = builders.status_of(rendezvous(), Observed([builders.pod(waiting)]), {}, NOW, beside=beside)
+    assert status["nodes"]["missing"][0] == {"pod": "a", "reason": 'FailedMount: secret "s3" not found'}
+    assert condition(status, "Degraded")["message"].startswith('a: FailedMount: secret "s3" not found')
+    # Once it says itself why it waits, the Event is an old one.
+    waiting["status"]["containerStatuses"][0]["state"] = {"waiting": {"reason": "ErrImagePull", "message": "no"}}
+    status = builders.status_of(rendezvous(), Observed([builders.pod(waiting)]), {}, NOW, beside=beside)
+    assert status["nodes"]["missing"][0]["reason"] == "ErrImagePull: no"

@@ -92,6 +92,14 @@ PARTS = (
 )
 
 
+#: Controllers of workloads, as they are released: built only when tests/matrix asks for them.
+CONTROLLERS = (
+    Part("jobset", "sigs.k8s.io/jobset", "2 min on 2 cores"),
+    Part("lws", "sigs.k8s.io/lws", "4 min on 2 cores"),
+    Part("training-operator", "github.com/kubeflow/training-operator", "2 min on 2 cores"),
+)
+
+
 @dataclass(frozen=True)
 class Tools:
     """Where the built programs are: the folder of a part with several, the file of one with one."""
@@ -143,7 +151,7 @@ def build(part: Part, number: int = 0) -> Path:
     """Build a part unless the cache has it; `number` of all parts, for the progress line. Returns its folder."""
 
     def make(stage: Path) -> None:
-        title = f"[{number} of {len(PARTS)}] building {part.name} {part.version}"
+        title = f"{f'[{number} of {len(PARTS)}] ' if number else ''}building {part.name} {part.version}"
         with progress(title, part.expected) as update:
             _build(part, stage, update)
 
@@ -170,6 +178,18 @@ def etcds() -> dict[str, Path]:
         f"localhost/etcd:{part.version}": build(part) / "server",
         "localhost/etcd:v3.4-debian": Path("/usr/bin/etcd"),
     }
+
+
+def build_controllers() -> dict[str, Path]:
+    """The program of each of CONTROLLERS, by name; what is missing is built."""
+    return {part.name: next(build(part).iterdir()) for part in CONTROLLERS}
+
+
+def module_folder(name: str) -> Path:
+    """Where the source of one of CONTROLLERS is, with its manifests."""
+    part = next(part for part in CONTROLLERS if part.name == name)
+    run(["go", "mod", "download", part.module], cwd=part.folder)
+    return Path(run(["go", "list", "-m", "-f", "{{.Dir}}", part.module], cwd=part.folder).strip())
 
 
 def missing_packages() -> list[str]:

@@ -181,6 +181,11 @@ class Cache:
         with self._lock:
             return list(self._index)
 
+    def names(self, namespace: str) -> set[str]:
+        """Of the Rendezvous of a namespace."""
+        with self._lock:
+            return {name for place, name in self._entries[RENDEZVOUS] if place == namespace}
+
     def versions(self, kind: Kind, namespace: str | None) -> dict[Id, Version]:
         """Which state of each object is known, in one namespace or (None) in all."""
         with self._lock:

@@ -1,8 +1,8 @@
 """Who leads: client-go's election on a Lease, as a function of what was read and of one's own clock (no I/O).
 
 A Lease is over when it has not changed for its duration as this process has seen it: no two clocks are compared. The leader writes
-nothing `RENEW_SECONDS` after it began its last renewal. That is earlier than anybody may take the Lease, by as long as a request may take
-to connect, so what it wrote last has left it by then.
+nothing `RENEW_SECONDS` after it began its last renewal. That is seconds before anybody may take the Lease: what it wrote last has left it,
+and was carried out, by then.
 Source: https://pkg.go.dev/k8s.io/client-go/tools/leaderelection
 """
 

@@ -8,10 +8,18 @@ from dataclasses import dataclass
 from typing import Any
 
 from rdzv import __version__
+from rdzv.backends import FAILED, SUCCEEDED
 from rdzv.control.children import APPLIED_ANNOTATION
-from rdzv.control.plan import NAME_TAKEN, Failure, Plan
+from rdzv.control.plan import HELD_BACK, NAME_TAKEN, REQUEST_FAILED, Failure, Plan
+from rdzv.control.problems import REFORMING
 from rdzv.observed import Pod
+from rdzv.pod_reasons import seconds
 from rdzv.spec import API_VERSION, KIND, LABEL, MANAGER, Rendezvous
+
+#: Seconds for which a transition is told.
+RECENT = 600.0
+#: Reasons of condition Degraded without an Event: `events_for` tells of some, the others pass by themselves or came by waiting.
+_TOLD_OTHERWISE = frozenset({NAME_TAKEN, REQUEST_FAILED, HELD_BACK, "NotJoined", "TooFewPods"})
 
 #: Pods of a Rendezvous that get an Event of their own for the same reason; one more Event is for all others.
 OWN_EVENTS = 3
@@ -19,7 +27,10 @@ OWN_EVENTS = 3
 
 @dataclass(frozen=True)
 class EventToPost:
-    """Something to tell about one object. `type`: Normal or Warning; `reason`: a CamelCase word."""
+    """Something to tell about one object. `type`: Normal or Warning; `reason`: a CamelCase word.
+
+    `key`: what makes it another Event than one of the same reason, if that is not the message.
+    """
 
     api_version: str
     kind: str
@@ -29,11 +40,12 @@ class EventToPost:
     type: str
     reason: str
     message: str
+    key: str = ""
 
     @property
     def digest(self) -> str:
         """What it says, and of what: two Events with the same one are the same."""
-        said = (self.namespace, self.kind, self.name, self.uid, self.reason, self.message)
+        said = (self.namespace, self.kind, self.name, self.uid, self.reason, self.key or self.message)
         return hashlib.sha256("\0".join(said).encode()).hexdigest()[:16]
 
     def to_object(self, now: str) -> dict[str, Any]:
@@ -59,11 +71,12 @@ class EventToPost:
         }
 
 
-def events_without_rendezvous(namespace: str, name: str, pods: Sequence[Pod]) -> list[EventToPost]:
-    """For pods that wait for a Rendezvous which does not exist (or no longer does)."""
+def events_without_rendezvous(namespace: str, name: str, pods: Sequence[Pod], meant: str = "") -> list[EventToPost]:
+    """For pods that wait for a Rendezvous which does not exist (or no longer does). `meant`: one whose name is nearly that."""
     reason, waiting = "RendezvousNotFound", [pod for pod in pods if pod.live and not pod.started]
     absent = f"Rendezvous {name}, which does not exist in namespace {namespace}"
-    remedy = f"create it (kubectl apply -f rendezvous.yaml), or correct the pods' label {LABEL}"
+    remedy = f"create it there (kubectl get rdzv -A shows where there is one), or correct the pods' label {LABEL}"
+    remedy += f": did you mean {meant}?" if meant else ""
     first, number = _first_and_number(waiting)
     events = [_on_pod(namespace, pod, reason, f"this pod waits for {absent}: {remedy}") for pod in first]
     if number:
@@ -113,6 +126,28 @@ def events_for(
     return events
 
 
+def events_of_status(rendezvous: Rendezvous, status: Mapping[str, Any], now: float) -> list[EventToPost]:
+    """The transitions that matter: a world is up, something needs attention, the job has ended.
+
+    Told from the status, one for each time that it became so, and only for a while: a new process does not tell old stories.
+    """
+    conditions = {condition["type"]: condition for condition in status.get("conditions") or []}
+    formed, degraded = conditions["Formed"], conditions["Degraded"]
+    told = []
+    if degraded["status"] == "True" and degraded["reason"] not in _TOLD_OTHERWISE:
+        told.append(("Warning", degraded["reason"], degraded["message"], degraded))
+    if formed["status"] == "True" and degraded["reason"] != REFORMING:
+        told.append(("Normal", "Formed", formed["message"], formed))
+    if status["summary"] in (SUCCEEDED, FAILED):
+        type_ = "Normal" if status["summary"] == SUCCEEDED else "Warning"
+        told.append((type_, status["summary"], f"the job has ended: {formed['message']}", formed))
+    return [
+        _on_rendezvous(rendezvous, type_, reason, message, key=condition["lastTransitionTime"])
+        for type_, reason, message, condition in told
+        if now - (seconds(condition["lastTransitionTime"]) or 0.0) < RECENT
+    ]
+
+
 def gave_way(rendezvous: Rendezvous, newer: str) -> EventToPost:
     """For a Rendezvous that a newer operator serves as well; its status is then that one's to write."""
     text = (
@@ -137,5 +172,7 @@ def _on_pod(namespace: str, pod: Pod, reason: str, message: str) -> EventToPost:
     return EventToPost("v1", "Pod", pod.name, pod.uid, namespace, "Warning", reason, message)
 
 
-def _on_rendezvous(rendezvous: Rendezvous, type_: str, reason: str, message: str) -> EventToPost:
-    return EventToPost(API_VERSION, KIND, rendezvous.name, rendezvous.uid, rendezvous.namespace, type_, reason, message)
+def _on_rendezvous(rendezvous: Rendezvous, type_: str, reason: str, message: str, *, key: str = "") -> EventToPost:
+    return EventToPost(
+        API_VERSION, KIND, rendezvous.name, rendezvous.uid, rendezvous.namespace, type_, reason, message, key
+    )

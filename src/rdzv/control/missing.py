@@ -42,17 +42,15 @@ def node_counts(
     joined, joined_names = len(there), {pod.name for pod in there}
     # Where nobody sees who has joined, those beyond the maximum are taken for the ones that have not.
     spare = world.joined is None and joined == rendezvous.nodes.max
+    absent = [pod for pod in by_slot(candidates) if pod.live and pod.name not in joined_names]
+    leaving = [pod for pod in by_slot(pods) if pod.terminating and pod.phase != "Succeeded"]
+    # A world of thousands has as many that are missing at first, and only a few are named.
     missing = [
         {"pod": pod.name, "reason": SPARE if spare and not pod.reason else why}
-        for pod in by_slot(candidates)
-        if pod.live and pod.name not in joined_names
+        for pod in absent[:MAX_MISSING]
         for why in (reason_of(pod, world, found, overridden.get(pod.name, ()), now),)
     ]
-    missing += [
-        {"pod": pod.name, "reason": "Terminating"}
-        for pod in by_slot(pods)
-        if pod.terminating and pod.phase != "Succeeded"
-    ]
+    missing += [{"pod": pod.name, "reason": "Terminating"} for pod in leaving[:MAX_MISSING]]
     missing += _not_there(expected, observed, found)
     return {
         "expected": expected,

@@ -26,12 +26,12 @@ class Noted:
         self._since: OrderedDict[tuple[str, str], float] = OrderedDict()
         self._rounds: OrderedDict[str, list[tuple[float, int]]] = OrderedDict()
 
-    def lasts(self, uid: str, what: str, *, holds: bool, now: float) -> float:
-        """For how many seconds `what` has held without a break, as far as passes have seen; 0.0 when it does not."""
+    def lasts(self, uid: str, what: str, *, holds: bool, now: float) -> float | None:
+        """For how many seconds `what` has held without a break, as far as passes have seen; None when it does not."""
         with self._lock:
             if not holds:
                 self._since.pop((uid, what), None)
-                return 0.0
+                return None
             since = self._since.setdefault((uid, what), now)
             _keep(self._since, (uid, what))
             return max(0.0, now - since)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from rdzv.backends import World
 from rdzv.control.missing import NOT_JOINED, crash_looping
@@ -41,7 +42,7 @@ class Seen:
         failures: what of it could not be written.
         found: what was asked beside.
         rounds_lately: how many rounds formed within a minute.
-        short_for: seconds for which there have been fewer pods than nodes.
+        short_for: seconds for which there have been fewer pods than nodes; None when there are enough.
         reforming: the status before said that the world forms too often.
         now: seconds since the epoch.
         apart: for each pod's name, the setting of its own by which it meets elsewhere than the others.
@@ -54,17 +55,34 @@ class Seen:
     failures: Sequence[Failure]
     found: Found
     rounds_lately: int
-    short_for: float
+    short_for: float | None
     reforming: bool
     now: float
     apart: Mapping[str, str] = field(default_factory=dict)
 
-    @property
+    @cached_property
     def live(self) -> list[Pod]:
         """Pods that are, or may yet be, nodes."""
         return [pod for pod in self.observed.pods if pod.live]
 
-    @property
+    @cached_property
+    def silent(self) -> list[Pod]:
+        """Pods that run, and whose agents have not asked to join, where the backend sees who has."""
+        if self.world.joined is None or self.world.outcome:
+            return []
+        heard = self.world.joined | self.world.reasons.keys()
+        return [pod for pod in self.live if pod.injected and not pod.reason and pod.name not in heard]
+
+    @cached_property
+    def failed_lately(self) -> list[Pod]:
+        """Pods that failed within `LONG_RUN`, and are still there to tell."""
+        return [
+            pod
+            for pod in self.observed.pods
+            if pod.phase == "Failed" and not pod.terminating and self.now - pod.runs.ended_at < LONG_RUN
+        ]
+
+    @cached_property
     def too_few(self) -> bool:
         """Those pods that can join without help are fewer than the least that was asked for."""
         hopeful = [pod for pod in self.observed.candidates if pod.injected and not self.is_stuck(pod)]
@@ -83,16 +101,18 @@ def problems(seen: Seen) -> list[Problem]:
 
 def again(seen: Seen) -> float | None:
     """After how many seconds time alone may make another diagnosis; None: never."""
-    moments = [pod.runs.looping_until - seen.now for pod in seen.live if seen.now < pod.runs.looping_until < _FOREVER]
+    moments = [pod.runs.looping_until - seen.now for pod in seen.live]
     if seen.rounds_lately >= (STILL_MANY if seen.reforming else MANY_ROUNDS):
         moments.append(LOOP_LOOK)
-    if 0 < seen.short_for < SHORT:
+    if seen.short_for is not None:
         moments.append(SHORT - seen.short_for)
-    moments += [pod.runs.since + UNJOINED - seen.now for pod in _silent(seen) if pod.runs.since is not None]
-    return max(1.0, min(moment for moment in moments if moment > 0)) if any(moment > 0 for moment in moments) else None
+    moments += [pod.runs.ended_at + LONG_RUN - seen.now for pod in seen.failed_lately]
+    moments += [pod.runs.since + UNJOINED - seen.now for pod in seen.silent if pod.runs.since is not None]
+    return min((max(1.0, moment) for moment in moments if 0 < moment < _DAY), default=None)
 
 
-_FOREVER = 1e18
+#: Seconds. What comes later is seen by a pass that something else leads to.
+_DAY = 86400.0
 
 
 # The ladder.
@@ -207,11 +227,7 @@ def _crash_looping(seen: Seen) -> list[Problem]:
     if looping:
         first = looping[0]
         return [Problem("CrashLooping", f"{first.name}: {_crash_text(first)}{_more(looping)}", seen.too_few)]
-    failed = [
-        pod
-        for pod in seen.observed.pods
-        if pod.phase == "Failed" and not pod.terminating and seen.now - pod.runs.ended_at < LONG_RUN
-    ]
+    failed = seen.failed_lately
     places = Counter(pod.pair for pod in failed)
     worlds = max(1, seen.observed.expected(seen.rendezvous.nodes))
     most = max((count if pair is not None else count // worlds for pair, count in places.items()), default=0)
@@ -256,7 +272,7 @@ def _too_many(seen: Seen) -> list[Problem]:
 
 def _not_joined(seen: Seen) -> list[Problem]:
     """A backend that sees who has joined, and a pod that has run for long and has not asked to."""
-    pods = [pod for pod in _silent(seen) if pod.runs.since is not None and seen.now - pod.runs.since >= UNJOINED]
+    pods = [pod for pod in seen.silent if pod.runs.since is not None and seen.now - pod.runs.since >= UNJOINED]
     if not pods:
         return []
     text = (
@@ -266,22 +282,18 @@ def _not_joined(seen: Seen) -> list[Problem]:
     return [Problem("NotJoined", text)]
 
 
-def _silent(seen: Seen) -> list[Pod]:
-    if seen.world.joined is None or seen.world.outcome:
-        return []
-    return [
-        pod
-        for pod in seen.live
-        if pod.injected and not pod.reason and pod.name not in seen.world.joined and pod.name not in seen.world.reasons
-    ]
-
-
 def _too_few(seen: Seen) -> list[Problem]:
     """Somebody may bring the others later, so it blocks nothing."""
-    if seen.short_for < SHORT or seen.found.not_created or seen.found.suspended:
+    if (
+        seen.short_for is None
+        or seen.short_for < SHORT
+        or seen.found.not_created
+        or seen.found.suspended
+        or seen.observed.gated
+    ):
         return []
     pods, least = len(seen.observed.candidates), seen.rendezvous.nodes.min
-    text = f"there are {pods} pods, and the world needs at least {least}: start more, or lower spec.nodes.min"
+    text = f"{pods} of at least {least} pods exist: start more, or lower spec.nodes.min"
     return [Problem("TooFewPods", text)]
 
 

@@ -13,12 +13,16 @@ from collections.abc import Mapping, Sequence, Set
 from dataclasses import replace
 from typing import Any
 
+from rdzv.backends import World
 from rdzv.control.apply import KubernetesAPI
 from rdzv.control.cache import PODS, RENDEZVOUS, Cache, Key, View
 from rdzv.control.children import child
-from rdzv.control.events import EventToPost, events_for, events_without_rendezvous, gave_way
+from rdzv.control.events import EventToPost, events_for, events_of_status, events_without_rendezvous, gave_way
+from rdzv.control.inquiry import Inquiry
+from rdzv.control.nearby import Found, meant
 from rdzv.control.noted import Noted
 from rdzv.control.overrides import apart, texts
+from rdzv.control.phase import outcome, summary_of
 from rdzv.control.plan import NAME_TAKEN, REQUEST_FAILED, Failure, Plan, plan
 from rdzv.control.poster import EventPoster
 from rdzv.control.remembered import Remembered
@@ -43,6 +47,7 @@ class Reconciler:
         """UIDs of pods that are known to be gone. They never come back."""
         self._noted = Noted()
         self._root = RootKey(api, os.environ)
+        self._inquiry = Inquiry(api.some)
 
     def reconcile(self, key: Key) -> float | None:
         """One pass over one Rendezvous (namespace, name).
@@ -57,7 +62,8 @@ class Reconciler:
         if view.rendezvous is None and view.observed.pods:
             view = self._look_again(key)
         if view.rendezvous is None or "deletionTimestamp" in view.rendezvous["metadata"]:
-            return self._post(events_without_rendezvous(*key, view.observed.pods))
+            names = self._cache.names(key[0]) - {key[1]} if view.observed.pods else ()
+            return self._post(events_without_rendezvous(*key, view.observed.pods, meant(key[1], names)))
 
         rendezvous = Rendezvous.from_object(view.rendezvous)
         observed = replace(view.observed, gone=self._confirmed_gone(key, view.observed)).told_apart(rendezvous)
@@ -66,37 +72,48 @@ class Reconciler:
         world = self._registry.observe(rendezvous, observed, previous, time.time())
 
         secrets, unsigned, renewal = self._certificates(rendezvous, decided)
-        outcome = self._api.execute(decided, rendezvous, secrets, unsigned)
-        if outcome.gave_way:
+        executed = self._api.execute(decided, rendezvous, secrets, unsigned)
+        if executed.gave_way:
             return self._post([gave_way(rendezvous, decided.newer)])
         now = time.time()
-        beside = self._beside(rendezvous, observed, decided, view, now)
-        computed = compute_status(rendezvous, observed, world, decided, previous, now, outcome.failures, beside)
+        beside, ask_again = self._beside(rendezvous, observed, world, decided, view, now)
+        computed = compute_status(rendezvous, observed, world, decided, previous, now, executed.failures, beside)
         if _differs(previous, computed.status):
             self._api.write_status(rendezvous.namespace, rendezvous.name, computed.status)
-        later = self._post(events_for(rendezvous, decided, outcome.failures, observed.pods, beside.overridden))
-        failed = [failure.message for failure in outcome.failures if failure.reason == REQUEST_FAILED]
+        told = events_for(rendezvous, decided, executed.failures, observed.pods, beside.overridden)
+        if decided.refused is None:
+            told += events_of_status(rendezvous, computed.status, now)
+        later = self._post(told)
+        failed = [failure.message for failure in executed.failures if failure.reason == REQUEST_FAILED]
         if failed:
             raise ApiError(None, "; ".join(failed))
         # No watch tells of somebody else's objects.
-        taken = any(failure.reason == NAME_TAKEN for failure in outcome.failures)
+        taken = any(failure.reason == NAME_TAKEN for failure in executed.failures)
         look = random.uniform(0.8, 1.2) * look_again(previous, now) if taken else None  # noqa: S311 - jitter
-        waits = [later, world.again, renewal, computed.again, look]
+        waits = [later, world.again, renewal, computed.again, ask_again, look]
         return min((wait for wait in waits if wait is not None), default=None)
 
-    def _beside(self, rendezvous: Rendezvous, observed: Observed, decided: Plan, view: View, now: float) -> Beside:
-        """What no object says."""
-        uid, pods = rendezvous.uid, len(observed.candidates)
-        record = observed.round
+    def _beside(
+        self, rendezvous: Rendezvous, observed: Observed, world: World, decided: Plan, view: View, now: float
+    ) -> tuple[Beside, float | None]:
+        """What no object in memory says, and after how many seconds to ask again."""
+        previous = (view.rendezvous or {}).get("status") or {}
+        uid, pods, record = rendezvous.uid, len(observed.candidates), observed.round
+        found, again = Found(), None
+        if decided.refused is None and not outcome(observed, world, summary_of(previous)):
+            found, again = self._inquiry.about(
+                rendezvous, observed, lambda: self._cache.names(rendezvous.namespace), now
+            )
         of_this = record is not None and record.run_id == uid
         return Beside(
+            found=found,
             overridden=texts(
                 view.overridden, decided.provision.unused if decided.provision is not None else frozenset()
             ),
             apart=apart(view.overridden, decided.provision.endpoint if decided.provision is not None else ""),
             rounds_lately=self._noted.rounds_lately(uid, record.round, now) if record is not None and of_this else 0,
             short_for=self._noted.lasts(uid, "short", holds=0 < pods < rendezvous.nodes.min, now=now),
-        )
+        ), again
 
     def _certificates(
         self, rendezvous: Rendezvous, plan: Plan

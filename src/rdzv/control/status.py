@@ -15,7 +15,7 @@ from rdzv.control.phase import Life
 from rdzv.control.plan import NAME_TAKEN, Failure, Plan
 from rdzv.control.problems import REFORMING, Seen
 from rdzv.observed import Observed
-from rdzv.spec import Rendezvous
+from rdzv.spec import LABEL, Rendezvous
 
 #: Seconds between looks at a name that is taken, at first and at last.
 LOOK_FIRST, LOOK_LAST = 2.0, 30.0
@@ -26,15 +26,15 @@ class Beside:
     """What a pass knows beside the objects.
 
     `found`: what it asked; `overridden`: for each pod's name, what the pod's own settings keep from taking effect; `apart`: for each
-    pod's name, the one by which it meets elsewhere than the others; `rounds_lately`: how
-    many rounds formed within a minute; `short_for`: seconds for which there have been fewer pods than nodes.
+    pod's name, the one by which it meets elsewhere than the others; `rounds_lately`: how many rounds formed within a minute; `short_for`:
+    seconds for which there have been fewer pods than nodes (None: there are enough).
     """
 
     found: Found = field(default_factory=Found)
     overridden: Mapping[str, Sequence[str]] = field(default_factory=dict)
     apart: Mapping[str, str] = field(default_factory=dict)
     rounds_lately: int = 0
-    short_for: float = 0.0
+    short_for: float | None = None
 
 
 NOTHING_BESIDE = Beside()
@@ -81,6 +81,7 @@ def compute_status(
         **world.status,
         "observedGeneration": rendezvous.generation,
         "runID": rendezvous.uid,
+        "selector": f"{LABEL}={rendezvous.name}",
         "summary": phase.summary(life),
         "nodes": nodes,
         "conditions": _merge_conditions(
@@ -95,7 +96,7 @@ def compute_status(
 
 def _life(seen: Seen, nodes: Mapping[str, Any], previous: Mapping[str, Any]) -> Life:
     candidates = seen.observed.candidates
-    gated = bool(candidates) and all(pod.reason.startswith("SchedulingGated") for pod in candidates)
+    by_whom = "" if candidates else seen.found.suspended
     return Life(
         nodes=seen.rendezvous.nodes,
         expected=nodes["expected"],
@@ -104,7 +105,7 @@ def _life(seen: Seen, nodes: Mapping[str, Any], previous: Mapping[str, Any]) -> 
         formed=seen.world.formed,
         outcome=phase.outcome(seen.observed, seen.world, phase.summary_of(previous)),
         problems=problems.problems(seen),
-        suspended="pods wait for their scheduling gates" if gated else "" if candidates else seen.found.suspended,
+        suspended="pods wait for their scheduling gates" if seen.observed.gated else by_whom,
         had_pods=phase.had_pods(previous),
     )
 

@@ -45,8 +45,10 @@ _METADATA = "application/json;as=PartialObjectMetadataList;v=v1;g=meta.k8s.io"
 
 _PLURALS = {
     "ConfigMap": "configmaps",
+    "Deployment": "deployments",
     "EndpointSlice": "endpointslices",
     "Event": "events",
+    "Job": "jobs",
     "Pod": "pods",
     "PodDisruptionBudget": "poddisruptionbudgets",
     "Rendezvous": RENDEZVOUS.plural,
@@ -134,6 +136,32 @@ class Transport:
             query["continue"] = page["metadata"].get("continue", "")
             if not query["continue"]:
                 return
+
+    def some(
+        self,
+        api_version: str,
+        kind: str,
+        namespace: str,
+        *,
+        fields: str = "",
+        limit: int = METADATA_PAGE,
+        parts: int = 1,
+        metadata_only: bool = False,
+    ) -> list[Object]:
+        """The first objects of a kind that is not kept, in one namespace: at most `limit` in each of so many parts."""
+        call = Call("list", resource_of(api_version, kind), namespace)
+        query = {"limit": str(limit), **({"fieldSelector": fields} if fields else {})}
+        found: list[Object] = []
+        for _ in range(parts):
+            target = self.client.target(call, query)
+            page = self.client.run(
+                Request(call, "GET", target, safe=True, accept=_METADATA if metadata_only else None), None
+            )
+            found += page["items"] or []
+            query["continue"] = page["metadata"].get("continue", "")
+            if not query["continue"]:
+                break
+        return found
 
     def watch(self, kind: Kind, namespace: str | None, version: str, seconds: float) -> Iterator[Object]:
         """Events after `version`, for so many seconds; bookmarks too.
