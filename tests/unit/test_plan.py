@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from support import builders
 from support.builders import FakeNamespace, pod_object, rendezvous
 
-from rdzv.backends import BackendError, endpoint_slice
+from rdzv.backends import BackendError, World, endpoint_slice
 from rdzv.control.children import child, key
 from rdzv.control.compare import Verdict, compare
 from rdzv.control.plan import Plan, name_taken, plan
@@ -386,3 +386,20 @@ def test_any_start_and_a_crash_anywhere_end_in_the_same_state(
     host = planned(subject, namespace).host
     assert (host is not None) == bool(eligible)
     assert namespace.hosts() == ([host.name] if host is not None and host.ip else [])
+
+
+@pytest.mark.parametrize("backend", ETCDS)
+def test_what_can_be_told_of_the_pods_is_told_beside_what_is_wrong_with_their_etcd(backend: str) -> None:
+    subject, namespace = rendezvous(backend, etcd={"replicas": 3}), FakeNamespace([], ready=1)
+    namespace.execute(planned(subject, namespace))
+
+    def seen(pods: list[dict[str, Any]]) -> World:
+        observed = Observed(pods=[builders.pod(obj) for obj in pods], children=list(namespace.children.values()))
+        return backend_registry().observe(subject, observed, {}, 0.0)
+
+    assert seen([]).formed.status == "False"
+    assert seen([]).fatal == {"ServerNotReady"}
+    namespace.children["StatefulSet", "rdzv-mnist-etcd"]["status"]["readyReplicas"] = 2
+    running = seen([pod_object(name, index=index, phase="Running") for index, name in enumerate("ab")])
+    assert (running.formed.status, [reason for reason, _ in running.problems]) == ("Unknown", ["ServerMemberNotReady"])
+    assert not running.fatal

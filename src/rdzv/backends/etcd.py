@@ -65,7 +65,7 @@ def observe(rendezvous: Rendezvous, observed: Observed, previous: Mapping[str, A
     """What can be told of it from outside: whether its server is ready."""
     if rendezvous.endpoint is not None:
         return observe_pods(rendezvous, observed, previous, now)
-    return EtcdServer(rendezvous, v2=True).observe(observed)
+    return EtcdServer(rendezvous, v2=True).observe(observed, previous, now)
 
 
 def create_handler(params: RendezvousParameters) -> RendezvousHandler:

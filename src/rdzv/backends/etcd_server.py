@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from rdzv.backends import BackendError, Certificate, Condition, World
+from rdzv.backends import BackendError, Certificate, World, observe_pods
 from rdzv.etcd.member import CLIENT_PORT, METRICS_PORT, PEER_PORT
 
 if TYPE_CHECKING:
@@ -281,20 +281,19 @@ class EtcdServer:
             ],
         }
 
-    def observe(self, observed: Observed) -> World:
+    def observe(self, observed: Observed, previous: Mapping[str, Any], now: float) -> World:
         """Whether enough members serve; the world itself is in etcd, where the operator does not look."""
-        formed = Condition(
-            "Formed", "Unknown", "NotObservable", f"backend {self.rendezvous.backend} keeps its world in its etcd"
-        )
+        world = observe_pods(self.rendezvous, observed, previous, now)
         ready, wanted = observed.ready_replicas(self.name), self.members
         there = f"{ready} of {wanted} members of etcd {self.name} are ready"
         look = f"kubectl describe pods -n {self.rendezvous.namespace} -l {SERVER_LABEL}={self.rendezvous.name}"
         if ready <= wanted // 2:
             text = f"{there}, and {wanted // 2 + 1} have to be: {look}"
-            return World(formed, problems=[(NOT_READY, text)], fatal=frozenset({NOT_READY}))
+            return replace(world, problems=[(NOT_READY, text), *world.problems], fatal=world.fatal | {NOT_READY})
         if ready < wanted:
-            return World(formed, problems=[("ServerMemberNotReady", f"{there}; the others serve without it: {look}")])
-        return World(formed)
+            text = f"{there}; the others serve without it: {look}"
+            return replace(world, problems=[*world.problems, ("ServerMemberNotReady", text)])
+        return world
 
 
 def _claim(storage: Mapping[str, Any]) -> dict[str, Any]:
