@@ -8,6 +8,8 @@ Of several processes that share a Lease one writes at a time (docs/adr/0006-elec
 - `RDZV_LEASE`: namespace/name of the Lease. Unset: this process is the only one.
 - `RDZV_RELEASE`, `RDZV_POD_NAME`, `RDZV_POD_UID`: what the Lease says about its holder.
 - `RDZV_READINESS_LISTEN`: address:port where `GET /readyz` is answered. Unset: nowhere.
+- `RDZV_METRICS_LISTEN`: address:port where `GET /metrics` is answered. Unset: nowhere.
+- `RDZV_METRICS_RENDEZVOUS`: of how many Rendezvous there are metrics of their own. Unset: of none.
 """
 
 from __future__ import annotations
@@ -36,6 +38,7 @@ from rdzv.control.cache import KINDS, RENDEZVOUS, Cache, Key
 from rdzv.control.election import Candidate
 from rdzv.control.feed import WATCH, Comparison, Feed, Wake, fill
 from rdzv.control.leader import Leader, Leases
+from rdzv.control.metrics import OperatorMetrics, Readings, serve
 from rdzv.control.queue import WorkQueue
 from rdzv.control.readiness import Progress, answer
 from rdzv.control.reconcile import Reconciler
@@ -66,11 +69,13 @@ async def start(settings: kopf.OperatorSettings, memo: kopf.Memo, **_: Any) -> N
         _log.warning("backend %r: %s", name, reason)
 
     memo.cache = cache = Cache()
-    reconciler = Reconciler(api, cache, registry)
+    metrics = OperatorMetrics(int(os.environ.get("RDZV_METRICS_RENDEZVOUS") or 0))
+    api.client.meter = metrics.requested
     loop, executor, complete = asyncio.get_running_loop(), ThreadPoolExecutor(PASSES, "pass"), asyncio.Event()
     memo.progress = progress = Progress()
     memo.leader = leader = await asyncio.to_thread(_candidate, lambda leads: loop.call_soon_threadsafe(turn, leads))
     may_write = asyncio.Event() if leader else complete
+    one_pass = _measured(Reconciler(api, cache, registry, metrics.tell), progress, metrics)
 
     def troubles() -> list[str]:
         """Why this process does not serve; empty texts: it does."""
@@ -80,15 +85,9 @@ async def start(settings: kopf.OperatorSettings, memo: kopf.Memo, **_: Any) -> N
             leader.deaf() if leader else "",
         ]
 
-    def one_pass(key: Key) -> float | None:
-        progress.began(key, time.monotonic())
-        try:
-            return reconciler.reconcile(key)
-        finally:
-            progress.ended(key, time.monotonic())
-
     async def work(key: Key) -> float | None:
         await may_write.wait()
+        progress.waits(key, time.monotonic())
         return await loop.run_in_executor(executor, one_pass, key)
 
     memo.queue = queue = WorkQueue(work, expected=(ApiError,))
@@ -102,6 +101,7 @@ async def start(settings: kopf.OperatorSettings, memo: kopf.Memo, **_: Any) -> N
         """What another process has done meanwhile is in memory, as everything is."""
         if not leads:
             may_write.clear()
+            metrics.forget()
             return
         may_write.set()
         wake(cache.keys())
@@ -121,9 +121,30 @@ async def start(settings: kopf.OperatorSettings, memo: kopf.Memo, **_: Any) -> N
     if leader:
         api.client.fence = leader.fence
         leader.unfit = lambda: progress.stuck(time.monotonic())
+        leader.meter(metrics.requested)
         memo.tasks.append(asyncio.create_task(_stand(leader, complete)))
+    metrics.readings = Readings(
+        leads=lambda: leader.leads if leader else complete.is_set(),
+        ready=lambda: not any(troubles()),
+        waiting=lambda: progress.waiting(time.monotonic()),
+    )
+    memo.end_metrics = await asyncio.to_thread(_serve_metrics, metrics)
     memo.probes = await _answer_probes(lambda: answer(troubles(), _standing(leader)))
     _log.info("backends: %s", ", ".join(registry.names()))
+
+
+def _measured(reconciler: Reconciler, progress: Progress, metrics: OperatorMetrics) -> Callable[[Key], float | None]:
+    """A pass, as threads make it."""
+
+    def one_pass(key: Key) -> float | None:
+        progress.began(key, time.monotonic())
+        try:
+            with metrics.passing():
+                return reconciler.reconcile(key)
+        finally:
+            progress.ended(key, time.monotonic())
+
+    return one_pass
 
 
 @kopf.on.cleanup()
@@ -142,6 +163,7 @@ async def stop(memo: kopf.Memo, **_: Any) -> None:
         await asyncio.to_thread(memo.leader.release)
     if memo.probes:
         await memo.probes.cleanup()
+    await asyncio.to_thread(memo.end_metrics)
 
 
 async def _quiet(progress: Progress) -> bool:
@@ -198,6 +220,12 @@ async def _answer_probes(readiness: Callable[[], tuple[int, str]]) -> web.AppRun
     host, _, port = listen.rpartition(":")
     await web.TCPSite(runner, host or None, int(port)).start()
     return runner
+
+
+def _serve_metrics(metrics: OperatorMetrics) -> Callable[[], None]:
+    """Returns what ends it."""
+    listen = os.environ.get("RDZV_METRICS_LISTEN")
+    return serve(metrics.registry, listen) if listen else lambda: None
 
 
 def configure(settings: kopf.OperatorSettings) -> None:

@@ -10,6 +10,7 @@ import asyncio
 import logging
 import os
 import ssl
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ import kopf
 from aiohttp import web
 
 from rdzv.control.inject import InjectionSettings, inject
+from rdzv.control.metrics import ALLOWED, BUSY, DENIED, ERROR, LATE, MALFORMED, WebhookMetrics, serve
 from rdzv.control.review import NotAReview, checked_review
 from rdzv.spec import LABEL
 
@@ -44,7 +46,10 @@ async def configure(settings: kopf.OperatorSettings, memo: kopf.Memo, **_: Any) 
         init_pull_policy=os.environ["RDZV_INIT_PULL_POLICY"],
     )
     host, port = os.environ.get("RDZV_WEBHOOK_LISTEN", ":9443").rsplit(":", 1)
-    settings.admission.server = Server(host or None, int(port), Path(os.environ["RDZV_WEBHOOK_CERTIFICATES"]))
+    metrics = WebhookMetrics()
+    if listen := os.environ.get("RDZV_METRICS_LISTEN"):
+        await asyncio.to_thread(serve, metrics.registry, listen)
+    settings.admission.server = Server(host or None, int(port), Path(os.environ["RDZV_WEBHOOK_CERTIFICATES"]), metrics)
     settings.admission.managed = None  # kopf would rewrite the chart's configuration, and empty it on exit (kopf#864)
     settings.scanning.disabled = True  # else it wants to watch all CRDs and namespaces
     settings.posting.enabled = False
@@ -69,29 +74,40 @@ async def answer(fn: Any, data: bytes, handler: str) -> Any:
 class Server:
     """kopf's WebhookServer, without its limit on bodies and without its outage when the certificate is renewed (kopf#1217)."""
 
-    def __init__(self, address: str | None, port: int, certificates: Path) -> None:
-        self.address, self.port = address, port
+    def __init__(self, address: str | None, port: int, certificates: Path, metrics: WebhookMetrics) -> None:
+        self.address, self.port, self.metrics = address, port, metrics
         self.files = (certificates / "tls.crt", certificates / "tls.key")
 
     async def __call__(self, fn: Any) -> AsyncIterator[kopf.WebhookClientConfig]:
         """Serves until cancelled: `POST /HANDLER` for reviews, `GET /healthz` for probes."""
         readers, turn = asyncio.Semaphore(READERS), asyncio.Lock()
 
-        async def review(request: web.Request) -> web.Response:
-            try:
-                await asyncio.wait_for(readers.acquire(), TURN)
-            except asyncio.TimeoutError:
-                raise web.HTTPTooManyRequests(text=f"{READERS} reviews are being read") from None
+        async def read(request: web.Request) -> tuple[str, web.Response]:
             try:
                 data = await asyncio.wait_for(request.read(), READ)
                 async with turn:  # What is parsed takes twenty times the memory.
-                    return web.json_response(await answer(fn, data, request.match_info["id"]))
+                    said = await answer(fn, data, request.match_info["id"])
+                return ALLOWED if said["response"]["allowed"] else DENIED, web.json_response(said)
             except asyncio.TimeoutError:
-                raise web.HTTPRequestTimeout(text=f"not read within {READ:.0f} s") from None
+                return LATE, web.Response(status=408, text=f"not read within {READ:.0f} s")
             except NotAReview as error:
-                raise web.HTTPBadRequest(text=str(error)) from None
+                return MALFORMED, web.Response(status=400, text=str(error))
             finally:
                 readers.release()
+
+        async def review(request: web.Request) -> web.Response:
+            began, result = time.monotonic(), ERROR
+            try:
+                await asyncio.wait_for(readers.acquire(), TURN)
+                result, response = await read(request)
+            except asyncio.TimeoutError:
+                result, response = BUSY, web.Response(status=429, text=f"{READERS} reviews are being read")
+            except web.HTTPRequestEntityTooLarge:
+                result = MALFORMED
+                raise
+            finally:
+                self.metrics.reviewed(result, time.monotonic() - began)
+            return response
 
         async def healthz(_: web.Request) -> web.Response:
             return web.Response()

@@ -66,7 +66,7 @@ async def serving(webhook: ModuleType, folder: Path) -> AsyncIterator[int]:
         raise AssertionError
 
     async def serve() -> None:
-        async for _ in webhook.Server("127.0.0.1", port, folder)(never):
+        async for _ in webhook.Server("127.0.0.1", port, folder, webhook.WebhookMetrics())(never):
             ready.set()
 
     task = asyncio.create_task(serve())

@@ -7,7 +7,7 @@ import socket
 import ssl
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,8 +40,8 @@ class WebhookProcess:
 
 
 @contextmanager
-def serving(kubeconfig: Path, scratch: Path) -> Iterator[WebhookProcess]:
-    """operator/webhook.py as a process; yields it, once it is started."""
+def serving(kubeconfig: Path, scratch: Path, more: Mapping[str, str] | None = None) -> Iterator[WebhookProcess]:
+    """operator/webhook.py as a process, with more of an environment; yields it, once it is started."""
     certificate: list[str | Path] = [
         "-keyout",
         scratch / "tls.key",
@@ -66,6 +66,7 @@ def serving(kubeconfig: Path, scratch: Path) -> Iterator[WebhookProcess]:
         "RDZV_WEBHOOK_LISTEN": f"127.0.0.1:{port}",
         "KUBECONFIG": str(kubeconfig),
         "PYTHONPATH": str(ROOT / "src"),
+        **(more or {}),
     }
     context = ssl.create_default_context()
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import pytest
-from support.scripted_api import ScriptedApi
+from support.scripted_api import Answer, ScriptedApi
 
 from rdzv.control import transport
 from rdzv.control.cache import PODS, ROUNDS
@@ -125,6 +125,30 @@ def test_what_the_fence_refuses_is_not_sent_and_reads_are_not_asked() -> None:
         client.delete(ROUND, "train", "a")
     assert api.requests == []
     assert client.get(ROUND, "train", "a")["metadata"]["name"] == "a"
+
+
+def test_requests_are_metered_by_verb_and_code_each_attempt_once() -> None:
+    api = ScriptedApi()
+    client, metered = client_of(api), list[tuple[str, int]]()
+    client.meter = lambda verb, code: metered.append((verb, code))
+    api.put("rendezvousrounds", {"metadata": {"name": "a", "namespace": "train"}})
+    client.get(ROUND, "train", "a")
+    with pytest.raises(ApiError):
+        client.get(ROUND, "train", "b")
+    api.inject(Answer(code=429), "DELETE", "rendezvousrounds")
+    with pytest.raises(ApiError):
+        client.delete(ROUND, "train", "a")
+    assert metered == [("get", 200), ("get", 404), ("delete", 429)]
+    metered.clear()
+    for _ in Transport(client).watch(ROUNDS, "train", "1", 1.0):
+        break
+    assert metered == [("watch", 200)]
+    metered.clear()
+    api.down = True
+    api.cut()
+    with pytest.raises(Unreachable):
+        client.get(ROUND, "train", "a")
+    assert metered == [("get", 0)]
 
 
 def test_the_operator_is_told_from_an_agent_and_names_itself_in_what_it_writes() -> None:

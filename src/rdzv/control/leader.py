@@ -85,6 +85,10 @@ class Leader(threading.Thread):
         self.standing = "it has not read the Lease yet"
         """Why it does not lead, in words; empty while it does."""
 
+    def meter(self, told: Callable[[str, int], object]) -> None:
+        """`told`: called after every request with its verb and the HTTP status, 0 if it was not answered."""
+        self._api.client.meter = told
+
     @property
     def leads(self) -> bool:
         """Whether this process may write now."""

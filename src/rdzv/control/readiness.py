@@ -10,16 +10,23 @@ STUCK_SECONDS = 45.0
 
 
 class Progress:
-    """Which passes run, and when the last one ended. Thread-safe; `now` is of any clock that goes forward."""
+    """Which passes wait and run, and when the last one ended. Thread-safe; `now` is of any clock that goes forward."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
+        self._waiting: dict[Hashable, float] = {}
         self._running: dict[Hashable, float] = {}
         self._ended = float("-inf")
+
+    def waits(self, key: Hashable, now: float) -> None:
+        """A pass is due, and gets the next thread that is free."""
+        with self._lock:
+            self._waiting[key] = now
 
     def began(self, key: Hashable, now: float) -> None:
         """A pass has a thread."""
         with self._lock:
+            self._waiting.pop(key, None)
             self._running[key] = now
 
     def ended(self, key: Hashable, now: float) -> None:
@@ -27,6 +34,11 @@ class Progress:
         with self._lock:
             self._running.pop(key, None)
             self._ended = now
+
+    def waiting(self, now: float) -> tuple[int, float]:
+        """How many passes wait for a thread, and for how many seconds the first of them has."""
+        with self._lock:
+            return len(self._waiting), now - min(self._waiting.values(), default=now)
 
     @property
     def running(self) -> int:

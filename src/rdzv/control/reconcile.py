@@ -9,7 +9,7 @@ import logging
 import os
 import random
 import time
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import replace
 from typing import Any
 
@@ -40,7 +40,15 @@ _log = logging.getLogger(__name__)
 class Reconciler:
     """Brings a Rendezvous to what its spec says. Level-triggered: what led to a pass does not matter."""
 
-    def __init__(self, api: KubernetesAPI, cache: Cache, registry: BackendRegistry) -> None:
+    def __init__(
+        self,
+        api: KubernetesAPI,
+        cache: Cache,
+        registry: BackendRegistry,
+        told: Callable[[Key, Mapping[str, Any] | None], object] = lambda key, status: None,
+    ) -> None:
+        """`told`: called with the status that a pass has left; None: the Rendezvous is gone, or another operator's."""
+        self._told = told
         self._api, self._cache, self._registry = api, cache, registry
         self._poster = EventPoster(api.post_event)
         self._gone = Remembered()
@@ -62,6 +70,7 @@ class Reconciler:
         if view.rendezvous is None and view.observed.pods:
             view = self._look_again(key)
         if view.rendezvous is None or "deletionTimestamp" in view.rendezvous["metadata"]:
+            self._told(key, None)
             names = self._cache.names(key[0]) - {key[1]} if view.observed.pods else ()
             return self._post(events_without_rendezvous(*key, view.observed.pods, meant(key[1], names)))
 
@@ -74,12 +83,14 @@ class Reconciler:
         secrets, unsigned, renewal = self._certificates(rendezvous, decided)
         executed = self._api.execute(decided, rendezvous, secrets, unsigned)
         if executed.gave_way:
+            self._told(key, None)
             return self._post([gave_way(rendezvous, decided.newer)])
         now = time.time()
         beside, ask_again = self._beside(rendezvous, observed, world, decided, view, now)
         computed = compute_status(rendezvous, observed, world, decided, previous, now, executed.failures, beside)
         if _differs(previous, computed.status):
             self._api.write_status(rendezvous.namespace, rendezvous.name, computed.status)
+        self._told(key, computed.status)
         told = events_for(rendezvous, decided, executed.failures, observed.pods, beside.overridden)
         if decided.refused is None:
             told += events_of_status(rendezvous, computed.status, now)

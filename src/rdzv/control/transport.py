@@ -70,6 +70,8 @@ class OperatorClient(Client):
         super().__init__(config, partial(Connection, seconds=timeout[0]), idle=CONNECTIONS, call_seconds=timeout[1])
         self.fence: Callable[[], object] = lambda: None
         """Called right before every write is sent, which it may refuse by raising `ApiError`."""
+        self.meter: Callable[[str, int], object] = lambda verb, code: None
+        """Called after every request with its verb and the HTTP status, 0 if it was not answered."""
 
     def headers(self, content: str | None = None) -> dict[str, str]:
         """Headers of a request. Hold credentials: never log them."""
@@ -79,6 +81,17 @@ class OperatorClient(Client):
         """The connection is open: what is refused now has not left."""
         if not request.safe:
             self.fence()
+
+    def answered(self, call: Call, status: int) -> None:
+        """The server answered."""
+        super().answered(call, status)
+        self.meter(call.verb, status)
+
+    def maybe_starting(self, error: ApiError) -> bool:
+        """Whether the server was away or starting a moment ago."""
+        if isinstance(error, Unreachable) and error.call is not None:
+            self.meter(error.call.verb, 0)
+        return super().maybe_starting(error)
 
 
 class Transport:
@@ -182,7 +195,7 @@ class Transport:
         try:
             connection.send(call, "GET", client.target(call, query), None, client.headers())
             response = connection.reply(call, patience=ANSWER, deadline=time.monotonic() + ANSWER)
-            client.answered(response.status)
+            client.answered(call, response.status)
             if response.status >= 300:
                 raise client.error_of(call, reply_of(response, connection.read(call, response)))
             connection.patience, connection.deadline = seconds + GRACE, float("inf")

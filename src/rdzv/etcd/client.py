@@ -279,10 +279,10 @@ class Client(HttpClient):
                 ) from error
             raise
 
-    def answered(self, status: int) -> None:
+    def answered(self, call: Call, status: int) -> None:
         """It has answered."""
         self._spoken = True
-        super().answered(status)
+        super().answered(call, status)
 
     def _request(self, call: Call, path: str, body: Object, *, safe: bool = False) -> Request:
         return Request(call, "POST", path, json.dumps(body, separators=(",", ":")).encode(), _JSON, safe)

@@ -216,7 +216,7 @@ class HttpClient(ABC):
             return now - self._refused_at < UNAUTHORIZED_SECONDS
         return now - self._trouble_at < STARTING_SECONDS
 
-    def answered(self, status: int) -> None:
+    def answered(self, call: Call, status: int) -> None:
         """The server answered: what was wrong with it before is over, unless this answer says the same."""
         if status not in (401, 403, 429) and status < 500:
             self.trouble, self._refused_at = None, None
@@ -259,7 +259,7 @@ class HttpClient(ABC):
             raise
         finally:
             self.release(connection, reusable=reusable)
-        self.answered(response.status)
+        self.answered(call, response.status)
         if response.status >= 300:
             raise self.error_of(call, reply_of(response, body))
         try:

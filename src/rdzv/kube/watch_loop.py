@@ -170,7 +170,7 @@ class WatchLoop(ABC):
     def _answer(self, connection: Connection) -> HTTPResponse:
         """The head of the reply to a request that opens a stream. Raises ApiError for a refusal."""
         response = connection.reply(self.call, patience=CALL_SECONDS, deadline=time.monotonic() + CALL_SECONDS)
-        self.client.answered(response.status)
+        self.client.answered(self.call, response.status)
         if response.status >= 300:
             raise self.client.error_of(self.call, reply_of(response, connection.read(self.call, response)))
         self.contact = time.monotonic()

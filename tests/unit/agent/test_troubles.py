@@ -77,7 +77,7 @@ def test_an_answer_ends_a_trouble(clock: Clock) -> None:
         assert not found.hopeless(api.Unauthorized(GET, "Unauthorized", code=401))
         assert client_.trouble is not None
         clock.now += 29
-        client_.answered(200)
+        client_.answered(GET, 200)
         assert client_.trouble is None
 
 

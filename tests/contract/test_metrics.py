@@ -1,0 +1,96 @@
+"""What a real operator and a real webhook answer to Prometheus, after one Rendezvous and one review. There are no nodes."""
+
+from __future__ import annotations
+
+import json
+import socket
+from contextlib import closing
+from http.client import HTTPSConnection
+from pathlib import Path
+from urllib.request import urlopen
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+from support.cluster_fixtures import LocalCluster
+from support.hostile_reviews import review
+from support.operated import is_provisioned, set_up
+from support.operator_process import ROOT, Kube, eventually, running_operator
+from support.webhook_process import serving
+
+Values = dict[tuple[str, frozenset[str]], float]
+
+
+@pytest.fixture(scope="module")
+def kube(control_plane: LocalCluster) -> Kube:
+    control_plane.kubectl("apply", "--server-side", "-f", str(ROOT / "charts/rendezvous-operator/files/crds"))
+    control_plane.kubectl("wait", "--for=condition=Established", "crd", "--all")
+    return Kube(control_plane.kubeconfig)
+
+
+@pytest.fixture
+def port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        found: int = probe.getsockname()[1]
+    return found
+
+
+def scraped(port: int) -> Values:
+    """Name and values of the labels → value."""
+    with urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as reply:
+        families = list(text_string_to_metric_families(reply.read().decode()))
+    return {(s.name, frozenset(s.labels.values())): s.value for family in families for s in family.samples}
+
+
+def of(values: Values, name: str, *labels: str) -> float:
+    return values[name, frozenset(labels)]
+
+
+def phases(values: Values) -> dict[str, float]:
+    """How many Rendezvous there are in each."""
+    return {next(iter(labels)): value for (name, labels), value in values.items() if name == "rdzv_rendezvous"}
+
+
+def status_word(kube: Kube, namespace: str) -> str:
+    """What the STATUS column begins with."""
+    found = kube.get("Rendezvous", namespace, "mnist")
+    assert found is not None
+    return str(found["status"]["summary"]).split()[0].rstrip(":")
+
+
+def test_an_operator_tells_prometheus_of_its_passes_and_of_a_rendezvous(
+    control_plane: LocalCluster, kube: Kube, light_namespace: str, tmp_path: Path, port: int
+) -> None:
+    env = {"RDZV_METRICS_LISTEN": f"127.0.0.1:{port}", "RDZV_METRICS_RENDEZVOUS": "5"}
+    with running_operator(control_plane.kubeconfig, tmp_path / "log", light_namespace, env=env):
+        set_up(kube, light_namespace, "rendezvous first")
+        eventually(lambda: is_provisioned(kube, light_namespace))
+        eventually(lambda: phases(scraped(port))[status_word(kube, light_namespace)] == 1)
+        values = scraped(port)
+        assert of(values, "rdzv_leads") == of(values, "rdzv_ready") == 1
+        assert of(values, "rdzv_pass_seconds_count", "done") >= 1
+        assert of(values, "rdzv_pass_seconds_count", "crashed") == 0
+        assert of(values, "rdzv_nodes_expected") == 2
+        assert of(values, "rdzv_rendezvous_nodes_expected", light_namespace, "mnist") == 2
+        for verb, code in (("list", "200"), ("watch", "200"), ("create", "201"), ("patch", "200")):
+            assert of(values, "rdzv_api_requests_total", verb, code) >= 1
+
+        kube.delete("Rendezvous", light_namespace, "mnist")
+        eventually(lambda: sum(phases(scraped(port)).values()) == 0)
+        assert ("rdzv_rendezvous_nodes_expected", frozenset({light_namespace, "mnist"})) not in scraped(port)
+
+
+def test_a_webhook_tells_prometheus_how_its_reviews_ended(
+    control_plane: LocalCluster, tmp_path: Path, port: int
+) -> None:
+    with serving(control_plane.kubeconfig, tmp_path, {"RDZV_METRICS_LISTEN": f"127.0.0.1:{port}"}) as webhook:
+        eventually(webhook.answers)
+        said = {}
+        for body in (json.dumps(review()).encode(), b"{"):
+            with closing(HTTPSConnection("127.0.0.1", webhook.port, context=webhook.context, timeout=10)) as connection:
+                connection.request("POST", "/inject", body, {"Content-Type": "application/json"})
+                said[body] = connection.getresponse().status
+        assert list(said.values()) == [200, 400]
+        values = scraped(port)
+        assert of(values, "rdzv_admission_seconds_count", "allowed") == 1
+        assert of(values, "rdzv_admission_seconds_count", "malformed") == 1
