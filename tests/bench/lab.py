@@ -19,7 +19,7 @@ from rdzv.kube.api import Resource
 from rdzv.kube.client import Client
 from rdzv.kube.config import from_kubeconfig
 from rdzv.objects import Object
-from rdzv.protocol.records import Roster
+from rdzv.protocol.roster import Roster
 from rdzv.resources import RENDEZVOUS
 
 T = TypeVar("T")

@@ -21,7 +21,8 @@ from support.operator_process import Kube
 from support.spec_strategies import CONFIG_KEYS, OPERATORS_KEYS, specs
 
 from rdzv.observed import Observed
-from rdzv.protocol.records import Member, Roster
+from rdzv.protocol.records import Member
+from rdzv.protocol.roster import Roster
 from rdzv.spec import Rendezvous
 
 ROOT = Path(__file__).parents[2]

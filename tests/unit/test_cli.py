@@ -23,14 +23,8 @@ from rdzv.cli.snapshot import Node, Snapshot, nodes, unexpected_conditions
 from rdzv.protocol.encoding import (
     salted_fingerprints,
 )
-from rdzv.protocol.records import (
-    Closure,
-    Coordinator,
-    Leader,
-    Member,
-    Roster,
-    Round,
-)
+from rdzv.protocol.records import Closure, Coordinator, Leader, Member, Round
+from rdzv.protocol.roster import Roster
 
 ROOT = Path(__file__).parents[2]
 

@@ -21,7 +21,8 @@ from rdzv.env import PodEnvironment
 from rdzv.observed import Observed
 from rdzv.pairs import LABELS, SLOT_LABEL
 from rdzv.protocol.encoding import MAX_SLOTS, encode_slots
-from rdzv.protocol.records import Member, Roster
+from rdzv.protocol.records import Member
+from rdzv.protocol.roster import Roster
 from rdzv.registry import backend_registry
 from rdzv.spec import MAX_NODES, index_of
 

@@ -12,15 +12,8 @@ from rdzv.backends import World
 from rdzv.backends.kubernetes import BACKEND, HEARTBEAT
 from rdzv.control.plan import plan
 from rdzv.observed import Observed
-from rdzv.protocol.records import (
-    CLOSED,
-    FORMING,
-    Closure,
-    LeftOut,
-    Member,
-    Roster,
-    Round,
-)
+from rdzv.protocol.records import CLOSED, FORMING, Closure, LeftOut, Member, Round
+from rdzv.protocol.roster import Roster
 from rdzv.registry import backend_registry
 
 NOW = 1795428000.0

@@ -13,10 +13,11 @@ import signal
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from rdzv.agent.coordinator_loop import CoordinatorLoop, Shared
+from rdzv.agent.interface import AgentError, AgentSettings
 from rdzv.agent.liveness import Callbacks, Liveness
 from rdzv.agent.loop import Loop
 from rdzv.agent.member_loop import MemberLoop
@@ -31,7 +32,7 @@ from rdzv.kube.api import ApiError, Forbidden, Stopped
 from rdzv.kube.config import ConfigError
 from rdzv.kube.retry import Retry
 from rdzv.protocol import member
-from rdzv.protocol.coordinator_state import CoordinatorState, Policy
+from rdzv.protocol.coordinator_state import CoordinatorState
 from rdzv.protocol.events import (
     CONNECTION,
     TIMEOUT,
@@ -42,7 +43,6 @@ from rdzv.protocol.events import (
     CoordinatorFound,
     CoordinatorLost,
     Finished,
-    Identity,
     Join,
     LeaderUnreachable,
     MemberEvent,
@@ -55,17 +55,16 @@ from rdzv.protocol.events import (
     Sigterm,
     SteppedDown,
     Tick,
-    Timing,
     Write,
     WriteUnknown,
 )
 from rdzv.protocol.member_state import MemberState, Stage, Standing
-from rdzv.protocol.records import CLOSED, Coordinator, Endpoint, LeftOut, Round
+from rdzv.protocol.records import CLOSED, Coordinator, Endpoint, Round
 
 if TYPE_CHECKING:
     from rdzv.backing import Backing
 
-__all__ = ["Agent", "AgentError", "AgentSettings"]
+__all__ = ["Agent"]
 
 log = logging.getLogger("rdzv.agent")
 
@@ -75,30 +74,6 @@ _FAREWELL_SECONDS = 30.0
 _CLOSING_SECONDS = 10.0
 _EXIT_SECONDS = 2.0
 _THREAD_SECONDS = 2.0
-
-
-class AgentError(Exception):
-    """`join` ended without a world. `kind` is one of `rdzv.protocol.events`: closed, timeout, connection, graceful."""
-
-    def __init__(self, kind: str, message: str) -> None:
-        super().__init__(message)
-        self.kind = kind
-
-
-@dataclass(frozen=True)
-class AgentSettings:
-    """Who the agent is and how it behaves.
-
-    Attributes:
-        identity: its `port` is filled in. Run ID `none` becomes the UID of the Rendezvous, if there is one.
-        rebind: closes the store bound for the last request, binds a fresh one and returns its port.
-    """
-
-    namespace: str
-    identity: Identity
-    timing: Timing
-    policy: Policy
-    rebind: Callable[[], int]
 
 
 class Agent:
@@ -120,7 +95,6 @@ class Agent:
         self._error: Exception | None = None
         self._troubles = Troubles(client)
         self._narrator = Narrator(client, settings.namespace, rendezvous, self._situation)
-        self._left_out: tuple[LeftOut, ...] = ()
         self._coordinator: CoordinatorLoop | None = None
         self._requests: queue.SimpleQueue[Write | Read | None] = queue.SimpleQueue()
         self._loop = Loop(f"rdzv-loop-{name}")
@@ -446,16 +420,10 @@ class Agent:
     def _round_changed(self, record: Round | None, rv: int) -> None:
         self._troubles.over()
         self._narrator.note(self._round.latest)
-        self._name(record.left_out if record is not None else ())
+        self._narrator.name(record.left_out if record is not None else ())
         self._feed(RoundSeen(record, rv))
         self._follow(record)
         self._poke()
-
-    def _name(self, left_out: tuple[LeftOut, ...]) -> None:
-        before, self._left_out = self._left_out, left_out
-        for one in left_out:
-            if one.name not in {other.name for other in before}:
-                log.warning("Rendezvous %s goes on without %s: %s", self._identity.rendezvous, one.name, one.reason)
 
     def _follow(self, record: Round | None) -> None:
         target = record.coordinator if record is not None and record.run_id == self._identity.run_id else None

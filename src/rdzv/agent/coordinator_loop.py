@@ -20,7 +20,8 @@ from rdzv.protocol import coordinator
 from rdzv.protocol.completion import missing
 from rdzv.protocol.coordinator_state import CoordinatorState, Decision, Policy, View
 from rdzv.protocol.events import INVALID_SECONDS
-from rdzv.protocol.records import LIVE, RUNNING, Member, Roster, Round, resource_version
+from rdzv.protocol.records import LIVE, RUNNING, Member, Round, resource_version
+from rdzv.protocol.roster import Roster
 from rdzv.resources import MEMBERS, RENDEZVOUS
 from rdzv.spec import API_VERSION, LABEL
 

@@ -27,8 +27,9 @@ from torch.distributed.elastic.rendezvous import (
     RendezvousTimeoutError,
 )
 
-from rdzv.agent.agent import Agent, AgentError, AgentSettings
+from rdzv.agent.agent import Agent
 from rdzv.agent.identity import identify, pod_of_token
+from rdzv.agent.interface import AgentError, AgentSettings
 from rdzv.agent.place import Place
 from rdzv.agent.store_port import StorePort
 from rdzv.env import LAUNCH_TIMEOUT

@@ -1,4 +1,4 @@
-"""What a waiting agent says from time to time: who is missing and why, or that its Rendezvous was deleted, or made again.
+"""What an agent says: without whom others go on, who is missing while it waits and why, what became of its Rendezvous.
 
 The operator knows the reasons, and writes them into the status of the Rendezvous, which every agent may read.
 """
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from rdzv.kube.api import ApiError, Forbidden, NotFound
 from rdzv.kube.config import ConfigError
 from rdzv.objects import ReadOnlyObject
-from rdzv.protocol.records import RUNNING, Round
+from rdzv.protocol.records import RUNNING, LeftOut, Round
 from rdzv.resources import RENDEZVOUS
 from rdzv.spec import KIND
 
@@ -66,6 +66,7 @@ class Narrator:
         self._client, self._namespace, self._name, self._situation = client, namespace, name, situation
         self._owned = False
         """There was a Rendezvous: then it can have been deleted."""
+        self._left_out: tuple[LeftOut, ...] = ()
         self._thread: threading.Thread | None = None
 
     def attend(self, member: MemberLoop, settled: Callable[[], bool]) -> None:
@@ -75,6 +76,13 @@ class Narrator:
             waited = time.monotonic() - began
             # In a thread: who waits for a world must not wait for the API server.
             self._spawn(lambda waited=waited: self._say(waited))  # type: ignore[misc]
+
+    def name(self, left_out: tuple[LeftOut, ...]) -> None:
+        """Says, once, without whom the others go on."""
+        before, self._left_out = self._left_out, left_out
+        for one in left_out:
+            if one.name not in {other.name for other in before}:
+                log.warning("Rendezvous %s goes on without %s: %s", self._name, one.name, one.reason)
 
     def note(self, latest: Latest) -> None:
         """Takes the Round as it is now: when it is gone, the Rendezvous may be, too."""

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 from rdzv.backends import FAILED, OF_FIXED_RANKS, SUCCEEDED, Backend, BackendError, Condition, Provision, World
 from rdzv.protocol import records, reforms
 from rdzv.protocol.encoding import MAX_SLOTS
-from rdzv.protocol.records import CLOSED, LIVE, RUNNING, SUCCESS, TOO_MANY_REFORMS, Absent, Member, Roster, Round
+from rdzv.protocol.records import CLOSED, LIVE, RUNNING, SUCCESS, TOO_MANY_REFORMS, Member, Round
+from rdzv.protocol.roster import Absent, Roster
 from rdzv.spec import GROUP
 
 if TYPE_CHECKING:

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from rdzv.kube.api import ApiError, NotFound, Resource
 from rdzv.objects import ReadOnlyObject
-from rdzv.protocol.records import LEAVING, LIVE, RUNNING, Member, Roster, Round
+from rdzv.protocol.records import LEAVING, LIVE, RUNNING, Member, Round
+from rdzv.protocol.roster import Roster
 from rdzv.resources import MEMBERS, RENDEZVOUS, ROUNDS
 from rdzv.spec import LABEL
 

@@ -14,16 +14,8 @@ from rdzv.protocol.encoding import (
 )
 from rdzv.protocol.facts import Attendance, Facts, attend, one_per_pair
 from rdzv.protocol.fields import replace
-from rdzv.protocol.records import (
-    FORMING,
-    LEAVING,
-    LIVE,
-    RUNNING,
-    Leader,
-    Member,
-    Roster,
-    Round,
-)
+from rdzv.protocol.records import FORMING, LEAVING, LIVE, RUNNING, Leader, Member, Round
+from rdzv.protocol.roster import Roster
 
 if TYPE_CHECKING:
     from rdzv.protocol.coordinator_state import CoordinatorState, Policy

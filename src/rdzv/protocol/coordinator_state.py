@@ -12,7 +12,8 @@ from rdzv.protocol.pace import Pace
 if TYPE_CHECKING:
     from rdzv.protocol.events import Identity
     from rdzv.protocol.exclusion import Barred
-    from rdzv.protocol.records import Coordinator, Endpoint, Member, Roster, Round
+    from rdzv.protocol.records import Coordinator, Endpoint, Member, Round
+    from rdzv.protocol.roster import Roster
 
 
 @dataclass(frozen=True)

@@ -11,17 +11,8 @@ from rdzv.protocol.encoding import (
     fingerprint,
 )
 from rdzv.protocol.pace import Pace
-from rdzv.protocol.records import (
-    LIVE,
-    RUNNING,
-    SUCCEEDED,
-    Endpoint,
-    LeftOut,
-    Member,
-    Roster,
-    Round,
-    birth,
-)
+from rdzv.protocol.records import LIVE, RUNNING, SUCCEEDED, Endpoint, LeftOut, Member, Round, birth
+from rdzv.protocol.roster import Roster
 
 if TYPE_CHECKING:
     from rdzv.pairs import Pair

@@ -1,4 +1,4 @@
-"""The records of the `kubernetes` backend: `Round`, `Member` and `Roster`, and their form as Kubernetes objects.
+"""The records that agents write: `Round` and `Member`, and their form as Kubernetes objects.
 
 Pure: nothing here does I/O. `from_object` raises `ValueError` naming the field for anything that is not as described,
 because these objects are written by other processes and, by hand, by people. Why the fields are what they are:
@@ -22,23 +22,15 @@ from rdzv.protocol.encoding import (
     fingerprint,
 )
 from rdzv.protocol.fields import Fields
-from rdzv.protocol.pace import Pace
 from rdzv.spec import API_VERSION, LABEL, MAX_NODES
 
 ROUND_KIND = "RendezvousRound"
 
-
 MAX_AHEAD = 1_000_000
 """How far above the highest known round a Member's numbers may be: more rounds than are ever missed."""
-_NAME_LENGTH, _INCARNATION_LENGTH, _UID_LENGTH, _REASON_LENGTH, _WANT_LENGTH, _CLOSURE_LENGTH, _KEY_LENGTH = (
-    253,
-    128,
-    64,
-    1024,
-    256,
-    64,
-    64,
-)
+UID_LENGTH = 64
+"""Characters of a UID, as the CRDs allow."""
+_NAME_LENGTH, _INCARNATION_LENGTH, _WANT_LENGTH, _CLOSURE_LENGTH, _KEY_LENGTH = 253, 128, 256, 64, 64
 """Characters, as the CRDs allow."""
 _PREFIX_LENGTH = 100
 """Characters of the name of an agent outside of pods that its incarnation begins with."""
@@ -336,95 +328,6 @@ def incarnation(name: str, pod_uid: str, start: str) -> str:
     return f"{pod_uid or name[:_PREFIX_LENGTH]}/{start}"
 
 
-@dataclass(frozen=True)
-class Absent:
-    """An expected pod that has not joined and will not soon: `reason` is the operator's text (Unschedulable …)."""
-
-    pod: str
-    slot: int | None
-    reason: str
-
-
-@dataclass(frozen=True)
-class Roster:
-    """What the Rendezvous says: bounds and pace from its spec and, when `known`, who is expected, from the operator's status.
-
-    `expected` has the slots, `expected_count` the number, of pods that exist (or are about to) and are not terminal,
-    draining or dead; pods without a slot are in the number only. `draining` and `dead` are pod UIDs; `hopeless` are
-    expected pods that will not join soon. `heartbeat` changes at least every `heartbeat_seconds` while a round forms;
-    0 seconds means that it never goes stale. `ended`, if it is not empty, is why the world of Round `ended_uid` is to be closed.
-    """
-
-    run_id: str
-    min_nodes: int
-    max_nodes: int
-    known: bool = False
-    expected: frozenset[int] = frozenset()
-    expected_count: int = 0
-    hopeless: tuple[Absent, ...] = ()
-    draining: frozenset[str] = frozenset()
-    dead: frozenset[str] = frozenset()
-    round: int = 0
-    heartbeat: int = 0
-    heartbeat_seconds: float = 0.0
-    ended: str = ""
-    ended_uid: str = ""
-    pace: Pace = field(default_factory=Pace)
-
-    def to_status(self) -> Object:
-        """The value of `Rendezvous.status.roster`, as the operator writes it; at most MAX_SLOTS of each, as the CRD allows."""
-        return {
-            "expected": encode_slots(slot for slot in self.expected if slot < MAX_SLOTS),
-            "expectedCount": self.expected_count,
-            "hopeless": [
-                {"pod": a.pod, "reason": a.reason[:_REASON_LENGTH]} | ({} if a.slot is None else {"slot": a.slot})
-                for a in self.hopeless[:MAX_SLOTS]
-            ],
-            "draining": sorted(self.draining)[:MAX_SLOTS],
-            "dead": sorted(self.dead)[:MAX_SLOTS],
-            "heartbeat": self.heartbeat,
-            "heartbeatSeconds": self.heartbeat_seconds,
-            **({"ended": {"roundUID": self.ended_uid, "reason": self.ended[:_REASON_LENGTH]}} if self.ended else {}),
-        }
-
-    @staticmethod
-    def from_object(obj: Mapping[str, Any]) -> Roster:
-        """Reads a Rendezvous: bounds from spec.nodes, the pace from spec.kubernetes, the rest from status.roster if it is there.
-
-        Raises ValueError.
-        """
-        nodes = Fields(obj, "spec").child("nodes") or Fields({}, "spec.nodes")
-        minimum = nodes.integer("min", default=1)
-        maximum = nodes.integer("max", default=minimum)
-        if not 1 <= minimum <= maximum:
-            raise ValueError(f"spec.nodes.max: {maximum} is below min {minimum}, or min is below 1")
-        pace = Pace.of(Fields(obj, "spec").child("kubernetes"))
-        run_id = Fields(obj, "metadata").text("uid", required=True)
-        status = Fields(obj, "status")
-        roster = status.child("roster")
-        ended = roster.child("ended") if roster is not None else None
-        # A status that an operator wrote for another incarnation of this name says nothing about this one.
-        if roster is None or status.text("runID") not in ("", run_id):
-            return Roster(run_id, minimum, maximum, pace=pace)
-        return Roster(
-            run_id,
-            minimum,
-            maximum,
-            known=True,
-            expected=frozenset(decode_slots(roster.text("expected"), "status.roster.expected")),
-            expected_count=roster.integer("expectedCount"),
-            hopeless=tuple(_absent(item) for item in roster.children("hopeless")),
-            draining=roster.names("draining"),
-            dead=roster.names("dead"),
-            round=status.integer("round"),
-            heartbeat=roster.integer("heartbeat"),
-            heartbeat_seconds=roster.number("heartbeatSeconds"),
-            ended=ended.text("reason", most=_REASON_LENGTH) if ended is not None else "",
-            ended_uid=ended.text("roundUID", required=True, most=_UID_LENGTH) if ended is not None else "",
-            pace=pace,
-        )
-
-
 def resource_version(obj: Mapping[str, Any]) -> int:
     """`metadata.resourceVersion` as a number: comparable within one kind (Kubernetes 1.35 says so; etcd always did)."""
     return Fields(obj, "metadata").version("resourceVersion")
@@ -446,7 +349,7 @@ def _is_owned(metadata: Fields, name: str, incarnation: str) -> bool:
     for owner in metadata.children("ownerReferences"):
         if owner.data.get("kind") == "Pod":
             owned = True
-            if (owner.text("name"), owner.text("uid", most=_UID_LENGTH)) != (name, begins):
+            if (owner.text("name"), owner.text("uid", most=UID_LENGTH)) != (name, begins):
                 raise ValueError(f"{owner.name}: incarnation {incarnation!r:.80} of {name!r:.80} is not of this pod")
     if not owned and begins not in (name, name[:_PREFIX_LENGTH]):
         raise ValueError(f"spec.incarnation: {incarnation!r:.80} does not begin with the name, {name!r:.80}")
@@ -499,8 +402,3 @@ def _closure(fields: Fields | None) -> Closure | None:
         if fields is None
         else Closure(fields.text("reason", required=True, most=_CLOSURE_LENGTH), fields.text("by", most=_NAME_LENGTH))
     )
-
-
-def _absent(fields: Fields) -> Absent:
-    slot = None if fields.data.get("slot") is None else fields.integer("slot", below=MAX_SLOTS)
-    return Absent(fields.text("pod", required=True), slot, fields.text("reason"))

@@ -14,7 +14,8 @@ from support.scripted_api import Answer, Fault, Hold, Lose, Raise, Refuse, Scrip
 from unit.agent.lab import FakeLiveness, as_liveness, eventually
 
 from rdzv.agent import troubles
-from rdzv.agent.agent import Agent, AgentError, AgentSettings
+from rdzv.agent.agent import Agent
+from rdzv.agent.interface import AgentError, AgentSettings
 from rdzv.agent.liveness import Callbacks, Liveness
 from rdzv.agent.loop import Loop
 from rdzv.kube import http_client

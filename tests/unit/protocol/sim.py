@@ -22,7 +22,8 @@ from rdzv.protocol.coordinator_state import CoordinatorState, Policy, View
 from rdzv.protocol.fields import replace
 from rdzv.protocol.member_state import MemberState, Standing
 from rdzv.protocol.pace import Pace
-from rdzv.protocol.records import CLOSED, LIVE, RUNNING, Coordinator, Endpoint, Member, Roster, Round
+from rdzv.protocol.records import CLOSED, LIVE, RUNNING, Coordinator, Endpoint, Member, Round
+from rdzv.protocol.roster import Roster
 
 NAME = "job"
 Counted = dict[str, tuple[Member, int]]

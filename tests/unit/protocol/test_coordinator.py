@@ -21,14 +21,13 @@ from rdzv.protocol.records import (
     RUNNING,
     SUCCEEDED,
     SUCCESS,
-    Absent,
     Closure,
     Coordinator,
     Leader,
     Member,
-    Roster,
     Round,
 )
+from rdzv.protocol.roster import Absent, Roster
 
 ME = Identity("job", "run", "pod-0", "uid-0/0", "10.0.0.0", 7000, slot=0, key="mine")
 MINE = Coordinator(0, "uid-0/0", "10.0.0.0", 7000, 1, "mine")

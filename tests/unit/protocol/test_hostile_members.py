@@ -32,10 +32,10 @@ from rdzv.protocol.records import (
     Coordinator,
     Leader,
     Member,
-    Roster,
     Round,
     resource_version,
 )
+from rdzv.protocol.roster import Roster
 
 RUN = "uid-1"
 ME = Identity("mnist", RUN, "mnist-0", "uid-of-mnist-0/a", "10.0.0.1", 7000, slot=0)

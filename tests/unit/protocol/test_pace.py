@@ -11,7 +11,7 @@ from unit.protocol.test_coordinator import WORLD, Bench, member, reform, roster,
 from rdzv.protocol.coordinator_state import Decision
 from rdzv.protocol.fields import Fields
 from rdzv.protocol.pace import Pace
-from rdzv.protocol.records import Absent, Roster
+from rdzv.protocol.roster import Absent, Roster
 
 PACE = Pace(replacement_wait=10.0, min_round=20.0, scale_up_window=30.0)
 GONE = "uid-2/0"

@@ -25,16 +25,15 @@ from rdzv.protocol.records import (
     PHASES,
     RUNNING,
     STATES,
-    Absent,
     Closure,
     Coordinator,
     Leader,
     Member,
-    Roster,
     Round,
     incarnation,
     resource_version,
 )
+from rdzv.protocol.roster import Absent, Roster
 from rdzv.spec import MAX_NODES
 
 

@@ -7,8 +7,9 @@ from unit.protocol.test_coordinator import WORLD, Bench, member, reform, roster,
 
 from rdzv.protocol.coordinator_state import Decision
 from rdzv.protocol.failures import ASKED_AGAIN, GONE, Failure, describe, read
-from rdzv.protocol.records import CLOSED, FORMING, RUNNING, Roster, Round
+from rdzv.protocol.records import CLOSED, FORMING, RUNNING, Round
 from rdzv.protocol.reforms import MOST, Reforms, count, due_in, exceeded, suspicion
+from rdzv.protocol.roster import Roster
 from rdzv.spec import FailurePolicy
 
 POLICY = FailurePolicy(most=3, window=600)

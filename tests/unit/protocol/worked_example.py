@@ -15,7 +15,8 @@ from rdzv.protocol import coordinator, member
 from rdzv.protocol import events as ev
 from rdzv.protocol.coordinator_state import CoordinatorState, Policy, View
 from rdzv.protocol.member_state import MemberState
-from rdzv.protocol.records import Member, Roster, Round
+from rdzv.protocol.records import Member, Round
+from rdzv.protocol.roster import Roster
 
 ADR = Path(__file__).parents[3] / "docs/adr/0010-kubernetes-protocol.md"
 BEGIN, END = "<!-- begin of the worked example -->\n", "<!-- end of the worked example -->\n"

@@ -1,0 +1,114 @@
+"""The record that the operator writes: `Roster`, who is expected in a Rendezvous, and its form in `Rendezvous.status`.
+
+Pure: nothing here does I/O. `from_object` raises `ValueError` naming the field for anything that is not as described.
+Why the fields are what they are: docs/adr/0010-kubernetes-protocol.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from rdzv.objects import Object
+from rdzv.protocol.encoding import MAX_SLOTS, decode_slots, encode_slots
+from rdzv.protocol.fields import Fields
+from rdzv.protocol.pace import Pace
+from rdzv.protocol.records import UID_LENGTH
+
+_REASON_LENGTH = 1024
+"""Characters, as the CRD allows."""
+
+
+@dataclass(frozen=True)
+class Absent:
+    """An expected pod that has not joined and will not soon: `reason` is the operator's text (Unschedulable …)."""
+
+    pod: str
+    slot: int | None
+    reason: str
+
+
+@dataclass(frozen=True)
+class Roster:
+    """What the Rendezvous says: bounds and pace from its spec and, when `known`, who is expected, from the operator's status.
+
+    `expected` has the slots, `expected_count` the number, of pods that exist (or are about to) and are not terminal,
+    draining or dead; pods without a slot are in the number only. `draining` and `dead` are pod UIDs; `hopeless` are
+    expected pods that will not join soon. `heartbeat` changes at least every `heartbeat_seconds` while a round forms;
+    0 seconds means that it never goes stale. `ended`, if it is not empty, is why the world of Round `ended_uid` is to be closed.
+    """
+
+    run_id: str
+    min_nodes: int
+    max_nodes: int
+    known: bool = False
+    expected: frozenset[int] = frozenset()
+    expected_count: int = 0
+    hopeless: tuple[Absent, ...] = ()
+    draining: frozenset[str] = frozenset()
+    dead: frozenset[str] = frozenset()
+    round: int = 0
+    heartbeat: int = 0
+    heartbeat_seconds: float = 0.0
+    ended: str = ""
+    ended_uid: str = ""
+    pace: Pace = field(default_factory=Pace)
+
+    def to_status(self) -> Object:
+        """The value of `Rendezvous.status.roster`, as the operator writes it; at most MAX_SLOTS of each, as the CRD allows."""
+        return {
+            "expected": encode_slots(slot for slot in self.expected if slot < MAX_SLOTS),
+            "expectedCount": self.expected_count,
+            "hopeless": [
+                {"pod": a.pod, "reason": a.reason[:_REASON_LENGTH]} | ({} if a.slot is None else {"slot": a.slot})
+                for a in self.hopeless[:MAX_SLOTS]
+            ],
+            "draining": sorted(self.draining)[:MAX_SLOTS],
+            "dead": sorted(self.dead)[:MAX_SLOTS],
+            "heartbeat": self.heartbeat,
+            "heartbeatSeconds": self.heartbeat_seconds,
+            **({"ended": {"roundUID": self.ended_uid, "reason": self.ended[:_REASON_LENGTH]}} if self.ended else {}),
+        }
+
+    @staticmethod
+    def from_object(obj: Mapping[str, Any]) -> Roster:
+        """Reads a Rendezvous: bounds from spec.nodes, the pace from spec.kubernetes, the rest from status.roster if it is there.
+
+        Raises ValueError.
+        """
+        nodes = Fields(obj, "spec").child("nodes") or Fields({}, "spec.nodes")
+        minimum = nodes.integer("min", default=1)
+        maximum = nodes.integer("max", default=minimum)
+        if not 1 <= minimum <= maximum:
+            raise ValueError(f"spec.nodes.max: {maximum} is below min {minimum}, or min is below 1")
+        pace = Pace.of(Fields(obj, "spec").child("kubernetes"))
+        run_id = Fields(obj, "metadata").text("uid", required=True)
+        status = Fields(obj, "status")
+        roster = status.child("roster")
+        ended = roster.child("ended") if roster is not None else None
+        # A status that an operator wrote for another incarnation of this name says nothing about this one.
+        if roster is None or status.text("runID") not in ("", run_id):
+            return Roster(run_id, minimum, maximum, pace=pace)
+        return Roster(
+            run_id,
+            minimum,
+            maximum,
+            known=True,
+            expected=frozenset(decode_slots(roster.text("expected"), "status.roster.expected")),
+            expected_count=roster.integer("expectedCount"),
+            hopeless=tuple(_absent(item) for item in roster.children("hopeless")),
+            draining=roster.names("draining"),
+            dead=roster.names("dead"),
+            round=status.integer("round"),
+            heartbeat=roster.integer("heartbeat"),
+            heartbeat_seconds=roster.number("heartbeatSeconds"),
+            ended=ended.text("reason", most=_REASON_LENGTH) if ended is not None else "",
+            ended_uid=ended.text("roundUID", required=True, most=UID_LENGTH) if ended is not None else "",
+            pace=pace,
+        )
+
+
+def _absent(fields: Fields) -> Absent:
+    slot = None if fields.data.get("slot") is None else fields.integer("slot", below=MAX_SLOTS)
+    return Absent(fields.text("pod", required=True), slot, fields.text("reason"))
