@@ -232,6 +232,17 @@ def test_every_alert_has_a_runbook_and_every_runbook_an_alert() -> None:
         assert rule["labels"]["severity"] in {"critical", "warning"}
 
 
+def test_every_alert_is_tested_with_series_that_make_it_fire() -> None:
+    """`make alerts` runs them."""
+    text = (render.ROOT / "tests/alerts/alerts_test.yaml").read_text()
+    names = {rule["alert"] for rule in rules()}
+    firing = re.findall(r'alertname="(\w+)",alertstate="firing"[^\n]*\n[^\n]*\n *exp_samples', text)
+    assert set(firing) == names
+    silent = {test["alertname"] for test in yaml.safe_load(text)["tests"][0]["alert_rule_test"]}
+    assert silent == names
+    assert set(named(text)) <= samples()
+
+
 def rendered(*arguments: str) -> list[dict[str, Any]]:
     form = ("--values", str(render.CHART / "ci/metrics-values.yaml"))
     return [obj for obj in yaml.safe_load_all(render.template(*form, *arguments)) if obj]
