@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import re
 import socket
@@ -10,6 +11,9 @@ from urllib.request import urlopen
 
 import pytest
 import yaml
+from kopf._cogs.structs import ids
+from kopf._core.actions import execution
+from kopf._core.engines import admission
 from prometheus_client.parser import text_string_to_metric_families
 
 from deploy import render
@@ -143,6 +147,19 @@ def test_reviews_are_counted_by_how_they_end() -> None:
     found = {each: value(counted, "rdzv_admission_seconds_count", result=each) for each in metrics.RESULTS}
     assert {name: count for name, count in found.items() if count} == {"allowed": 1, "busy": 1}
     assert value(counted, "rdzv_admission_seconds_bucket", result="allowed", le="0.005") == 1
+
+
+def test_a_pod_that_is_not_let_through_was_met_with_a_mistake_of_ours() -> None:
+    spec = importlib.util.spec_from_file_location("rdzv_webhook", render.ROOT / "operator/webhook.py")
+    assert spec is not None
+    assert spec.loader is not None
+    webhook = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(webhook)
+    request: Any = {}
+    for exception, result in ((None, metrics.ALLOWED), (KeyError("spec"), metrics.ERROR)):
+        outcomes = {ids.HandlerId("inject"): execution.Outcome(final=True, exception=exception)}
+        said = admission.build_response(request=request, outcomes=outcomes, warnings=[], jsonpatch=[])
+        assert webhook.ended(said) == result
 
 
 def free_port() -> int:
