@@ -8,7 +8,7 @@ BACKEND ?= kubernetes
 export BACKEND
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-unit test-contract test-cluster faults matrix bench conformance lint format lock cluster cluster-down tools venv render docs practices clean
+.PHONY: help demo test test-unit test-contract test-cluster faults matrix bench conformance lint format lock cluster cluster-down tools venv render docs practices alerts clean
 
 help: ## what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -64,6 +64,12 @@ render: venv ## deploy/install.yaml and the values in the chart's README, from t
 
 docs: venv ## the pages as a site, strictly: .local/site
 	$(BIN)/mkdocs build --strict
+
+PROMTOOL ?= promtool
+
+alerts: ## the chart's alerts, by Prometheus' own tool (PROMTOOL=path)
+	$(PROMTOOL) check rules charts/rendezvous-operator/files/alerts.yaml
+	$(PROMTOOL) test rules tests/alerts/alerts_test.yaml
 
 practices: venv ## which of the 22 practices of well-kept charts ours keeps
 	$(BIN)/python deploy/practices.py

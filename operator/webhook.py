@@ -19,7 +19,7 @@ import kopf
 from aiohttp import web
 
 from rdzv.control.inject import InjectionSettings, inject
-from rdzv.control.metrics import ALLOWED, BUSY, DENIED, ERROR, LATE, MALFORMED, WebhookMetrics, serve
+from rdzv.control.metrics import ALLOWED, BUSY, ERROR, LATE, MALFORMED, WebhookMetrics, serve
 from rdzv.control.review import NotAReview, checked_review
 from rdzv.spec import LABEL
 
@@ -71,6 +71,11 @@ async def answer(fn: Any, data: bytes, handler: str) -> Any:
     return await fn(checked_review(data), webhook=handler)
 
 
+def ended(said: Any) -> str:
+    """How a review has ended. Injection refuses no pod: kopf says so of one that a mistake of ours was met with."""
+    return ALLOWED if said["response"]["allowed"] else ERROR
+
+
 class Server:
     """kopf's WebhookServer, without its limit on bodies and without its outage when the certificate is renewed (kopf#1217)."""
 
@@ -87,7 +92,7 @@ class Server:
                 data = await asyncio.wait_for(request.read(), READ)
                 async with turn:  # What is parsed takes twenty times the memory.
                     said = await answer(fn, data, request.match_info["id"])
-                return ALLOWED if said["response"]["allowed"] else DENIED, web.json_response(said)
+                return ended(said), web.json_response(said)
             except asyncio.TimeoutError:
                 return LATE, web.Response(status=408, text=f"not read within {READ:.0f} s")
             except NotAReview as error:

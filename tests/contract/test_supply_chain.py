@@ -194,7 +194,8 @@ def test_the_bill_names_every_locked_package_with_its_version(bill: str) -> None
     assert root["name"] == "rendezvous-operator"
     needs = {item["ref"]: item["dependsOn"] for item in parsed["dependencies"]}
     asked = {reference.partition("@")[0] for reference in needs[root["purl"]]}
-    assert asked == {"pkg:pypi/kopf", "pkg:pypi/pyyaml"}
+    extra = pyproject()["project"]["optional-dependencies"]["operator"]
+    assert asked == {f"pkg:pypi/{canonicalize_name(Requirement(each).name)}" for each in extra}
     reachable, todo = {root["purl"]}, [root["purl"]]
     while todo:
         new = set(needs[todo.pop()]) - reachable

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import re
 import socket
@@ -10,6 +11,9 @@ from urllib.request import urlopen
 
 import pytest
 import yaml
+from kopf._cogs.structs import ids
+from kopf._core.actions import execution
+from kopf._core.engines import admission
 from prometheus_client.parser import text_string_to_metric_families
 
 from deploy import render
@@ -145,6 +149,19 @@ def test_reviews_are_counted_by_how_they_end() -> None:
     assert value(counted, "rdzv_admission_seconds_bucket", result="allowed", le="0.005") == 1
 
 
+def test_a_pod_that_is_not_let_through_was_met_with_a_mistake_of_ours() -> None:
+    spec = importlib.util.spec_from_file_location("rdzv_webhook", render.ROOT / "operator/webhook.py")
+    assert spec is not None
+    assert spec.loader is not None
+    webhook = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(webhook)
+    request: Any = {}
+    for exception, result in ((None, metrics.ALLOWED), (KeyError("spec"), metrics.ERROR)):
+        outcomes = {ids.HandlerId("inject"): execution.Outcome(final=True, exception=exception)}
+        said = admission.build_response(request=request, outcomes=outcomes, warnings=[], jsonpatch=[])
+        assert webhook.ended(said) == result
+
+
 def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -230,6 +247,17 @@ def test_every_alert_has_a_runbook_and_every_runbook_an_alert() -> None:
     for rule in rules():
         assert rule["annotations"]["runbook"] == f"docs/operations/monitoring.md#{rule['alert'].lower()}"
         assert rule["labels"]["severity"] in {"critical", "warning"}
+
+
+def test_every_alert_is_tested_with_series_that_make_it_fire() -> None:
+    """`make alerts` runs them."""
+    text = (render.ROOT / "tests/alerts/alerts_test.yaml").read_text()
+    names = {rule["alert"] for rule in rules()}
+    firing = re.findall(r'alertname="(\w+)",alertstate="firing"[^\n]*\n[^\n]*\n *exp_samples', text)
+    assert set(firing) == names
+    silent = {test["alertname"] for test in yaml.safe_load(text)["tests"][0]["alert_rule_test"]}
+    assert silent == names
+    assert set(named(text)) <= samples()
 
 
 def rendered(*arguments: str) -> list[dict[str, Any]]:

@@ -30,9 +30,9 @@ OUTCOMES = (DONE, REFUSED, CRASHED)
 #: First words of a status' summary (`rdzv.control.phase`).
 PHASES = ("Waiting", "Suspended", "Forming", "Running", "Degraded", "Succeeded", "Failed")
 OTHER_PHASE = "other"
-#: How a review ends: a pod is let through, or not; it was no review of a pod's creation; not read, or not its turn, in time; our mistake.
-ALLOWED, DENIED, MALFORMED, LATE, BUSY, ERROR = "allowed", "denied", "malformed", "late", "busy", "error"
-RESULTS = (ALLOWED, DENIED, MALFORMED, LATE, BUSY, ERROR)
+#: How a review ends: the pod is let through; it was no review of a pod's creation; not read, or not its turn, in time; our mistake.
+ALLOWED, MALFORMED, LATE, BUSY, ERROR = "allowed", "malformed", "late", "busy", "error"
+RESULTS = (ALLOWED, MALFORMED, LATE, BUSY, ERROR)
 #: The code of a request that was not answered.
 UNANSWERED = "none"
 
