@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,3 +11,18 @@ Object = dict[str, Any]
 
 ReadOnlyObject = Mapping[str, Any]
 """An object that the function only reads."""
+
+
+def parsed(data: bytes) -> Object:
+    """The object that JSON from elsewhere is.
+
+    Raises:
+        ValueError: it is not JSON, or no object, or nested more deeply than Python follows.
+    """
+    try:
+        found = json.loads(data)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+    if not isinstance(found, dict):
+        raise ValueError(f"not an object but {type(found).__name__}")
+    return found

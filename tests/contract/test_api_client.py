@@ -372,7 +372,7 @@ def test_a_reply_that_does_not_come_or_trickles_ends_at_the_deadline(
             client.list(MAPS, light_namespace, retry=Retry.within(1))
         proxy.clear()
     proxy.inject("garbage")
-    with pytest.raises(Unreachable, match="not JSON"):
+    with pytest.raises(Unreachable, match="not a JSON object"):
         client.list(MAPS, light_namespace)
 
 

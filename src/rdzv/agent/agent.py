@@ -187,7 +187,7 @@ class Agent:
 
         An exception upon SIGTERM drops the handler on its way out: that the agent leaves should get through.
         """
-        self._loop.call(lambda: self._after_signals(self._end))
+        self._loop.call(lambda: self._next_turn("abandon", self._end))
 
     def stop(self) -> None:
         """End all threads and connections, without a word to the others."""
@@ -297,14 +297,14 @@ class Agent:
             noticed.set()
             self._member.poke()
 
-        self._after_signals(notice)
+        self._next_turn("exit", notice)
         self._member.wait(lambda: noticed.is_set() or self._stop.is_set(), time.monotonic() + _EXIT_SECONDS)
         self._end()
 
-    def _after_signals(self, function: Callable[[], None]) -> None:
+    def _next_turn(self, key: str, function: Callable[[], None]) -> None:
         """In the turn after the one that the loop may be in: a signal that came before this is seen by then."""
         now = self._loop.clock()
-        self._loop.at("exit", now, lambda: self._loop.at("exit", now, function))
+        self._loop.at(key, now, lambda: self._loop.at(key, now, function))
 
     def _end(self) -> None:
         state = self._member.state

@@ -12,6 +12,7 @@ import random
 import ssl
 import threading
 import time
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from rdzv.etcd import records
@@ -38,10 +39,10 @@ from rdzv.kube.api import (
 from rdzv.kube.http_client import HttpClient, Request
 from rdzv.kube.retry import Retry
 from rdzv.kube.transport import CALL_SECONDS, Connection
-from rdzv.objects import Object
+from rdzv.objects import Object, parsed
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Mapping, Sequence
+    from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
     from rdzv.etcd.config import Config, Server
 
@@ -134,7 +135,8 @@ class Client(HttpClient):
         reply = self._write(call, lambda lease: records.create_txn(key, value, lease), retry)
         if not reply.get("succeeded"):
             raise AlreadyExists(call, "an object of this name exists", code=409, reason="AlreadyExists")
-        created = self._note(reply)
+        with _of_etcd(call):
+            created = self._note(reply)
         return records.stored(obj, created, created)
 
     def replace(self, resource: Resource, namespace: str | None, obj: Object, *, retry: Retry | None = None) -> Object:
@@ -143,12 +145,14 @@ class Client(HttpClient):
         key, value = self._key_and_value(call, obj)
         version = str(obj["metadata"].get("resourceVersion") or "")
         reply = self._write(call, lambda lease: records.replace_txn(key, value, lease, version), retry)
-        found = records.looked_up(reply)
-        if found is None:
-            raise NotFound(call, f"there is no {call.name}", code=404)
-        if not reply.get("succeeded"):
-            raise Conflict(call, f"it is at version {found.get('mod_revision')}, not {version}", code=409)
-        return records.stored(obj, records.revision(found, "create_revision"), self._note(reply))
+        with _of_etcd(call):
+            found = records.looked_up(reply)
+            if found is None:
+                raise NotFound(call, f"there is no {call.name}", code=404)
+            created, modified = (records.revision(found, name) for name in ("create_revision", "mod_revision"))
+            if not reply.get("succeeded"):
+                raise Conflict(call, f"it is at version {modified}, not {version}", code=409)
+            return records.stored(obj, created, self._note(reply))
 
     def json_patch(
         self,
@@ -182,8 +186,9 @@ class Client(HttpClient):
         txn = records.delete_txn(self.keys(call).one(name)["key"], uid or "", resource_version or "")
         reply = self.run(self._request(call, "/v3/kv/txn", txn), retry)
         if not reply.get("succeeded"):
-            if records.looked_up(reply) is None:
-                raise NotFound(call, f"there is no {name}", code=404)
+            with _of_etcd(call):
+                if records.looked_up(reply) is None:
+                    raise NotFound(call, f"there is no {name}", code=404)
             raise Conflict(call, "it is another one, or was changed", code=409)
         return {}
 
@@ -363,10 +368,9 @@ class Client(HttpClient):
         if response.status >= 300:
             raise error_of(call, Reply(response.status, data), self.config.user)
         try:
-            found = json.loads(data)
+            return parsed(data)
         except ValueError:
-            found = None
-        return found if isinstance(found, dict) else {}
+            return {}
 
     def error_of(self, call: Call, reply: Reply) -> ApiError:
         """From gRPC's code and etcd's text; a server without the gateway is asked what it is."""
@@ -379,6 +383,15 @@ class Client(HttpClient):
         except ApiError:
             version = None
         return NoGateway(call, explain_missing_gateway(version, f"{server.host}:{server.port}"), code=reply.code)
+
+
+@contextmanager
+def _of_etcd(call: Call) -> Iterator[None]:
+    """What a reply to a write does not say as etcd does leaves open whether it was carried out."""
+    try:
+        yield
+    except ValueError as error:
+        raise Unreachable(call, f"the reply is not etcd's: {error}", maybe_applied=True) from None
 
 
 _NONE = " "

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import socket
 import ssl
 import time
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from rdzv.etcd.errors import explain_missing_gateway
 from rdzv.kube.api import ApiError, Call, Resource, Unreachable, Untrusted
 from rdzv.kube.transport import CALL_SECONDS, CONNECT_SECONDS, Connection
+from rdzv.objects import parsed
 
 if TYPE_CHECKING:
     from rdzv.etcd.config import Server
@@ -162,10 +162,9 @@ def _v3(connection: Connection, where: str, version: str) -> Diagnosis:
 
 def _json(body: bytes) -> dict[str, Any]:
     try:
-        found = json.loads(body)
+        return parsed(body)
     except ValueError:
         return {}
-    return found if isinstance(found, dict) else {}
 
 
 def _text(error: BaseException) -> str:

@@ -7,7 +7,6 @@ The gateway answers with gRPC's status codes (https://grpc.github.io/grpc/core/m
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -27,6 +26,7 @@ from rdzv.kube.api import (
     UnknownResource,
     Untrusted,
 )
+from rdzv.objects import parsed
 
 _TEXT_LIMIT = 1000
 _READS = ("get", "list", "watch")
@@ -150,7 +150,7 @@ def explain_missing_gateway(version: Mapping[str, Any] | None, address: str) -> 
     found = str((version or {}).get("etcdserver") or "")[:40]
     if not found:
         return f"{address} answers, and is no etcd"
-    numbers = [int(part) if part.isdigit() else 0 for part in found.split(".")[:2]]
+    numbers = [int(part) if part.isascii() and part.isdigit() else 0 for part in found.split(".")[:2]]
     if numbers < [3, 4]:
         return f"{address} answers, is etcd {found}, and has no v3 gateway at /v3: use 3.4 or later, or backend etcd-v2"
     return f"{address} answers, is etcd {found}, and has no JSON gateway: start it without --enable-grpc-gateway=false"
@@ -158,7 +158,6 @@ def explain_missing_gateway(version: Mapping[str, Any] | None, address: str) -> 
 
 def _json(body: bytes) -> dict[str, Any] | None:
     try:
-        found = json.loads(body)
+        return parsed(body)
     except ValueError:
         return None
-    return found if isinstance(found, dict) else None

@@ -12,8 +12,9 @@ import random
 import threading
 from typing import TYPE_CHECKING
 
+from rdzv.etcd import records
 from rdzv.etcd.errors import LeaseExists
-from rdzv.kube.api import ApiError, Stopped
+from rdzv.kube.api import ApiError, Stopped, Unreachable
 from rdzv.kube.kubeconfig import ConfigError
 
 if TYPE_CHECKING:
@@ -87,7 +88,11 @@ class Leases:
             self._reset()  # The parent's leases are the parent's to keep; its lock may be held by a thread that is not here.
 
     def _grant(self, lease: int) -> int:
-        return int(self._post("/v3/lease/grant", {"TTL": str(LEASE_SECONDS), "ID": str(lease)})["ID"])
+        reply = self._post("/v3/lease/grant", {"TTL": str(LEASE_SECONDS), "ID": str(lease)})
+        granted = _number(reply, "ID")
+        if not granted:
+            raise Unreachable(None, "the reply is not etcd's: a lease without a number")
+        return granted
 
     def _keep(self, lease: int) -> int:
         self._kept.add(lease)
@@ -97,11 +102,11 @@ class Leases:
         return lease
 
     def _keep_alive(self, lease: int) -> bool:
-        """Whether there was such a lease. Raises ValueError when the reply does not say."""
+        """Whether there was such a lease. Raises ApiError, also when the reply does not say."""
         result = self._post("/v3/lease/keepalive", {"ID": str(lease)}).get("result")
         if not isinstance(result, dict) or str(result.get("ID")) != str(lease):
-            raise ValueError("the reply is not etcd's")
-        return int(result.get("TTL") or 0) > 0
+            raise Unreachable(None, "the reply is not etcd's: another lease, or none")
+        return _number(result, "TTL") > 0
 
     def _keeping(self) -> None:
         pause = random.uniform(*KEEP_ALIVE_SECONDS)  # noqa: S311 - jitter
@@ -114,6 +119,13 @@ class Leases:
                         self.lost(lease)
                 except Stopped:
                     return
-                except (ApiError, ConfigError, ValueError) as error:
+                except (ApiError, ConfigError) as error:
                     log.info("a lease is not kept alive: %s", error)
                     pause = RETRY_SECONDS
+
+
+def _number(reply: Object, name: str) -> int:
+    try:
+        return records.revision(reply, name)
+    except ValueError as error:
+        raise Unreachable(None, f"the reply is not etcd's: {error}") from None

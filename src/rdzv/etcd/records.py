@@ -20,6 +20,7 @@ from rdzv.kube.api import Resource
 from rdzv.objects import Object
 
 _FROM_ETCD = ("resourceVersion", "uid", "creationTimestamp")
+_DIGITS = 19
 
 
 @dataclass(frozen=True)
@@ -103,16 +104,22 @@ def object_of(keys: Keys, kv: Mapping[str, Any]) -> Object | None:
         found = None
     obj: Object = found if isinstance(found, dict) else {}
     given = obj.get("metadata")
-    metadata = given if isinstance(given, dict) else {}
+    metadata = dict(given) if isinstance(given, dict) else {}
+    labels = metadata.pop("labels", None)
+    if isinstance(labels, dict) and all(isinstance(value, str) for value in labels.values()):
+        metadata["labels"] = labels
     return {**obj, "metadata": {**metadata, "name": name, **versions}}
 
 
 def revision(fields: Mapping[str, Any], name: str) -> int:
     """A 64-bit number, which JSON has as text and leaves out when it is 0. Raises ValueError."""
-    try:
-        return int(fields.get(name, 0))
-    except TypeError:
-        raise ValueError(f"{name} is not a number") from None
+    value = fields.get(name, 0) if isinstance(fields, Mapping) else None
+    # isdigit() alone also admits digits that int() refuses, such as superscripts.
+    if isinstance(value, str) and value.isascii() and value.isdigit() and len(value) <= _DIGITS:
+        value = int(value)
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < 1 << 63:
+        raise ValueError(f"{name} is not a number")
+    return value
 
 
 def _versions(created: int, modified: int) -> dict[str, str]:
@@ -166,11 +173,14 @@ def delete_txn(key: str, created: str, modified: str) -> Object:
 
 
 def looked_up(reply: Mapping[str, Any]) -> Mapping[str, Any] | None:
-    """What `look` found in a transaction, None when there is no such key."""
-    for response in reply.get("responses") or ():
-        found = (response.get("response_range") or {}).get("kvs")
-        if found:
-            return dict(found[0])
+    """What `look` found in a transaction, None when there is no such key. Raises ValueError."""
+    try:
+        for response in reply.get("responses") or ():
+            found = (response.get("response_range") or {}).get("kvs")
+            if found:
+                return dict(found[0])
+    except (KeyError, TypeError, AttributeError):
+        raise ValueError("not the responses of a transaction") from None
     return None
 
 

@@ -18,6 +18,7 @@ from rdzv.etcd import records
 from rdzv.etcd.errors import error_of_cancel, error_of_code
 from rdzv.kube.api import ApiError, Call, Gone, Unreachable
 from rdzv.kube.watch_loop import SYNCED, WatchEvent, WatchLoop
+from rdzv.objects import parsed
 
 if TYPE_CHECKING:
     from rdzv.etcd.client import Client, Found
@@ -50,6 +51,7 @@ class Watch(WatchLoop):
         try:
             response = self._open(connection)
             connection.patience = random.uniform(*READ_SECONDS)  # noqa: S311 - jitter
+            connection.deadline = float("inf")  # The one so far was for the head.
             self._be_wary(connection)
             for line in self._lines(response, until_silent=True):
                 yield from self._event(line)
@@ -89,7 +91,7 @@ class Watch(WatchLoop):
         if not line.strip():
             return
         try:
-            message = json.loads(line)
+            message = parsed(line)
             if "error" in message:
                 raise self._refusal(message["error"])
             result = message["result"]
@@ -129,10 +131,13 @@ class Watch(WatchLoop):
             self._ask(local=False)
 
     def _refusal(self, error: Object) -> ApiError:
-        code = int(error.get("grpc_code") or error.get("code") or 2)
-        return error_of_code(self.call, code, str(error.get("message")), int(error.get("http_code") or 0))
+        code = records.revision(error, "grpc_code") or records.revision(error, "code") or 2
+        text = error.get("message")
+        status = records.revision(error, "http_code")
+        return error_of_code(self.call, code, text if isinstance(text, str) else "no message", status)
 
     def _end(self, result: Object) -> ApiError:
-        if int(result.get("compact_revision") or 0):
+        if records.revision(result, "compact_revision"):
             return Gone(self.call, "etcd has compacted the history since then")
-        return error_of_cancel(self.call, str(result.get("cancel_reason") or ""), self.etcd.config.user)
+        reason = result.get("cancel_reason")
+        return error_of_cancel(self.call, reason if isinstance(reason, str) else "", self.etcd.config.user)

@@ -13,9 +13,12 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 from urllib.parse import quote
 
-from rdzv.objects import Object
+from rdzv.objects import Object, parsed
 
 _TEXT_LIMIT = 1000
+_REASON_LIMIT = 100
+RETRY_AFTER_SECONDS = 60.0
+"""A server that asks to be left alone for longer is asked again after this."""
 _CANNOT = re.compile(r'User "(?P<user>[^"]*)" cannot (?P<verb>\w+) resource')
 _UNKNOWN_FIELD = re.compile(r'unknown field "([^"]*)"')
 
@@ -212,6 +215,42 @@ class Reply:
     retry_after: str | None = field(default=None)
 
 
+def checked(call: Call, obj: Object, *, named: bool = True) -> Object:
+    """An object of a reply, once its metadata has the form that Kubernetes' own has.
+
+    Args:
+        named: it has a name.
+
+    Raises:
+        Unreachable: it is no object of Kubernetes'.
+    """
+    metadata = obj.get("metadata", None if named else {}) if isinstance(obj, dict) else None
+    if isinstance(metadata, dict):
+        texts = [metadata.get(name, "") for name in ("name", "uid", "resourceVersion")]
+        labels = metadata.get("labels")
+        well = all(isinstance(text, str) for text in texts) and (labels is None or _is_labels(labels))
+        if well and (texts[0] or not named):
+            return obj
+    unknown = call.verb not in ("get", "list", "watch")
+    raise Unreachable(call, "the reply is not an object of Kubernetes'", maybe_applied=unknown)
+
+
+def _is_labels(labels: object) -> bool:
+    return isinstance(labels, dict) and all(isinstance(value, str) for value in labels.values())
+
+
+def checked_list(call: Call, found: Object) -> Object:
+    """A list of such objects, at a version. Raises as `checked`."""
+    items, metadata = found.get("items"), found.get("metadata")
+    version = metadata.get("resourceVersion") if isinstance(metadata, dict) else None
+    if not isinstance(items, (list, type(None))) or not version:
+        raise Unreachable(call, "the reply is not a list of Kubernetes'")
+    for item in items or ():
+        checked(call, item)
+    checked(call, found, named=False)
+    return {**found, "items": items or []}
+
+
 def error_of(call: Call, reply: Reply) -> ApiError:
     """The typed exception for a reply of 300 and above."""
     status = _status(reply.body)
@@ -226,34 +265,51 @@ def error_of(call: Call, reply: Reply) -> ApiError:
 
 def error_of_status(call: Call, status: Object, retry_after: float | None = None) -> ApiError:
     """The typed exception for a `Status` object, from a reply or from an ERROR event of a watch."""
-    code = int(status.get("code") or 500)
-    reason = str(status.get("reason") or "")
-    details = status.get("details") or {}
-    if retry_after is None and details.get("retryAfterSeconds"):
-        retry_after = float(details["retryAfterSeconds"])
+    code = status.get("code")
+    if not isinstance(code, int) or not 300 <= code < 600:
+        code = 500
+    reason = _words(status.get("reason"))[:_REASON_LIMIT]
+    details = status.get("details")
+    if not isinstance(details, dict):
+        details = {}
+    if retry_after is None:
+        retry_after = _bounded(details.get("retryAfterSeconds"))
     if code == 503:
         # An API server that starts says so for a second, and asks to be left alone for five; one that is busy says 429.
         retry_after = None
+    text = _words(status.get("message"))[:_TEXT_LIMIT]
     kind: type[ApiError] = _BY_CODE.get(code, ServerError if code >= 500 else ApiError)
     if reason == "AlreadyExists":
         kind = AlreadyExists
     elif kind is NotFound and not details.get("name"):
         kind = UnknownResource
-    elif kind is Invalid and _UNKNOWN_FIELD.search(str(status.get("message"))):
+    elif kind is Invalid and _UNKNOWN_FIELD.search(text):
         kind = UnknownField
-    message = str(status.get("message") or reason or "no message")[:_TEXT_LIMIT]
     unknown = kind is ServerError and call.verb not in ("get", "list", "watch")
-    return kind(call, message, code=code, reason=reason, retry_after=retry_after, maybe_applied=unknown)
+    return kind(
+        call, text or reason or "no message", code=code, reason=reason, retry_after=retry_after, maybe_applied=unknown
+    )
+
+
+def _words(value: object) -> str:
+    return value if isinstance(value, str) else ""
 
 
 def _status(body: bytes) -> Object | None:
     try:
-        status = json.loads(body)
+        status = parsed(body)
     except ValueError:
         return None
-    return status if isinstance(status, dict) and status.get("kind") == "Status" else None
+    return status if status.get("kind") == "Status" else None
 
 
 def _seconds(value: str | None) -> float | None:
     # The other form of Retry-After, a date, is not sent by API servers; it would need the two clocks to agree.
-    return float(value) if value and value.isdigit() else None
+    # isdigit() alone also admits digits that float() refuses, such as superscripts.
+    return _bounded(float(value)) if value and value.isascii() and value.isdigit() else None
+
+
+def _bounded(seconds: object) -> float | None:
+    if not isinstance(seconds, (int, float)) or isinstance(seconds, bool) or not seconds > 0:
+        return None
+    return float(min(seconds, RETRY_AFTER_SECONDS))

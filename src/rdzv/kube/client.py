@@ -11,7 +11,7 @@ import logging
 from typing import TYPE_CHECKING
 from urllib.parse import urlencode
 
-from rdzv.kube.api import ApiError, Call, Reply, Resource, TooLarge, Untrusted, error_of
+from rdzv.kube.api import ApiError, Call, Reply, Resource, TooLarge, Untrusted, checked, checked_list, error_of
 from rdzv.kube.http_client import IDLE, HttpClient, Request
 from rdzv.kube.retry import Retry
 from rdzv.kube.transport import CALL_SECONDS, Connection
@@ -66,7 +66,8 @@ class Client(HttpClient):
 
     def get(self, resource: Resource, namespace: str | None, name: str, *, retry: Retry | None = None) -> Object:
         """One object, as of now (a quorum read)."""
-        return self._call(Call("get", resource, namespace, name), "GET", retry=retry)
+        call = Call("get", resource, namespace, name)
+        return checked(call, self._call(call, "GET", retry=retry))
 
     def list(
         self,
@@ -84,7 +85,8 @@ class Client(HttpClient):
             "fieldSelector": field_selector,
             "resourceVersion": resource_version,
         }
-        return self._call(Call("list", resource, namespace), "GET", query=query, retry=retry)
+        call = Call("list", resource, namespace)
+        return checked_list(call, self._call(call, "GET", query=query, retry=retry))
 
     def schemas(self, group_version: str, *, retry: Retry | None = None) -> Object:
         """The OpenAPI v3 document of an API group, which every authenticated user may read."""
@@ -103,12 +105,13 @@ class Client(HttpClient):
         """Create an object; returns it as stored. Raises `AlreadyExists`. `dry_run`: as it would be, admission included."""
         name = obj.get("metadata", {}).get("name")
         query = {**_STRICT, "dryRun": "All"} if dry_run else _STRICT
-        return self._call(Call("create", resource, namespace, name), "POST", query=query, body=obj, retry=retry)
+        call = Call("create", resource, namespace, name)
+        return checked(call, self._call(call, "POST", query=query, body=obj, retry=retry), named=bool(name))
 
     def replace(self, resource: Resource, namespace: str | None, obj: Object, *, retry: Retry | None = None) -> Object:
         """PUT. With `metadata.resourceVersion` it is a compare-and-set, and raises `Conflict`."""
         call = Call("update", resource, namespace, obj["metadata"]["name"])
-        return self._call(call, "PUT", query=_STRICT, body=obj, retry=retry)
+        return checked(call, self._call(call, "PUT", query=_STRICT, body=obj, retry=retry))
 
     def json_patch(
         self,
@@ -122,7 +125,7 @@ class Client(HttpClient):
     ) -> Object:
         """RFC 6902 patch: carried out completely, on the state of that moment, or not at all (`Invalid`: a `test` failed)."""
         call = Call("patch", resource, namespace, name, subresource)
-        return self._call(call, "PATCH", query=_STRICT, body=patch, retry=retry)
+        return checked(call, self._call(call, "PATCH", query=_STRICT, body=patch, retry=retry))
 
     def delete(
         self,

@@ -5,7 +5,6 @@ A subclass says where to connect to, with which credentials, and what a refusal 
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import threading
@@ -27,7 +26,7 @@ from rdzv.kube.api import (
 )
 from rdzv.kube.retry import Backoff, Retry
 from rdzv.kube.transport import CALL_SECONDS, Connection
-from rdzv.objects import Object
+from rdzv.objects import Object, parsed
 
 if TYPE_CHECKING:
     from http.client import HTTPResponse
@@ -175,7 +174,7 @@ class HttpClient(ABC):
     # Requests.
 
     def run(self, request: Request, retry: Retry | None) -> Object:
-        """Send a request, again as `retry` allows; returns the JSON of the reply. Raises ApiError."""
+        """Send a request, again as `retry` allows; returns the object in the reply. Raises ApiError."""
         backoff = Backoff()
         while True:
             try:
@@ -263,10 +262,9 @@ class HttpClient(ABC):
         if response.status >= 300:
             raise self.error_of(call, reply_of(response, body))
         try:
-            result: Object = json.loads(body)
+            return parsed(body)
         except ValueError:
-            raise Unreachable(call, "the reply is not JSON", maybe_applied=not request.safe) from None
-        return result
+            raise Unreachable(call, "the reply is not a JSON object", maybe_applied=not request.safe) from None
 
 
 def reply_of(response: HTTPResponse, body: bytes) -> Reply:

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import random
 import time
 from collections.abc import Callable, Iterator
 from http.client import HTTPResponse
 from typing import TYPE_CHECKING
 
-from rdzv.kube.api import Call, NotFound, Resource, Unreachable, error_of_status
+from rdzv.kube.api import Call, NotFound, Resource, Unreachable, checked, error_of_status
 from rdzv.kube.transport import Connection
 from rdzv.kube.watch_loop import ADDED, DELETED, MODIFIED, SYNCED, WatchEvent, WatchLoop
+from rdzv.objects import parsed
 
 if TYPE_CHECKING:
     from rdzv.kube.client import Client
@@ -22,6 +22,8 @@ SERVER_SECONDS = (240.0, 300.0)
 """`timeoutSeconds`: the server ends the stream then, spread so that agents do not renew together."""
 READ_SECONDS = (70.0, 75.0)
 """Silence after which a connection is taken for dead: bookmarks come about every 60 s."""
+_DIGITS = 20
+"""Of a number of 64 bits."""
 
 
 class Watch(WatchLoop):
@@ -92,7 +94,7 @@ class Watch(WatchLoop):
         """By a list, or a read."""
         api, call = self.api, self.call
         if call.name is None:
-            items = api.list(call.resource, call.namespace, label_selector=self._label_selector).get("items") or []
+            items = api.list(call.resource, call.namespace, label_selector=self._label_selector)["items"]
         else:
             try:
                 items = [api.get(call.resource, call.namespace, call.name)]
@@ -106,13 +108,14 @@ class Watch(WatchLoop):
         if not line.strip():
             return
         try:
-            event = json.loads(line)
-            kind, obj = event["type"], event["object"]
-            version = str(obj.get("metadata", {}).get("resourceVersion", ""))
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            event = parsed(line)
+        except ValueError as error:
             raise Unreachable(self.call, "the stream broke: not an event") from error
+        kind, obj = event.get("type"), event.get("object")
         if kind == "ERROR":
-            raise error_of_status(self.call, obj)
+            raise error_of_status(self.call, obj if isinstance(obj, dict) else {})
+        obj = checked(self.call, obj or {}, named=kind in (ADDED, MODIFIED, DELETED))
+        version = obj["metadata"].get("resourceVersion", "")
         number = _number(version)
         if number and number <= self._seen:
             return
@@ -130,9 +133,9 @@ class Watch(WatchLoop):
             resource_version="" if self._fresh or self.contact > float("-inf") else "0",
         )
         self.contact = time.monotonic()
-        yield from self._replace_all(found.get("items") or [])
-        self._resume = str(found["metadata"]["resourceVersion"])
-        self._seen = _number(self._resume)
+        yield from self._replace_all(found["items"])
+        self._resume = found["metadata"]["resourceVersion"]
+        self._seen = _number(found["metadata"]["resourceVersion"])
         yield WatchEvent(SYNCED, {})
 
     def _get(self) -> Iterator[WatchEvent]:
@@ -144,11 +147,11 @@ class Watch(WatchLoop):
                 yield from self._remove(name, self._known[name])
         else:
             # The read is the authority, also when versions went back.
-            self._seen = _number(str(obj["metadata"]["resourceVersion"]))
+            self._seen = _number(obj["metadata"].get("resourceVersion", ""))
             yield from self._set(obj)
         yield WatchEvent(SYNCED, {})
 
 
 def _number(version: str) -> int:
     # Versions of one resource are numbers that grow (KEP-5504); 0, for a server where they are not, compares nothing.
-    return int(version) if version.isdigit() else 0
+    return int(version) if version.isascii() and version.isdigit() and len(version) <= _DIGITS else 0

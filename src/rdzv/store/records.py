@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import base64
 import re
+import reprlib
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -101,7 +102,11 @@ def decode_key(text: str) -> str:
         Malformed: it did not.
     """
     key = "" if text == _EMPTY_KEY else unquote(text)
-    if encode_key(key) != text:
+    try:
+        legible = encode_key(key) == text
+    except UnicodeEncodeError:
+        legible = False
+    if not legible:
         raise Malformed(f"a key {text[:100]!r}")
     return key
 
@@ -311,7 +316,7 @@ def checked_decision(found: ReadOnlyObject) -> str:
     """
     decision = _mapping(found.get("spec"), "spec").get("decision")
     if decision not in (COMMIT, ABORT):
-        raise Malformed(f"a decision {str(decision)[:100]!r}")
+        raise Malformed(f"a decision {reprlib.repr(decision)}")
     return str(decision)
 
 

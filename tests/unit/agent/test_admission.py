@@ -5,12 +5,16 @@ from __future__ import annotations
 import errno
 import json
 import logging
+import os
 import socket
 from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
 from support.clocked_loop import KEY, Agent, Clock, clocked
+from support.hostile_replies import GARBAGE, changed
 
 from rdzv.agent import admission
 from rdzv.agent.admission import Limits
@@ -260,3 +264,26 @@ def test_without_descriptors_it_pauses_and_does_not_spin(clock: Clock, code: int
     assert listener.accepts == 1
     clock.run(1.6)
     assert listener.accepts <= 5
+
+
+@settings(
+    max_examples=10_000 if os.environ.get("RDZV_FAULTS") == "long" else 100,
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
+)
+@given(
+    st.lists(
+        changed({"from": "m", "to": "c", "nonce": "1", "proof": "2"}).map(json.dumps).map(str.encode) | GARBAGE,
+        max_size=3,
+    )
+)
+@example([hello(), encode(proof="\ud800")])
+@example([hello(sender="\ud800"), encode(proof="0")])
+def test_whatever_is_said_at_the_door_lets_nobody_in(clock: Clock, coordinator: Agent, lines: list[bytes]) -> None:
+    stranger = Stranger(clock, coordinator)
+    said = [reply for line in lines if (reply := stranger.says(line[: 1 << 16].replace(b"\n", b" ") + b"\n"))]
+    assert len(said) <= 1, "a challenge, and no more"
+    assert b"+" not in said
+    assert not coordinator.liveness._server.verdict.connected
+    clock.run(admission.LINE_SECONDS + 0.1, step=1)
+    assert coordinator.liveness._server.admission.waiting == 0

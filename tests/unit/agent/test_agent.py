@@ -245,7 +245,14 @@ def test_sigterm_is_said_to_the_others_although_the_end_comes_at_once(lab: Lab, 
     lab.join(agent).result(30)
     before = signal.signal(signal.SIGTERM, lambda *_: None)
     try:
-        agent._loop.call(lambda: time.sleep(0.3))  # It is busy when the signal comes.
+        busy = threading.Event()
+
+        def hold() -> None:
+            busy.set()
+            time.sleep(0.3)
+
+        agent._loop.call(hold)
+        assert busy.wait(5)  # It is past its look at the signals when this one comes.
         signal.raise_signal(signal.SIGTERM)
         end(agent)
     finally:

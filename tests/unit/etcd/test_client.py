@@ -327,7 +327,7 @@ def test_what_says_nothing_of_a_lease_leaves_it_alone() -> None:
     found = Leases(lambda path, _: {"ID": "77"} if path == GRANT else replies.pop())
     found.own()
     while replies:
-        with pytest.raises(ValueError, match="the reply is not etcd's"):
+        with pytest.raises(Unreachable, match="the reply is not etcd's"):
             found._keep_alive(77)
     assert found.own() == 77
     found.close()
