@@ -82,5 +82,5 @@ def test_without_the_operator_worlds_form_anew(
         after = place.pods()
         assert all(restarts(after[name]) == 0 for name in survivors)
     finally:
-        target.kubectl("scale", "-n", demo.SYSTEM, "deployment", demo.RELEASE, "--replicas=1")
+        target.kubectl("scale", "-n", demo.SYSTEM, "deployment", demo.RELEASE, "--replicas=2")
         target.kubectl("rollout", "status", "-n", demo.SYSTEM, f"deployment/{demo.RELEASE}", "--timeout=60s")
