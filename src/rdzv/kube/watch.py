@@ -115,7 +115,7 @@ class Watch(WatchLoop):
         if kind == "ERROR":
             raise error_of_status(self.call, obj if isinstance(obj, dict) else {})
         obj = checked(self.call, obj or {}, named=kind in (ADDED, MODIFIED, DELETED))
-        version = obj["metadata"].get("resourceVersion", "")
+        version = obj.get("metadata", {}).get("resourceVersion", "")
         number = _number(version)
         if number and number <= self._seen:
             return
