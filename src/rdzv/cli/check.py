@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import secrets
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 from rdzv.cli import doctor, inquiry, installation
@@ -17,8 +17,6 @@ from rdzv.resources import RENDEZVOUS
 from rdzv.spec import LABEL, MANAGER
 
 DEPLOYMENTS = Resource("apps/v1", "deployments")
-#: Discovery: the list of what a group serves has the path of a resource without a name.
-KINDS = Resource(RENDEZVOUS.group_version, "")
 
 _SELECTOR = f"app.kubernetes.io/name={MANAGER},app.kubernetes.io/component=operator"
 #: How long the operator may take for a Rendezvous that was made for trial, and between looks at it.
@@ -65,13 +63,12 @@ def cluster_side(client: Client, namespace: str, severity: str = NOTE) -> list[F
     return [*found, *installation.check_operator(deployments, NOTE)]
 
 
-def served(client: Client) -> list[str]:
+def served(client: Client) -> Sequence[str]:
     """Plurals of the kinds of our group that the API server serves."""
     try:
-        kinds = client.list(KINDS, None)["resources"]
+        return client.kinds(RENDEZVOUS.group_version)
     except UnknownResource:
         return []
-    return [kind["name"] for kind in kinds if "/" not in kind["name"]]
 
 
 def _trial(client: Client, namespace: str) -> Finding:

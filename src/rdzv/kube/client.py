@@ -88,6 +88,14 @@ class Client(HttpClient):
         call = Call("list", resource, namespace)
         return checked_list(call, self._call(call, "GET", query=query, retry=retry))
 
+    def kinds(self, group_version: str, *, retry: Retry | None = None) -> Sequence[str]:
+        """Plurals of the kinds of an API group that the server serves. Raises `UnknownResource`: it does not know the group."""
+        target = f"{self.config.path}/apis/{group_version}"
+        call = Call("get", Resource(group_version, "kinds"))
+        found = self.run(Request(call, "GET", target, safe=True), retry).get("resources")
+        kinds = [kind for kind in found if isinstance(kind, dict)] if isinstance(found, list) else []
+        return [name for kind in kinds if isinstance(name := kind.get("name"), str) and "/" not in name]
+
     def schemas(self, group_version: str, *, retry: Retry | None = None) -> Object:
         """The OpenAPI v3 document of an API group, which every authenticated user may read."""
         target = f"{self.config.path}/openapi/v3/apis/{group_version}"
