@@ -77,7 +77,7 @@ def requests(cluster: LocalCluster, user: str) -> tuple[set[Right], list[str]]:
             continue
         event = json.loads(line)
         target = event.get("objectRef")
-        if event["user"]["username"] != user or target is None:
+        if event["user"].get("username") != user or target is None:
             continue
         resource = "/".join(filter(None, (target["resource"], target.get("subresource"))))
         used.add((event["verb"], target.get("apiGroup", ""), resource))
