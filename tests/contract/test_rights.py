@@ -61,12 +61,17 @@ def life(control_plane: LocalCluster, tmp_path_factory: pytest.TempPathFactory) 
         operator = account(control_plane, scratch, namespace, name)
         lease = {"RDZV_LEASE": f"{namespace}/{RELEASE}"}
         with running_operator(operator.cluster.kubeconfig, scratch / "log", namespace, env=lease) as process:
+            user = f"system:serviceaccount:{namespace}:{name}"
             live(Kube(control_plane.kubeconfig), namespace)
+            # It looks around, once, for who nearly uses a Rendezvous that has had no pod for 15 s.
+            eventually(lambda: requests(control_plane, user)[0] >= LOOKS_AROUND, timeout=90)
             process.stop()
-        user = f"system:serviceaccount:{namespace}:{name}"
         used, refused = requests(control_plane, user)
         yield Life({right for role in roles for right in rights_of(role["rules"])}, used, refused)
     control_plane.kubectl("delete", "namespace", namespace, "--wait=false")
+
+
+LOOKS_AROUND = {("list", "", "events"), ("list", "batch", "jobs"), ("list", "apps", "deployments")}
 
 
 def requests(cluster: LocalCluster, user: str) -> tuple[set[Right], list[str]]:
