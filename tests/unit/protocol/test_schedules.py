@@ -1,4 +1,4 @@
-"""Random schedules of the kubernetes protocol: 100,000 by default, RDZV_SCHEDULES of them when that is set.
+"""Random schedules of the kubernetes protocol: 30,000, 100,000 by `make faults`, RDZV_SCHEDULES of them when that is set.
 
 A failing one is printed with the command that shows it step by step.
 """
@@ -13,7 +13,8 @@ import pytest
 from unit.protocol.scenarios import play_many
 
 CHUNK = 500
-COUNT = int(os.environ.get("RDZV_SCHEDULES", "100000"))
+_USUAL = "100000" if os.environ.get("RDZV_FAULTS") == "long" else "30000"
+COUNT = int(os.environ.get("RDZV_SCHEDULES", _USUAL))
 #: RDZV_SCHEDULES_FROM=N begins at another seed, for schedules that were never tried.
 FIRST = int(os.environ.get("RDZV_SCHEDULES_FROM", "0"))
 
