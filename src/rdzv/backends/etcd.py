@@ -8,16 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from rdzv.backends import Backend, Provision, World, delegate_to_torch, observe_pods
-from rdzv.backends.etcd_server import EtcdServer
+from rdzv.backends import Backend, Provision, delegate_to_torch, etcd_server
 from rdzv.env import CLIENT_PATH
 
 if TYPE_CHECKING:
     from torch.distributed.elastic.rendezvous import RendezvousHandler, RendezvousParameters
 
-    from rdzv.observed import Observed
+    from rdzv.etcd.diagnosis import Diagnosis
     from rdzv.spec import Rendezvous
 
 
@@ -44,28 +43,13 @@ def provision(name: str, rendezvous: Rendezvous) -> Provision:
     Raises:
         BackendError: an etcd can't be run for this spec.
     """
-    env = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"} if name == "etcd-v2" else {}
-    tls = {"protocol": "https", **{key: f"{CLIENT_PATH}/{file}" for key, file in _KEYS[name].items()}}
-    if rendezvous.endpoint is not None:
-        secured = bool(rendezvous.settings.get("tls", False))
-        config = {**(tls if secured else {}), **rendezvous.config}
-        return Provision(endpoint=rendezvous.endpoint, env=env, config=config)
-    server = EtcdServer(rendezvous, v2=True)
-    return Provision(
-        endpoint=server.endpoint,
-        objects=server.objects(),
-        env=env,
-        config={**(tls if server.secured else {}), **rendezvous.config},
-        server=server.name,
-        certificates=server.certificates,
+    return etcd_server.provide(
+        rendezvous,
+        v2=True,
+        tls={"protocol": "https", **{key: f"{CLIENT_PATH}/{file}" for key, file in _KEYS[name].items()}},
+        config=rendezvous.config,
+        env={"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"} if name == "etcd-v2" else {},
     )
-
-
-def observe(rendezvous: Rendezvous, observed: Observed, previous: Mapping[str, Any], now: float) -> World:
-    """What can be told of it from outside: whether its server is ready."""
-    if rendezvous.endpoint is not None:
-        return observe_pods(rendezvous, observed, previous, now)
-    return EtcdServer(rendezvous, v2=True).observe(observed, previous, now)
 
 
 def create_handler(params: RendezvousParameters) -> RendezvousHandler:
@@ -81,30 +65,34 @@ def create_handler(params: RendezvousParameters) -> RendezvousHandler:
         return delegate_to_torch(params)
     except Exception as error:
         found = diagnose(params.endpoint, params.config)
-        if found:
+        if not found.ok:
             raise RendezvousConnectionError(f"backend {params.backend}: {found}") from error
         raise
 
 
-def diagnose(endpoint: str, settings: Mapping[str, str]) -> str:
-    """What keeps torch's backends from using this etcd here, and what to do; empty when nothing is found."""
+def diagnose(endpoint: str, settings: Mapping[str, str]) -> Diagnosis:
+    """What keeps torch's backends from using this etcd here, and what to do."""
     from importlib.util import find_spec
 
     from rdzv.etcd.config import ConfigError, parse
+    from rdzv.etcd.diagnosis import Diagnosis
     from rdzv.etcd.diagnosis import diagnose as diagnose_server
 
     if find_spec("etcd") is None:
-        return "this image has no python-etcd, which torch's etcd backends need: pip install python-etcd, or use backend etcd-v3"
+        text = "this image has no python-etcd, which torch's etcd backends need"
+        return Diagnosis(text, "pip install python-etcd, or use backend etcd-v3")
     known = {_OURS[key]: value for key, value in settings.items() if key in _OURS}
     try:
         config = parse(endpoint, known)
     except ConfigError as error:
-        return str(error).replace("etcd-v3", "etcd and etcd-v2")
+        text, _, fix = str(error).replace("etcd-v3", "etcd and etcd-v2").rpartition(": ")
+        return Diagnosis(text, fix)
     if len(config.servers) > 1:
-        return f"endpoint {endpoint[:80]}: torch's etcd backends take one HOST:PORT: name one, or use backend etcd-v3"
-    found = diagnose_server(config.servers[0], v2=True)
-    return "" if found.ok else str(found)
+        text = f"endpoint {endpoint[:80]}: torch's etcd backends take one HOST:PORT"
+        return Diagnosis(text, "name one, or use backend etcd-v3")
+    return diagnose_server(config.servers[0], v2=True)
 
 
-ETCD = Backend("etcd", partial(provision, "etcd"), create_handler, observe)
-ETCD_V2 = Backend("etcd-v2", partial(provision, "etcd-v2"), create_handler, observe)
+_observe = partial(etcd_server.observe, v2=True)
+ETCD = Backend("etcd", partial(provision, "etcd"), create_handler, _observe)
+ETCD_V2 = Backend("etcd-v2", partial(provision, "etcd-v2"), create_handler, _observe)

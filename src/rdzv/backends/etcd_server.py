@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from rdzv.backends import BackendError, Certificate, World, observe_pods
+from rdzv.backends import BackendError, Certificate, Provision, World, observe_pods
 from rdzv.etcd.member import CLIENT_PORT, METRICS_PORT, PEER_PORT
 
 if TYPE_CHECKING:
@@ -294,6 +294,40 @@ class EtcdServer:
             text = f"{there}; the others serve without it: {look}"
             return replace(world, problems=[*world.problems, ("ServerMemberNotReady", text)])
         return world
+
+
+def provide(
+    rendezvous: Rendezvous,
+    *,
+    v2: bool,
+    tls: Mapping[str, str],
+    config: Mapping[str, str],
+    env: Mapping[str, str] | None = None,
+) -> Provision:
+    """The user's etcd, or one of this operator's. `tls`: what clients are told beside `config` of one with certificates.
+
+    Raises:
+        BackendError: an etcd can't be run for this spec.
+    """
+    if rendezvous.endpoint is not None:
+        secured = bool(rendezvous.settings.get("tls", False))
+        return Provision(endpoint=rendezvous.endpoint, env=env or {}, config={**(tls if secured else {}), **config})
+    server = EtcdServer(rendezvous, v2)
+    return Provision(
+        endpoint=server.endpoint,
+        objects=server.objects(),
+        env=env or {},
+        config={**(tls if server.secured else {}), **config},
+        server=server.name,
+        certificates=server.certificates,
+    )
+
+
+def observe(rendezvous: Rendezvous, observed: Observed, previous: Mapping[str, Any], now: float, *, v2: bool) -> World:
+    """What can be told of it from outside: whether its server is ready, if the operator runs it."""
+    if rendezvous.endpoint is not None:
+        return observe_pods(rendezvous, observed, previous, now)
+    return EtcdServer(rendezvous, v2).observe(observed, previous, now)
 
 
 def _claim(storage: Mapping[str, Any]) -> dict[str, Any]:

@@ -6,17 +6,15 @@ docs/backends/etcd-v3.md.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import TYPE_CHECKING
 
-from rdzv.backends import Backend, Provision, World, observe_pods
-from rdzv.backends.etcd_server import EtcdServer
+from rdzv.backends import Backend, Provision, etcd_server
 from rdzv.env import CLIENT_PATH
 
 if TYPE_CHECKING:
     from torch.distributed.elastic.rendezvous import RendezvousHandler, RendezvousParameters
 
-    from rdzv.observed import Observed
     from rdzv.spec import Rendezvous
 
 NAME = "etcd-v3"
@@ -32,26 +30,12 @@ def provision(rendezvous: Rendezvous) -> Provision:
     Raises:
         BackendError: an etcd can't be run for this spec.
     """
-    config = {"prefix": f"/rdzv/{rendezvous.namespace}/{rendezvous.name}", **rendezvous.config}
-    tls = {"protocol": "https", "credentials": CLIENT_PATH}
-    if rendezvous.endpoint is not None:
-        secured = bool(rendezvous.settings.get("tls", False))
-        return Provision(endpoint=rendezvous.endpoint, config={**(tls if secured else {}), **config})
-    server = EtcdServer(rendezvous, v2=False)
-    return Provision(
-        endpoint=server.endpoint,
-        objects=server.objects(),
-        config={**(tls if server.secured else {}), **config},
-        server=server.name,
-        certificates=server.certificates,
+    return etcd_server.provide(
+        rendezvous,
+        v2=False,
+        tls={"protocol": "https", "credentials": CLIENT_PATH},
+        config={"prefix": f"/rdzv/{rendezvous.namespace}/{rendezvous.name}", **rendezvous.config},
     )
-
-
-def observe(rendezvous: Rendezvous, observed: Observed, previous: Mapping[str, Any], now: float) -> World:
-    """What can be told of it from outside: whether its server is ready."""
-    if rendezvous.endpoint is not None:
-        return observe_pods(rendezvous, observed, previous, now)
-    return EtcdServer(rendezvous, v2=False).observe(observed, previous, now)
 
 
 def create_handler(params: RendezvousParameters) -> RendezvousHandler:
@@ -86,4 +70,4 @@ def create_handler(params: RendezvousParameters) -> RendezvousHandler:
     return AgentRendezvousHandler(params, place)
 
 
-BACKEND = Backend(NAME, provision, create_handler, observe)
+BACKEND = Backend(NAME, provision, create_handler, partial(etcd_server.observe, v2=False))

@@ -28,10 +28,8 @@ def check(environ: Mapping[str, str]) -> list[Finding]:
     except RendezvousEnvironmentError:
         return []  # The environment's own finding says it.
     if backend in ("etcd", "etcd-v2"):
-        wrong = etcd.diagnose(text, settings)
-        return [
-            _etcd(Diagnosis(*(wrong.rpartition(": ")[::2] if wrong else (f"{text} has what backend {backend} needs",))))
-        ]
+        found = etcd.diagnose(text, settings)
+        return [_etcd(Diagnosis(f"{text} has what backend {backend} needs") if found.ok else found)]
     if backend == "etcd-v3":
         try:
             return [_etcd(diagnose(server, v2=False)) for server in parse(text, settings).servers]
