@@ -13,7 +13,7 @@ ReadOnlyObject = Mapping[str, Any]
 """An object that the function only reads."""
 
 
-def parsed(data: bytes) -> Object:
+def parsed(data: bytes | bytearray) -> Object:
     """The object that JSON from elsewhere is.
 
     Raises:

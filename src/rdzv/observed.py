@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from rdzv import pod_reasons
 from rdzv.objects import ReadOnlyObject
-from rdzv.pairs import Pair, labels_of, pair_of
+from rdzv.pairs import Pair, labels_of, pair_of, place_order
 from rdzv.pod_reasons import Runs
 from rdzv.protocol.records import Member, Round
 from rdzv.spec import LABEL, Nodes, index_of
@@ -67,8 +67,8 @@ class Pod:
 
     @property
     def order(self) -> tuple[bool, tuple[int, int, str, int], str]:
-        """Sort key: those with a pair in the order of pairs, then the others by name."""
-        return self.pair is None, (0, 0, "", 0) if self.pair is None else self.pair.order, self.name
+        """Sort key, see `place_order`."""
+        return place_order(self.pair, self.name)
 
     @property
     def live(self) -> bool:

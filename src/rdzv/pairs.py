@@ -37,6 +37,11 @@ class Pair:
         return f"index {self.index} of group {self.group}" if self.group else f"index {self.index}"
 
 
+def place_order(pair: Pair | None, name: str) -> tuple[bool, tuple[int, int, str, int], str]:
+    """Sort key of whoever has this pair and name: those with a pair in the order of pairs, then the others by name."""
+    return pair is None, (0, 0, "", 0) if pair is None else pair.order, name
+
+
 @dataclass(frozen=True)
 class Source:
     """Labels of one controller's pods. `mark`: what they have from the start; the others may come by a webhook later."""

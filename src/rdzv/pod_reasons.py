@@ -98,11 +98,12 @@ def _of_waiting(container: ReadOnlyObject, own_config_map: str) -> Reason | None
 def crash_looping(container: ReadOnlyObject) -> str:
     """Of a container that ends again and again: how it ended last, and how often it was started again."""
     last = (container.get("lastState") or {}).get("terminated") or (container.get("state") or {}).get("terminated")
-    return said("CrashLooping", f"{_times(_count(container))}{ending(last or {})}")
+    return crash_loop(_count(container), ending(last or {}))
 
 
-def _times(restarts: int) -> str:
-    return f"{restarts} restart{'' if restarts == 1 else 's'}, the last run ended with "
+def crash_loop(restarts: int, last: str) -> str:
+    """The reason of a crash loop. `last`: how the last run ended, in words."""
+    return said("CrashLooping", f"{restarts} restart{'' if restarts == 1 else 's'}, the last run ended with {last}")
 
 
 def ending(terminated: ReadOnlyObject) -> str:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 from enum import Enum
 
+from rdzv.control.inject import command_words
 from rdzv.objects import ReadOnlyObject
 
 _LAUNCHERS = re.compile(r"torchrun\b|torch\.distributed\.(run|launch)\b|\brdzv\b|accelerate +launch|launch_agent")
@@ -29,13 +29,13 @@ class Runs(Enum):
 
 def shown(container: ReadOnlyObject) -> str:
     """The command line in one line, cut where it is long."""
-    text = " ".join(" ".join(_words(container)).split())
+    text = " ".join(" ".join(command_words(container)).split())
     return f"{text[:77]}…" if len(text) > 78 else text
 
 
 def runs(container: ReadOnlyObject) -> Runs:
     """What the container runs."""
-    text = " ".join(_words(container))
+    text = " ".join(command_words(container))
     if _LAUNCHERS.search(text):
         return Runs.TORCHRUN
     if _PYTHON.search(text):
@@ -45,13 +45,9 @@ def runs(container: ReadOnlyObject) -> Runs:
 
 def is_isolated(container: ReadOnlyObject) -> bool:
     """Whether Python is told to ignore PYTHONPATH."""
-    return bool(_ISOLATED.search(" ".join(_words(container)) + " "))
+    return bool(_ISOLATED.search(" ".join(command_words(container)) + " "))
 
 
 def is_standalone(container: ReadOnlyObject) -> bool:
     """Whether torchrun is told to train alone."""
-    return bool(_STANDALONE.search(" ".join(_words(container))))
-
-
-def _words(container: ReadOnlyObject) -> Sequence[str]:
-    return [*(container.get("command") or []), *(container.get("args") or [])]
+    return bool(_STANDALONE.search(" ".join(command_words(container))))

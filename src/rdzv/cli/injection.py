@@ -13,7 +13,9 @@ from rdzv.control.inject import (
     LIBRARY,
     LIBRARY_ANNOTATION,
     MIRROR_ANNOTATION,
+    containers_of,
     is_injected,
+    named_containers,
 )
 from rdzv.control.nearby import is_slip_of_label, meant
 from rdzv.env import LIBRARY_PATH
@@ -112,9 +114,8 @@ def _annotations(pod: ReadOnlyObject) -> list[Finding]:
         fix = f"write one of {', '.join(DELIVERIES)}" + (f" (did you mean {near[0]}?)" if near else "")
         text = f"{LIBRARY_ANNOTATION}: {wish[:60]!r} is not a way to deliver the library"
         found.append(Finding("annotation", PROBLEM, text, "so what the chart says is done instead", fix))
-    named = [name for name in annotations.get(CONTAINERS_ANNOTATION, "").replace(" ", "").split(",") if name]
-    have = [c["name"] for c in [*(pod["spec"].get("initContainers") or []), *pod["spec"]["containers"]]]
-    absent = [name for name in named if name not in have]
+    have = [container["name"] for container in containers_of(pod)]
+    absent = [name for name in named_containers(pod) if name not in have]
     if absent:
         text = f"{CONTAINERS_ANNOTATION} names {names(absent)}, which the pod does not have"
         found.append(Finding("annotation", PROBLEM, text, f"its containers are {', '.join(have)}", "correct the names"))
@@ -167,9 +168,8 @@ def _mirror(facts: PodFacts) -> Finding | None:
 
 
 def _no_container_named(facts: PodFacts) -> Finding | None:
-    named = (facts.pod["metadata"].get("annotations") or {}).get(CONTAINERS_ANNOTATION, "").replace(" ", "")
-    have = [c["name"] for c in [*(facts.pod["spec"].get("initContainers") or []), *facts.pod["spec"]["containers"]]]
-    if not any(named.split(",")) or set(named.split(",")) & set(have):
+    named = set(named_containers(facts.pod))
+    if not named or named & {container["name"] for container in containers_of(facts.pod)}:
         return None
     cause = f"annotation {CONTAINERS_ANNOTATION} names none of its containers"
     return Finding("injection", PROBLEM, _NOT, cause, f"correct it in the template, and {AGAIN}")

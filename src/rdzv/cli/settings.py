@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from rdzv.cli.doctor import NOTE, PROBLEM, Finding
 from rdzv.cli.probe import BACKEND
-from rdzv.control.overrides import Override, overrides
+from rdzv.control.overrides import Override, overrides, variable_of
 from rdzv.env import LIBRARY_PATH
 from rdzv.objects import ReadOnlyObject
 
@@ -58,12 +58,11 @@ def sources(container: ReadOnlyObject) -> list[str]:
 
 
 def _finding(override: Override, backend: str) -> Finding | None:
-    name, flag = override.name, override.name.startswith("--")
-    variable = "PET_" + name[2:].replace("-", "_").upper() if flag else name
+    name, variable = override.name, variable_of(override.name)
     if name == "--standalone" or _is_meaningless(variable, backend):
         return None  # The command line says the former already.
     effect = _effect(variable, backend)
-    where = "the command line" if flag else "env in the pod's template"
+    where = "the command line" if name.startswith("--") else "env in the pod's template"
     fix = _FIXES.get(variable, f"remove {name} from {where}")
     return Finding("settings", PROBLEM if effect else NOTE, f"{override.text} wins", effect or _DIFFERS, fix)
 

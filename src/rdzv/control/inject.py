@@ -76,7 +76,7 @@ _YIELDING = (
 )
 _NPROC, _IDENTICAL = "PET_NPROC_PER_NODE", "TORCH_ELASTIC_WORKER_IDENTICAL"
 _NPROC_FLAG = re.compile(r"(?<![\w-])--nproc[-_]per[-_]node(?![\w-])", re.ASCII)
-_FLAG = re.compile(rf"(?<![\w-])--({'|'.join(_FLAGS).replace('-', '[-_]')}|standalone)(?![\w-])")
+_FLAG = re.compile(rf"(?<![\w-])--({'|'.join(_FLAGS).replace('-', '[-_]')})(?![\w-])")
 
 
 @dataclass(frozen=True)
@@ -132,7 +132,7 @@ def inject(pod: ReadOnlyObject, settings: InjectionSettings) -> dict[str, Any]:
 def is_injected(pod: ReadOnlyObject) -> bool:
     """Whether a container of the pod gets its environment from the ConfigMap of the Rendezvous that its label names."""
     name = _rendezvous(pod)
-    return bool(name) and any(_refers(container, name) for container in _containers(pod))
+    return bool(name) and any(_refers(container, name) for container in containers_of(pod))
 
 
 def shadowed(pod: ReadOnlyObject) -> list[tuple[str, str]]:
@@ -152,8 +152,7 @@ def shadowed(pod: ReadOnlyObject) -> list[tuple[str, str]]:
             same = _plain(entry) in (ours.get(name), _DIFFERENT) or _is_ours(entry, _rendezvous(pod))
             if name in _VARIABLES and not same and not harmless:
                 found.append((container["name"], name))
-        words = [*(container.get("command") or []), *(container.get("args") or [])]
-        flags = [match.group().replace("_", "-") for word in words for match in _FLAG.finditer(word)]
+        flags = [match.group().replace("_", "-") for word in command_words(container) for match in _FLAG.finditer(word)]
         found += [(container["name"], flag) for flag in dict.fromkeys(flags)]
     return found
 
@@ -165,8 +164,12 @@ _DIFFERENT = {"name": _IDENTICAL, "value": "0"}
 def _has_own_nproc(container: ReadOnlyObject, config_map: str) -> bool:
     """Whether the number of its processes is not the Rendezvous's, and may not be that of other pods."""
     told = [entry for entry in container.get("env") or [] if entry["name"] == _NPROC]
-    words = [*(container.get("command") or []), *(container.get("args") or [])]
-    return (bool(told) and not _is_ours(told[-1], config_map)) or any(map(_NPROC_FLAG.search, words))
+    return (bool(told) and not _is_ours(told[-1], config_map)) or any(map(_NPROC_FLAG.search, command_words(container)))
+
+
+def command_words(container: ReadOnlyObject) -> list[str]:
+    """The words of a container's command, as far as the pod shows them."""
+    return [*(container.get("command") or []), *(container.get("args") or [])]
 
 
 def _is_ours(entry: ReadOnlyObject, config_map: str) -> bool:
@@ -258,7 +261,7 @@ def _delivers(pod: ReadOnlyObject, delivery: str) -> bool:
     return (
         delivery == "image-volume"
         or LIBRARY in _names(pod["spec"].get("volumes"))
-        or LIBRARY not in _names(_containers(pod))
+        or LIBRARY not in _names(containers_of(pod))
     )
 
 
@@ -302,15 +305,21 @@ def _rendezvous(pod: ReadOnlyObject) -> str:
 
 
 def _targets(pod: ReadOnlyObject) -> list[Any]:
-    # Only the space is dropped, as CEL and Python agree on it; a container's name has no other white space either.
-    named = {name for name in _annotations(pod).get(CONTAINERS_ANNOTATION, "").replace(" ", "").split(",") if name}
+    named = set(named_containers(pod))
     spec = pod.get("spec") or {}
     # Our own init container is never a target, or a second pass would find one more.
     inits = [container for container in spec.get("initContainers") or [] if container["name"] in named - {LIBRARY}]
     return [*inits, *(container for container in spec["containers"] if not named or container["name"] in named)]
 
 
-def _containers(pod: ReadOnlyObject) -> list[Any]:
+def named_containers(pod: ReadOnlyObject) -> list[str]:
+    """Whom the annotation names, whether there are such containers or not."""
+    # Only the space is dropped, as CEL and Python agree on it; a container's name has no other white space either.
+    return [name for name in _annotations(pod).get(CONTAINERS_ANNOTATION, "").replace(" ", "").split(",") if name]
+
+
+def containers_of(pod: ReadOnlyObject) -> list[Any]:
+    """All of a pod, those that run first first."""
     spec = pod.get("spec") or {}
     return [*(spec.get("initContainers") or []), *(spec.get("containers") or [])]
 

@@ -10,7 +10,7 @@ import logging
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from rdzv.control.nearby import Found, Warned, Workload, creation_failure, look_around, warnings_of, workload_of
@@ -74,13 +74,6 @@ class _Asked:
     next_at: float
 
 
-@dataclass
-class _Neighbourhood:
-    """Lists of one namespace, each with when it was made."""
-
-    lists: dict[str, tuple[float, Any]] = field(default_factory=dict)
-
-
 class Inquiry:
     """Thread-safe. Nothing here fails a pass: what can't be read is not known."""
 
@@ -89,7 +82,8 @@ class Inquiry:
         self._read = read
         self._lock = threading.Lock()
         self._asked: OrderedDict[str, _Asked] = OrderedDict()
-        self._near: OrderedDict[str, _Neighbourhood] = OrderedDict()
+        # By namespace its lists, each with when it was made.
+        self._near: OrderedDict[str, dict[str, tuple[float, Any]]] = OrderedDict()
         self._left, self._at = BURST, float("-inf")
 
     def about(
@@ -186,11 +180,11 @@ class Inquiry:
     def _listed(self, namespace: str, what: str, now: float, read: Callable[[], Any]) -> Any:
         """A list that is fresh, or was made just now."""
         with self._lock:
-            near = self._near.setdefault(namespace, _Neighbourhood())
+            near = self._near.setdefault(namespace, {})
             self._near.move_to_end(namespace)
             while len(self._near) > _NAMESPACES:
                 self._near.popitem(last=False)
-            at, known = near.lists.get(what, (float("-inf"), None))
+            at, known = near.get(what, (float("-inf"), None))
             if 0 <= now - at < FRESH:
                 return known
             self._left = min(BURST, self._left + max(0.0, now - self._at) * RATE)
@@ -200,7 +194,7 @@ class Inquiry:
             self._left -= 1
         found = read()
         with self._lock:
-            near.lists[what] = now, found
+            near[what] = now, found
         return found
 
 

@@ -9,7 +9,7 @@ from rdzv.backends import World
 from rdzv.control.nearby import Found
 from rdzv.observed import Observed, Pod
 from rdzv.pairs import Pair
-from rdzv.pod_reasons import said, shortened
+from rdzv.pod_reasons import crash_loop, said, shortened
 from rdzv.spec import Rendezvous
 
 #: How many absent pods the status names; the rest are counted in its message.
@@ -78,7 +78,7 @@ def reason_of(pod: Pod, world: World, found: Found, overridden: Sequence[str], n
 
 def crash_looping(pod: Pod) -> str:
     """Of a pod whose containers end again and again, and which runs at the moment."""
-    return said("CrashLooping", f"{pod.runs.restarts} restarts, the last run ended with {pod.runs.ending}")
+    return crash_loop(pod.runs.restarts, pod.runs.ending)
 
 
 def _not_there(expected: int, observed: Observed, found: Found) -> list[dict[str, str]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence, Set
 from typing import NamedTuple
 
-from rdzv.control.inject import first_of_controller, shadowed
+from rdzv.control.inject import containers_of, first_of_controller, shadowed
 from rdzv.objects import ReadOnlyObject
 
 #: With one of these a pod meets elsewhere than the others.
@@ -32,8 +32,7 @@ class Override(NamedTuple):
 
 def overrides(pod: ReadOnlyObject) -> list[Override]:
     """All of one pod, in the order of its containers."""
-    containers = [*(pod["spec"].get("initContainers") or []), *(pod["spec"].get("containers") or [])]
-    envs = {container["name"]: container.get("env") or [] for container in containers}
+    envs = {container["name"]: container.get("env") or [] for container in containers_of(pod)}
     return [_override(pod, container, name, envs.get(container, [])) for container, name in shadowed(pod)]
 
 
@@ -48,7 +47,9 @@ def _override(pod: ReadOnlyObject, container: str, name: str, env: Sequence[Read
 
 def texts(found: Mapping[str, Iterable[Override]], unused: Set[str]) -> dict[str, list[str]]:
     """By pod, those that have an effect: not among the backend's `unused` settings, as variables or flags."""
-    return {pod: [each.text for each in of_pod if _variable(each.name) not in unused] for pod, of_pod in found.items()}
+    return {
+        pod: [each.text for each in of_pod if variable_of(each.name) not in unused] for pod, of_pod in found.items()
+    }
 
 
 def apart(found: Mapping[str, Iterable[Override]], endpoint: str) -> dict[str, str]:
@@ -60,5 +61,6 @@ def apart(found: Mapping[str, Iterable[Override]], endpoint: str) -> dict[str, s
     return {pod: text for pod, text in harmful.items() if text}
 
 
-def _variable(name: str) -> str:
+def variable_of(name: str) -> str:
+    """The variable that says the same as a flag of torchrun's; a variable's name stays as it is."""
     return "PET_" + name[2:].replace("-", "_").upper() if name.startswith("--") else name

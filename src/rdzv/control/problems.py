@@ -17,6 +17,8 @@ from rdzv.pairs import GROUP_LABEL, SLOT_LABEL, Pair
 from rdzv.pod_reasons import LONG_RUN
 from rdzv.spec import Rendezvous
 
+REFORMING = "ReformingLoop"
+
 #: How many failures a condition names, and characters of each.
 MAX_FAILURES, MAX_MESSAGE = 8, 500
 
@@ -209,8 +211,9 @@ def _of_earlier(seen: Seen) -> list[Problem]:
 def _not_created(seen: Seen) -> list[Problem]:
     if not seen.found.not_created:
         return []
-    missing = len(seen.observed.candidates) < seen.rendezvous.nodes.min
-    return [Problem("FailedCreate", seen.found.not_created, missing)] if missing else []
+    if len(seen.observed.candidates) >= seen.rendezvous.nodes.min:
+        return []
+    return [Problem("FailedCreate", seen.found.not_created, blocking=True)]
 
 
 def _stuck(seen: Seen) -> list[Problem]:
@@ -257,9 +260,6 @@ def _reforming(seen: Seen) -> list[Problem]:
         "pod shows why"
     )
     return [Problem(REFORMING, text)]
-
-
-REFORMING = "ReformingLoop"
 
 
 def _too_many(seen: Seen) -> list[Problem]:

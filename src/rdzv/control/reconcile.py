@@ -116,12 +116,12 @@ class Reconciler:
                 rendezvous, observed, lambda: self._cache.names(rendezvous.namespace), now
             )
         of_this = record is not None and record.run_id == uid
+        provision = decided.provision
+        unused, endpoint = (provision.unused, provision.endpoint) if provision is not None else (frozenset[str](), "")
         return Beside(
             found=found,
-            overridden=texts(
-                view.overridden, decided.provision.unused if decided.provision is not None else frozenset()
-            ),
-            apart=apart(view.overridden, decided.provision.endpoint if decided.provision is not None else ""),
+            overridden=texts(view.overridden, unused),
+            apart=apart(view.overridden, endpoint),
             rounds_lately=self._noted.rounds_lately(uid, record.round, now) if record is not None and of_this else 0,
             short_for=self._noted.lasts(uid, "short", holds=0 < pods < rendezvous.nodes.min, now=now),
         ), again

@@ -15,6 +15,7 @@ from rdzv.control.phase import Life
 from rdzv.control.plan import NAME_TAKEN, Failure, Plan
 from rdzv.control.problems import REFORMING, Seen
 from rdzv.observed import Observed
+from rdzv.pod_reasons import seconds
 from rdzv.spec import LABEL, Rendezvous
 
 #: Seconds between looks at a name that is taken, at first and at last.
@@ -84,9 +85,7 @@ def compute_status(
         "selector": f"{LABEL}={rendezvous.name}",
         "summary": phase.summary(life),
         "nodes": nodes,
-        "conditions": _merge_conditions(
-            conditions, previous.get("conditions") or [], rendezvous.generation, rfc3339(now)
-        ),
+        "conditions": _merge_conditions(conditions, _by_type(previous), rendezvous.generation, rfc3339(now)),
     }
     if plan.provision is not None:
         status["endpoint"] = plan.provision.endpoint
@@ -110,9 +109,9 @@ def _life(seen: Seen, nodes: Mapping[str, Any], previous: Mapping[str, Any]) -> 
     )
 
 
-def rfc3339(seconds: float) -> str:
+def rfc3339(moment: float) -> str:
     """Seconds since the epoch as Kubernetes writes times."""
-    return datetime.fromtimestamp(seconds, timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
+    return datetime.fromtimestamp(moment, timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def look_again(previous: Mapping[str, Any], now: float) -> float:
@@ -122,26 +121,19 @@ def look_again(previous: Mapping[str, Any], now: float) -> float:
         previous: the status that the object has.
         now: seconds since the epoch.
     """
-    conditions = {condition["type"]: condition for condition in previous.get("conditions") or []}
-    provisioned = conditions.get("Provisioned", {})
+    provisioned = _by_type(previous).get("Provisioned", {})
     if provisioned.get("reason") != NAME_TAKEN:
         return LOOK_FIRST
-    return min(max((now - _seconds(provisioned["lastTransitionTime"])) / 10, LOOK_FIRST), LOOK_LAST)
+    return min(max((now - (seconds(provisioned["lastTransitionTime"]) or now)) / 10, LOOK_FIRST), LOOK_LAST)
 
 
-def _seconds(text: str) -> float:
-    return datetime.fromisoformat(text[:19]).replace(tzinfo=timezone.utc).timestamp()
+def _by_type(status: Mapping[str, Any]) -> Mapping[str, Mapping[str, Any]]:
+    return {condition["type"]: condition for condition in status.get("conditions") or []}
 
 
 def _degraded_by(previous: Mapping[str, Any]) -> str:
-    return next(
-        (
-            condition["reason"]
-            for condition in previous.get("conditions") or []
-            if condition["type"] == "Degraded" and condition["status"] == "True"
-        ),
-        "",
-    )
+    degraded = _by_type(previous).get("Degraded", {})
+    return str(degraded["reason"]) if degraded.get("status") == "True" else ""
 
 
 def _provisioned(seen: Seen) -> Condition:
@@ -160,10 +152,9 @@ def _provisioned(seen: Seen) -> Condition:
 
 
 def _merge_conditions(
-    conditions: Sequence[Condition], previous: Sequence[Mapping[str, Any]], generation: int, now: str
+    conditions: Sequence[Condition], before: Mapping[str, Mapping[str, Any]], generation: int, now: str
 ) -> list[dict[str, Any]]:
     """Keeps `lastTransitionTime` where the status of a condition did not change (API conventions)."""
-    before = {condition["type"]: condition for condition in previous}
     merged = []
     for condition in conditions:
         old = before.get(condition.type)

@@ -5,12 +5,12 @@ It asks for what they never need: parts of long lists, metadata alone, and watch
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from http.client import HTTPException
+from itertools import islice
 from typing import TYPE_CHECKING, TypeVar
 
 from rdzv import __version__
@@ -20,7 +20,7 @@ from rdzv.kube.client import Client
 from rdzv.kube.config import Config, ConfigError, from_kubeconfig, in_cluster
 from rdzv.kube.http_client import Request, reply_of
 from rdzv.kube.transport import CALL_SECONDS, CONNECT_SECONDS, Connection
-from rdzv.objects import Object
+from rdzv.objects import Object, parsed
 from rdzv.resources import MEMBERS, RENDEZVOUS, ROUNDS
 from rdzv.spec import MANAGER
 
@@ -140,15 +140,7 @@ class Transport:
             "limit": str(METADATA_PAGE if metadata_only else PAGE),
             "labelSelector": kind.selector if selector is None else selector,
         }
-        while True:
-            target = self.client.target(call, query)
-            request = Request(call, "GET", target, safe=True, accept=_METADATA if metadata_only else None)
-            page = self.client.run(request, None)
-            page["items"] = page["items"] or []  # Metadata of nothing is null.
-            yield page
-            query["continue"] = page["metadata"].get("continue", "")
-            if not query["continue"]:
-                return
+        return self._parts(call, query, metadata_only=metadata_only)
 
     def some(
         self,
@@ -163,18 +155,22 @@ class Transport:
     ) -> list[Object]:
         """The first objects of a kind that is not kept, in one namespace: at most `limit` in each of so many parts."""
         call = Call("list", resource_of(api_version, kind), namespace)
-        query = {"limit": str(limit), **({"fieldSelector": fields} if fields else {})}
-        found: list[Object] = []
-        for _ in range(parts):
-            target = self.client.target(call, query)
+        query = {"limit": str(limit), "fieldSelector": fields}
+        pages = islice(self._parts(call, query, metadata_only=metadata_only), parts)
+        return [obj for page in pages for obj in page["items"]]
+
+    def _parts(self, call: Call, query: dict[str, str], *, metadata_only: bool) -> Iterator[Object]:
+        """A list part by part, each when it is asked for."""
+        accept = _METADATA if metadata_only else None
+        while True:
             page = self.client.run(
-                Request(call, "GET", target, safe=True, accept=_METADATA if metadata_only else None), None
+                Request(call, "GET", self.client.target(call, query), safe=True, accept=accept), None
             )
-            found += page["items"] or []
-            query["continue"] = page["metadata"].get("continue", "")
+            page["items"] = page["items"] or []  # Metadata of nothing is null.
+            yield page
+            query = {**query, "continue": page["metadata"].get("continue", "")}
             if not query["continue"]:
-                break
-        return found
+                return
 
     def watch(self, kind: Kind, namespace: str | None, version: str, seconds: float) -> Iterator[Object]:
         """Events after `version`, for so many seconds; bookmarks too.
@@ -241,7 +237,7 @@ def _lines(call: Call, response: HTTPResponse) -> Iterator[bytearray]:
 
 def _event(call: Call, line: bytearray) -> Object:
     try:
-        event: Object = json.loads(line)
+        event = parsed(line)
         if event["type"] != "ERROR":
             return event
         status: Object = {**event["object"]}

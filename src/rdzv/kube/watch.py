@@ -135,7 +135,7 @@ class Watch(WatchLoop):
         self.contact = time.monotonic()
         yield from self._replace_all(found["items"])
         self._resume = found["metadata"]["resourceVersion"]
-        self._seen = _number(found["metadata"]["resourceVersion"])
+        self._seen = _number(self._resume)
         yield WatchEvent(SYNCED, {})
 
     def _get(self) -> Iterator[WatchEvent]:

@@ -6,6 +6,7 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from rdzv.pairs import place_order
 from rdzv.protocol.coordinator_state import note
 from rdzv.protocol.encoding import (
     MAX_SLOTS,
@@ -217,9 +218,7 @@ def commit(facts: Facts, own: Round, reason: str) -> Round:
 
 
 def _order(member: Member) -> tuple[bool, tuple[int, int, str, int], str]:
-    """Those with a pair in the order of pairs, then the others by name."""
-    claim = member.claim
-    return claim is None, (0, 0, "", 0) if claim is None else claim.order, member.name
+    return place_order(member.claim, member.name)
 
 
 def _allot(chosen: Sequence[Member], had: dict[str, int | None]) -> dict[int, Member]:
