@@ -55,12 +55,6 @@ def config_map(name: str, labels: dict[str, str] | None = None, **data: str) -> 
 
 
 @pytest.fixture
-def proxy(control_plane: LocalCluster, tmp_path: Path) -> Iterator[FaultProxy]:
-    with FaultProxy(control_plane.kubeconfig, tmp_path) as proxy:
-        yield proxy
-
-
-@pytest.fixture
 def client(proxy: FaultProxy) -> Iterator[Client]:
     client = Client(from_kubeconfig(str(proxy.kubeconfig)))
     yield client

@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import pytest
-from support.accounts import Account, account, install_crds, policies, rights
+from support.accounts import Account, account, policies, rights
 from support.cluster_fixtures import LocalCluster
 from support.operator_process import eventually
+from support.torchrun_fleet import install_crds
 
 from rdzv.backends.etcd_server import EtcdServer
 from rdzv.backends.kubernetes import role_rules

@@ -26,13 +26,6 @@ Object = dict[str, Any]
 CRDS = ROOT / "charts/rendezvous-operator/files/crds"
 
 
-@pytest.fixture(scope="module")
-def kube(control_plane: LocalCluster) -> Kube:
-    control_plane.kubectl("apply", "--server-side", "-f", str(CRDS))
-    control_plane.kubectl("wait", "--for=condition=Established", "crd", "--all")
-    return Kube(control_plane.kubeconfig)
-
-
 @pytest.fixture
 def injected(kube: Kube, control_plane: LocalCluster, light_namespace: str) -> Iterator[str]:
     """A namespace in which labelled pods are injected."""

@@ -15,7 +15,6 @@ from typing import Any
 
 import pytest
 from support.cluster_fixtures import LocalCluster
-from support.torchrun_fleet import install_crds
 from torch.distributed.elastic.rendezvous import (
     RendezvousConnectionError,
     RendezvousError,
@@ -28,12 +27,6 @@ from rdzv.agent import handler as handler_module
 from rdzv.kube import http_client
 
 Make = Callable[..., Any]
-
-
-@pytest.fixture
-def plane(control_plane: LocalCluster) -> LocalCluster:
-    install_crds(control_plane)
-    return control_plane
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ import pytest
 from support.cluster_fixtures import LocalCluster
 from support.etcd_servers import EtcdServer
 from support.fault_proxy import EtcdProxy, FaultProxy
-from support.torchrun_fleet import Fleet, install_crds
+from support.torchrun_fleet import Fleet
 
 from rdzv.etcd.config import parse
 
@@ -33,12 +33,6 @@ class Site:
     get: Callable[[str, str], dict[str, Any]]
     proxy: Callable[[], FaultProxy]
     route: Callable[[FaultProxy | None], None]
-
-
-@pytest.fixture
-def plane(control_plane: LocalCluster) -> LocalCluster:
-    install_crds(control_plane)
-    return control_plane
 
 
 def on_kubernetes(request: pytest.FixtureRequest, directory: Path) -> Site:

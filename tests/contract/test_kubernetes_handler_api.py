@@ -13,7 +13,6 @@ from typing import Any
 import pytest
 from support.cluster_fixtures import LocalCluster
 from support.fault_proxy import FaultProxy
-from support.torchrun_fleet import install_crds
 from torch.distributed.elastic.rendezvous import RendezvousConnectionError, RendezvousParameters, RendezvousTimeoutError
 from torch.distributed.elastic.rendezvous.registry import get_rendezvous_handler
 
@@ -23,12 +22,6 @@ ROOT = Path(__file__).parents[2]
 QUIET_SECONDS = 20.0
 
 Make = Callable[..., Any]
-
-
-@pytest.fixture
-def plane(control_plane: LocalCluster) -> LocalCluster:
-    install_crds(control_plane)
-    return control_plane
 
 
 @pytest.fixture

@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.accounts import Account, account, install_crds, policies
+from support.accounts import Account, account, policies
 from support.cluster_fixtures import LocalCluster
 from support.operator_process import eventually
+from support.torchrun_fleet import install_crds
 from torch.distributed.elastic.rendezvous import RendezvousParameters
 
 from rdzv.agent.handler import AgentRendezvousHandler

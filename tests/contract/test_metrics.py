@@ -14,17 +14,10 @@ from prometheus_client.parser import text_string_to_metric_families
 from support.cluster_fixtures import LocalCluster
 from support.hostile_reviews import review
 from support.operated import is_provisioned, set_up
-from support.operator_process import ROOT, Kube, eventually, running_operator
+from support.operator_process import Kube, eventually, running_operator
 from support.webhook_process import serving
 
 Values = dict[tuple[str, frozenset[str]], float]
-
-
-@pytest.fixture(scope="module")
-def kube(control_plane: LocalCluster) -> Kube:
-    control_plane.kubectl("apply", "--server-side", "-f", str(ROOT / "charts/rendezvous-operator/files/crds"))
-    control_plane.kubectl("wait", "--for=condition=Established", "crd", "--all")
-    return Kube(control_plane.kubeconfig)
 
 
 @pytest.fixture

@@ -17,10 +17,11 @@ from functools import partial
 from typing import Any
 
 import pytest
-from support.accounts import as_the_operator, install_crds, policies
+from support.accounts import as_the_operator, policies
 from support.builders import INDEX_LABEL, running
 from support.cluster_fixtures import LocalCluster
 from support.operator_process import Kube, eventually, running_operator
+from support.torchrun_fleet import install_crds
 
 from rdzv.protocol.records import CLOSED, Closure, Member, Round
 from rdzv.spec import LABEL

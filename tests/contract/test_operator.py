@@ -12,22 +12,9 @@ import pytest
 from support.cluster_fixtures import LocalCluster
 from support.fault_proxy import FaultProxy
 from support.operated import hosts, is_provisioned, pod, rendezvous, set_up
-from support.operator_process import ROOT, Kube, OperatorProcess, eventually, running_operator
+from support.operator_process import Kube, OperatorProcess, eventually, running_operator
 
 Object = dict[str, Any]
-
-
-@pytest.fixture(scope="module")
-def kube(control_plane: LocalCluster) -> Kube:
-    control_plane.kubectl("apply", "--server-side", "-f", str(ROOT / "charts/rendezvous-operator/files/crds"))
-    control_plane.kubectl("wait", "--for=condition=Established", "crd", "--all")
-    return Kube(control_plane.kubeconfig)
-
-
-@pytest.fixture
-def proxy(control_plane: LocalCluster, tmp_path: Path) -> Iterator[FaultProxy]:
-    with FaultProxy(control_plane.kubeconfig, tmp_path) as proxy:
-        yield proxy
 
 
 def outcome(kube: Kube, namespace: str) -> Object:

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.accounts import install_crds
 from support.cluster_fixtures import LocalCluster
 from support.operated import rendezvous
 from support.operator_process import Kube, OperatorProcess, eventually, running_operator
@@ -20,12 +19,6 @@ from rdzv.spec import Rendezvous
 
 Object = dict[str, Any]
 SECRETS = ("rdzv-mnist-server", "rdzv-mnist-client")
-
-
-@pytest.fixture
-def kube(control_plane: LocalCluster) -> Kube:
-    install_crds(control_plane)
-    return Kube(control_plane.kubeconfig)
 
 
 @pytest.fixture

@@ -13,17 +13,11 @@ from urllib.parse import urlsplit
 import pytest
 from support.cluster_fixtures import LocalCluster
 from support.peer_network import PeerNetwork
-from support.torchrun_fleet import Fleet, Node, install_crds
+from support.torchrun_fleet import Fleet, Node
 
 ADDRESS, GROUP = "127.0.0.9", 54321
 WATCHED_SECONDS = 25.0
 ROUNDS = 4
-
-
-@pytest.fixture
-def plane(control_plane: LocalCluster) -> LocalCluster:
-    install_crds(control_plane)
-    return control_plane
 
 
 @pytest.fixture

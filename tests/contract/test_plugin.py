@@ -12,7 +12,6 @@ from support.cluster_fixtures import LocalCluster
 from support.operated import rendezvous
 from support.operator_process import ROOT, Kube, eventually, running_operator
 from support.plugin_install import install
-from support.torchrun_fleet import install_crds
 
 TRAIN = """
 import torch, torch.distributed as dist
@@ -29,12 +28,6 @@ def plugins(tmp_path_factory: pytest.TempPathFactory) -> Path:
     target = tmp_path_factory.mktemp("plugins")
     install(target, tmp_path_factory.mktemp("build"))
     return target
-
-
-@pytest.fixture
-def kube(control_plane: LocalCluster) -> Kube:
-    install_crds(control_plane)
-    return Kube(control_plane.kubeconfig)
 
 
 def data_of(kube: Kube, namespace: str) -> dict[str, str]:

@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.accounts import RELEASE, account, install_crds, policies, rendered, rights
+from support.accounts import RELEASE, account, policies, rendered, rights
 from support.cluster_fixtures import LocalCluster
 from support.operated import hosts, pod, rendezvous
 from support.operator_process import Kube, eventually, running_operator
+from support.torchrun_fleet import install_crds
 from support.webhook_process import serving
 
 from rdzv.backends.kubernetes import role_rules

@@ -7,15 +7,16 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
-from support.accounts import install_crds
 from support.cluster_fixtures import LocalCluster
 from support.fault_proxy import FaultProxy
+from support.torchrun_fleet import install_crds
 from torch import distributed as dist
 
 from rdzv.kube.client import Client
@@ -113,24 +114,31 @@ def named(target: str) -> tuple[str, str | None]:
     return parts.path.rpartition("/")[2], parse_qs(parts.query).get("fieldSelector", [None])[0]
 
 
-def test_a_later_round_begins_with_nothing_and_ends_what_waits_in_an_earlier_one(of_round: Open) -> None:
-    earlier, later = of_round(1), of_round(2)
-    earlier.set("key", "of round 1")
+@contextmanager
+def told_that_it_was_deleted(store: KubernetesStore) -> Iterator[None]:
+    """Somebody waits by this store, for ever, and is told so in the end."""
     failed: list[BaseException] = []
 
     def wait() -> None:
         try:
-            earlier.wait(["never"])
+            store.wait(["never"])
         except dist.DistStoreError as error:
             failed.append(error)
 
     waits = threading.Thread(target=wait)
     waits.start()
     time.sleep(0.5)
-    assert not later.check(["key"])
-    later.set("key", "of round 2")
+    yield
     waits.join(30)
     assert "was deleted" in str(failed)
+
+
+def test_a_later_round_begins_with_nothing_and_ends_what_waits_in_an_earlier_one(of_round: Open) -> None:
+    earlier, later = of_round(1), of_round(2)
+    earlier.set("key", "of round 1")
+    with told_that_it_was_deleted(earlier):
+        assert not later.check(["key"])
+        later.set("key", "of round 2")
     for call in (lambda: earlier.set("key", ""), lambda: earlier.get("key"), earlier.num_keys):
         with pytest.raises(dist.DistStoreError, match="was deleted"):
             call()
@@ -156,20 +164,8 @@ def test_a_late_comer_of_an_earlier_round_changes_nothing_of_a_later_one(of_roun
 
 
 def test_a_waiter_of_an_earlier_round_that_has_seen_nothing_is_told_of_the_later_one(of_round: Open) -> None:
-    earlier, failed = of_round(1), list[BaseException]()
-
-    def wait() -> None:
-        try:
-            earlier.wait(["never"])
-        except dist.DistStoreError as error:
-            failed.append(error)
-
-    waits = threading.Thread(target=wait)
-    waits.start()
-    time.sleep(0.5)
-    of_round(2).set("key", "")
-    waits.join(30)
-    assert "was deleted" in str(failed)
+    with told_that_it_was_deleted(of_round(1)):
+        of_round(2).set("key", "")
 
 
 def test_the_store_of_a_round_that_was_made_anew_follows_and_not_the_other_way_round(

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.cluster_fixtures import LocalCluster
+from support.cluster_fixtures import LocalCluster, _shared
 from support.operated import pod, rendezvous
 from support.operator_process import ROOT, Kube, OperatorProcess, eventually
 from support.torchrun_fleet import Fleet, Node, install_crds
@@ -118,13 +118,16 @@ def untouched(nodes: list[Node]) -> Iterator[None]:
 
 
 @pytest.fixture
-def installation(control_plane: LocalCluster, light_namespace: str, tmp_path: Path) -> Iterator[Installation]:
-    found = Installation(control_plane, Kube(control_plane.kubeconfig), light_namespace, tmp_path)
-    try:
-        yield found
-    finally:
-        found.stop()
-        install_crds(control_plane)  # Others use them, too.
+def installation(tmp_path: Path) -> Iterator[Installation]:
+    """On a control plane of its own: others use the kinds of this commit meanwhile."""
+    with _shared("upgrade", "--light") as plane:
+        namespace = f"test-{secrets.token_hex(4)}"
+        plane.kubectl("create", "namespace", namespace)
+        found = Installation(plane, Kube(plane.kubeconfig), namespace, tmp_path)
+        try:
+            yield found
+        finally:
+            found.stop()
 
 
 def test_worlds_train_through_an_upgrade_and_back_with_agents_of_both_versions(

@@ -70,12 +70,6 @@ def rights(cluster: LocalCluster, name: str, *arguments: str) -> Iterator[list[O
         cluster.kubectl("delete", "-f", "-", input=documents)
 
 
-def install_crds(cluster: LocalCluster) -> None:
-    """Applies the CRDs and waits until they are served."""
-    cluster.kubectl("apply", "--server-side", "-f", str(CHART / "files/crds"))
-    cluster.kubectl("wait", "--for=condition=Established", "crd", "--all")
-
-
 @dataclass(frozen=True)
 class Account:
     """Acts with one token. `pod_uid` is of the pod that the token is bound to, "" for none."""
