@@ -19,10 +19,8 @@ from prometheus_client import CollectorRegistry, Counter, Histogram, start_http_
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
+from rdzv.control.cache import Key
 from rdzv.kube.api import ApiError
-
-Key = tuple[str, str]
-"""Namespace and name of a Rendezvous."""
 
 #: How a pass ends: it is through, the API server refused something or was not reached, or it is a mistake of ours.
 DONE, REFUSED, CRASHED = "done", "refused", "crashed"
