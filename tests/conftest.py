@@ -7,7 +7,13 @@ from hypothesis import HealthCheck, settings
 pytest_plugins = ["support.cluster_fixtures", "support.etcd_servers"]
 
 # How fast examples are drawn says something about the machine, nothing about the code.
-settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+# A run tells what a change did, so each one draws the same examples; the long campaigns draw others each time.
+settings.register_profile(
+    "any machine",
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow],
+    derandomize=os.environ.get("RDZV_FAULTS") != "long",
+)
 settings.load_profile("any machine")
 
 # What the chart tells the operator; only its own tests run anything from them.

@@ -267,6 +267,20 @@ def test_an_agent_that_never_asks_to_join_is_a_problem_after_two_minutes() -> No
     assert story.moment([pod], beside=aside, after=120)[0] == "Degraded: NotJoined"
 
 
+def test_pods_of_one_job_that_never_join_are_told_of_once_and_not_one_by_one() -> None:
+    story = Story("kubernetes", 2)
+    both = pods("Running", "Running")
+    for obj, at in zip(both, ("2026-11-23T10:00:00Z", "2026-11-23T10:00:20Z"), strict=True):
+        obj["status"]["containerStatuses"][0]["state"] = {"running": {"startedAt": at}}
+    assert story.moment(both, after=119)[0] == "Forming 0/2"
+    told = []
+    for after in (1, 10, 11, 40):  # 120 to 181 s after the first one started.
+        assert story.moment(both, after=after)[0] == "Degraded: NotJoined"
+        told.append(next(c["message"] for c in story.status["conditions"] if c["type"] == "Degraded"))
+    assert len(set(told)) == 1
+    assert "mnist-0, mnist-1" in told[0]
+
+
 def test_too_few_pods_are_a_problem_only_after_a_while_and_block_nothing() -> None:
     story = Story("c10d", 2)
     assert story.moment([pod_object("a")], beside=Beside(short_for=10))[3] == "False AsExpected"

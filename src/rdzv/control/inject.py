@@ -70,7 +70,7 @@ _VARIABLES = frozenset(
     }
 )
 #: What a controller that has a rendezvous of its own tells its pods, and our ConfigMap tells them otherwise.
-_YIELDING = (
+YIELDING = (
     *("PET_RDZV_BACKEND", "PET_RDZV_ENDPOINT", "PET_RDZV_ID", "PET_RDZV_CONF", "PET_NNODES", "PET_NPROC_PER_NODE"),
     *("PET_MASTER_ADDR", "PET_MASTER_PORT"),
 )
@@ -194,7 +194,7 @@ def _yielding(pod: ReadOnlyObject, env: Sequence[ReadOnlyObject]) -> list[str]:
         entry["name"]
         for number, entry in enumerate(env)
         if number >= first
-        and entry["name"] in _YIELDING
+        and entry["name"] in YIELDING
         and "valueFrom" not in entry
         and (entry["name"] != _NPROC or entry.get("value") == "auto")
         and entry["name"] not in names[number + 1 :]

@@ -28,8 +28,10 @@ MANY_ROUNDS, STILL_MANY = 6, 2
 LOOP_LOOK = 10.0
 #: Pods of one index (or as many times the world) that failed lately, from which on it is a crash loop.
 MANY_FAILED = 3
-#: Seconds that a pod may run until its agent asks to join, and that there may be fewer pods than nodes, until it is a problem.
-UNJOINED, SHORT = 120.0, 60.0
+#: Seconds that a pod may run until its agent asks to join, until it is a problem.
+UNJOINED = 120.0
+#: Seconds that there may be fewer pods than nodes; and for which a pod has run that is named beside one that is a problem.
+SHORT = 60.0
 
 
 @dataclass(frozen=True)
@@ -75,6 +77,10 @@ class Seen:
         heard = self.world.joined | self.world.reasons.keys()
         return [pod for pod in self.live if pod.injected and not pod.reason and pod.name not in heard]
 
+    def silent_for(self, seconds: float) -> list[Pod]:
+        """Those of `silent` that have run for so long."""
+        return [pod for pod in self.silent if pod.runs.since is not None and self.now - pod.runs.since >= seconds]
+
     @cached_property
     def failed_lately(self) -> list[Pod]:
         """Pods that failed within `LONG_RUN`, and are still there to tell."""
@@ -109,7 +115,8 @@ def again(seen: Seen) -> float | None:
     if seen.short_for is not None:
         moments.append(SHORT - seen.short_for)
     moments += [pod.runs.ended_at + LONG_RUN - seen.now for pod in seen.failed_lately]
-    moments += [pod.runs.since + UNJOINED - seen.now for pod in seen.silent if pod.runs.since is not None]
+    told = (SHORT, UNJOINED) if seen.silent_for(UNJOINED) else (UNJOINED,)
+    moments += [pod.runs.since + age - seen.now for pod in seen.silent if pod.runs.since is not None for age in told]
     return min((max(1.0, moment) for moment in moments if 0 < moment < _DAY), default=None)
 
 
@@ -272,11 +279,12 @@ def _too_many(seen: Seen) -> list[Problem]:
 
 def _not_joined(seen: Seen) -> list[Problem]:
     """A backend that sees who has joined, and a pod that has run for long and has not asked to."""
-    pods = [pod for pod in seen.silent if pod.runs.since is not None and seen.now - pod.runs.since >= UNJOINED]
-    if not pods:
+    if not seen.silent_for(UNJOINED):
         return []
+    # With those that began a little later: else pods of one job, which cross the line one by one, make a status each.
+    names = [pod.name for pod in seen.silent_for(SHORT)]
     text = (
-        f"{shown([pod.name for pod in pods])}: {NOT_JOINED.partition(': ')[2]} for more than {UNJOINED:.0f} s. Does it run torchrun, and "
+        f"{shown(names)}: {NOT_JOINED.partition(': ')[2]} for more than {SHORT:.0f} s. Does it run torchrun, and "
         "without rendezvous options of its own?"
     )
     return [Problem("NotJoined", text)]
