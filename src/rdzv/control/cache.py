@@ -88,11 +88,15 @@ def _names(obj: ReadOnlyObject) -> frozenset[str]:
 
 def _read_pod(obj: ReadOnlyObject) -> tuple[frozenset[str], PodEntry]:
     pod = Pod.from_object(obj, injected=is_injected(obj))
-    pod = replace(
-        pod, phase=_shared(pod.phase), reason=_shared(pod.reason), service_account=_shared(pod.service_account)
-    )
     found = [Override(*map(_shared, each)) for each in overrides(obj)[:_OVERRIDDEN]]
-    return _names(obj), PodEntry(replace(pod, own_nproc=any(each.name in OWN_NPROC for each in found)), tuple(found))
+    pod = replace(
+        pod,
+        phase=_shared(pod.phase),
+        reason=_shared(pod.reason),
+        service_account=_shared(pod.service_account),
+        own_nproc=any(each.name in OWN_NPROC for each in found),
+    )
+    return _names(obj), PodEntry(pod, tuple(found))
 
 
 def _read_rendezvous(obj: ReadOnlyObject) -> tuple[frozenset[str], bytes]:
@@ -216,12 +220,14 @@ class Cache:
     def put(self, kind: Kind, obj: ReadOnlyObject) -> set[Key]:
         """An object as it is, or was: what is older than what is known changes nothing."""
         id_, version = id_of(obj), version_of(obj)
+        with self._lock:
+            if self._is_old(kind, id_, version):
+                return set()  # Not read before: half of what watches tell is our own writes.
         entry = _read(kind, obj, version)
         with self._lock:
-            known = self._entries[kind].get(id_)
-            last = max(known.version.number if known else 0, self._deleted[kind].get(id_, 0))
-            if version.number and version.number <= last:
+            if self._is_old(kind, id_, version):
                 return set()
+            known = self._entries[kind].get(id_)
             self._set(kind, id_, entry)
         if known is None:
             return _keys(id_, entry)
@@ -273,6 +279,11 @@ class Cache:
         return {id_: known.get(id_) for id_ in behind | vanished}
 
     # Called with the lock held.
+
+    def _is_old(self, kind: Kind, id_: Id, version: Version) -> bool:
+        known = self._entries[kind].get(id_)
+        last = max(known.version.number if known else 0, self._deleted[kind].get(id_, 0))
+        return bool(version.number) and version.number <= last
 
     def _set(self, kind: Kind, id_: Id, entry: _Entry) -> None:
         known = self._entries[kind].get(id_)

@@ -142,15 +142,16 @@ def shadowed(pod: ReadOnlyObject) -> list[tuple[str, str]]:
     and the user's value does not lead to it.
     """
     found: list[tuple[str, str]] = []
+    ours = {entry["name"]: entry for entry in _env(pod, library=True)}
     for container in _targets(pod):
-        ours = {entry["name"]: _plain(entry) for entry in _env(pod, library=True)}
         # Of one name the last one counts.
-        for name, entry in {entry["name"]: entry for entry in container.get("env") or []}.items():
+        own = {entry["name"]: entry for entry in container.get("env") or [] if entry["name"] in _VARIABLES}
+        for name, entry in own.items():
             harmless = name == "PYTHONPATH" and (
                 not _mounts(container, LIBRARY_PATH) or LIBRARY_PATH in str(entry.get("value")).split(":")
             )
             same = _plain(entry) in (ours.get(name), _DIFFERENT) or _is_ours(entry, _rendezvous(pod))
-            if name in _VARIABLES and not same and not harmless:
+            if not same and not harmless:
                 found.append((container["name"], name))
         flags = [match.group().replace("_", "-") for word in command_words(container) for match in _FLAG.finditer(word)]
         found += [(container["name"], flag) for flag in dict.fromkeys(flags)]
