@@ -97,6 +97,7 @@ CONTROLLERS = (
     Part("jobset", "sigs.k8s.io/jobset", "2 min on 2 cores"),
     Part("lws", "sigs.k8s.io/lws", "4 min on 2 cores"),
     Part("training-operator", "github.com/kubeflow/training-operator", "2 min on 2 cores"),
+    Part("trainer", "github.com/kubeflow/trainer/v2", "3 min on 2 cores"),
 )
 
 
