@@ -85,11 +85,12 @@ def of(api_version: str, kind: str, spec: Object) -> Object:
 
 @dataclass(frozen=True)
 class Kind:
-    """How a kind of workload is made, how many pods it has, and the pairs that they are told, by rank (none: it has no places)."""
+    """How a kind of workload is made, how many pods it has, the pairs that they are told, by rank (none: it has no places), and by whom."""
 
     make: Callable[[Images], list[Object]]
     pods: int
     pairs: list[list[str | None]]
+    controllers: tuple[str, ...] = ()
 
 
 def places(*of_group: tuple[str | None, int]) -> list[list[str | None]]:
@@ -102,18 +103,24 @@ KINDS = {
     "Job (NonIndexed)": Kind(job_without_indexes, 2, []),
     "StatefulSet": Kind(lambda images: [workload("StatefulSet", images, 2)], 2, places((None, 2))),
     "Deployment": Kind(lambda images: [workload("Deployment", images, 2)], 2, []),
-    "JobSet, two replicated jobs": Kind(jobset, 3, places(("0", 1), ("1", 1), ("2", 1))),
-    "LeaderWorkerSet, one group": Kind(lambda images: leaderworkerset(images, 1), 2, places(("0", 2))),
-    "LeaderWorkerSet, two groups": Kind(lambda images: leaderworkerset(images, 2), 4, places(("0", 2), ("1", 2))),
+    "JobSet, two replicated jobs": Kind(jobset, 3, places(("0", 1), ("1", 1), ("2", 1)), ("jobset",)),
+    "LeaderWorkerSet, one group": Kind(lambda images: leaderworkerset(images, 1), 2, places(("0", 2)), ("lws",)),
+    "LeaderWorkerSet, two groups": Kind(
+        lambda images: leaderworkerset(images, 2), 4, places(("0", 2), ("1", 2)), ("lws",)
+    ),
     "PyTorchJob, Master and Worker": Kind(
-        lambda images: pytorchjob(images, {"Master": 1, "Worker": 1}), 2, places(("master", 1), ("worker", 1))
+        lambda images: pytorchjob(images, {"Master": 1, "Worker": 1}),
+        2,
+        places(("master", 1), ("worker", 1)),
+        ("training-operator",),
     ),
     "PyTorchJob with elasticPolicy": Kind(
         lambda images: pytorchjob(images, {"Worker": 2}, elasticPolicy={"minReplicas": 1, "maxReplicas": 2}),
         2,
         places(("worker", 2)),
+        ("training-operator",),
     ),
-    "TrainJob": Kind(trainjob, 2, places(("0", 2))),
+    "TrainJob": Kind(trainjob, 2, places(("0", 2)), ("jobset", "trainer")),
 }
 BACKENDS = ("kubernetes", "etcd-v3", "c10d", "static", "etcd", "etcd-v2")
 #: torch's own, which give ranks in no order.
@@ -143,11 +150,8 @@ def controllers(
     cluster: LocalCluster, images: Images, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Controllers]:
     found = Controllers(cluster, tmp_path_factory.mktemp("controllers"), images.train)
-    try:
-        found.start()
-        yield found
-    finally:
-        found.stop()
+    yield found
+    found.stop()
 
 
 def record(kind: str, backend: str, outcome: str) -> None:
@@ -169,6 +173,7 @@ def test_a_world_forms_and_forms_again_without_a_pod(
 ) -> None:
     of_kind = KINDS[kind]
     ordered = bool(of_kind.pairs) and backend not in UNORDERED
+    controllers.start(*of_kind.controllers)
     try:
         place.apply(rendezvous(backend, of_kind.pods), *of_kind.make(images))
         before = place.await_world(of_kind.pods)

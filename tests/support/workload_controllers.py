@@ -17,7 +17,7 @@ from typing import Any
 
 import yaml
 
-from deploy.local.cluster.tools import build_controllers, module_folder
+from deploy.local.cluster.tools import build_controller, module_folder
 from support.cluster_fixtures import LocalCluster
 
 Object = dict[str, Any]
@@ -48,9 +48,9 @@ _INIT = """- name: init-pytorch
 """
 
 
-def apply_definitions(cluster: LocalCluster) -> None:
-    """Installs the CRDs of all kinds, and waits until they are served."""
-    files = [module_folder(name) / path for name, paths in _CRDS.items() for path in paths]
+def apply_definitions(cluster: LocalCluster, *names: str) -> None:
+    """Installs the CRDs of these controllers (none: of all), and waits until they are served."""
+    files = [module_folder(name) / path for name in names or _CRDS for path in _CRDS[name]]
     options = [option for file in files for option in ("-f", str(file))]
     cluster.kubectl("apply", "--server-side", "--force-conflicts", *options)
     cluster.kubectl("wait", "--for=condition=Established", "--timeout=60s", *options)
@@ -58,28 +58,34 @@ def apply_definitions(cluster: LocalCluster) -> None:
 
 @dataclass
 class Controllers:
-    """`start` and `stop` them; `directory` is for certificates and logs, `image` one that the nodes have."""
+    """`start` those that are needed and `stop` all; `directory` is for certificates and logs, `image` one that the nodes have."""
 
     cluster: LocalCluster
     directory: Path
     image: str
     running: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
 
-    def start(self) -> None:
-        """Starts all, and waits until their webhooks answer."""
-        programs = build_controllers()
-        self._certificates()
-        apply_definitions(self.cluster)
-        for name, path in _WEBHOOKS.items():
-            self._webhooks(name, module_folder(name) / path)
-        for namespace in ("jobset-system", "lws-system", *(namespace for namespace, _, _ in _KUBEFLOW.values())):
-            self._apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": namespace}})
-        files = {name: self._encoded(name) for name in ("ca.crt", "ca.key", "tls.crt", "tls.key")}
-        for namespace, secret, _ in _KUBEFLOW.values():
+    def start(self, *names: str) -> None:
+        """Starts those that do not run yet, building what is missing, and waits until they listen."""
+        if not (self.directory / "tls.crt").exists():
+            self._certificates()
+        for name in names:
+            if name not in self.running:
+                program = build_controller(name)
+                apply_definitions(self.cluster, name)
+                if name in _WEBHOOKS:
+                    self._webhooks(name, module_folder(name) / _WEBHOOKS[name])
+                self._namespace(name)
+                self._run(name, program)
+
+    def _namespace(self, name: str) -> None:
+        """Where it keeps what is its own; the certificates of Kubeflow's come from there."""
+        namespace, secret, _ = _KUBEFLOW.get(name, (f"{name}-system", "", ""))
+        self._apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": namespace}})
+        if secret:
+            files = {file: self._encoded(file) for file in ("ca.crt", "ca.key", "tls.crt", "tls.key")}
             metadata = {"name": secret, "namespace": namespace}
             self._apply({"apiVersion": "v1", "kind": "Secret", "metadata": metadata, "data": files})
-        for name, program in programs.items():
-            self._run(name, program)
 
     def stop(self) -> None:
         """Ends them, and takes away what would refuse objects without them."""
@@ -132,9 +138,8 @@ class Controllers:
                 *("--pytorch-init-container-image", self.image),
                 *("--pytorch-init-container-template-file", str(template)),
             ]
-        group = {"jobset": "jobset", "lws": "lws"}[name]
         config = {
-            "apiVersion": f"config.{group}.x-k8s.io/v1alpha1",
+            "apiVersion": f"config.{name}.x-k8s.io/v1alpha1",
             "kind": "Configuration",
             "leaderElection": {"leaderElect": False},
             "internalCertManagement": {"enable": False},
