@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ Object = dict[str, Any]
 
 ROOT = Path(__file__).parents[2]
 SAMPLES = ROOT / "deploy/samples"
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "docs/backends").glob("*.md"))]
 KINDS = {
     "job": "Job",
     "statefulset": "StatefulSet",
@@ -49,6 +51,17 @@ def pod_templates(obj: Any) -> list[Object]:
     if "containers" in obj.get("spec", {}):
         return [obj]
     return [found for each in obj.values() for found in pod_templates(each)]
+
+
+def test_objects_on_the_pages_are_accepted_as_they_are(api: LocalCluster) -> None:
+    blocks = [
+        block
+        for page in PAGES
+        for block in re.findall(r"^```yaml\n(.*?)^```", page.read_text(), re.DOTALL | re.MULTILINE)
+        if "kind:" in block  # others are parts of objects
+    ]
+    said = api.kubectl(*("apply", "--dry-run=server", "--validate=strict", "-f", "-"), input="\n---\n".join(blocks))
+    assert said.count("(server dry run)") == len(blocks) >= 3, said
 
 
 def test_there_is_a_sample_of_each_kind() -> None:
