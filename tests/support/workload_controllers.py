@@ -19,6 +19,7 @@ import yaml
 
 from deploy.local.cluster.tools import build_controller, module_folder
 from support.cluster_fixtures import LocalCluster
+from support.operator_process import eventually
 
 Object = dict[str, Any]
 
@@ -53,7 +54,14 @@ def apply_definitions(cluster: LocalCluster, *names: str) -> None:
     files = [module_folder(name) / path for name in names or _CRDS for path in _CRDS[name]]
     options = [option for file in files for option in ("-f", str(file))]
     cluster.kubectl("apply", "--server-side", "--force-conflicts", *options)
-    cluster.kubectl("wait", "--for=condition=Established", "--timeout=60s", *options)
+
+    def are_served() -> bool:
+        # `kubectl wait` fails at a definition that has no conditions yet.
+        found = json.loads(cluster.kubectl("get", *options, "-o", "json"))
+        conditions = [obj.get("status", {}).get("conditions") or [] for obj in found.get("items", [found])]
+        return all(any((c["type"], c["status"]) == ("Established", "True") for c in each) for each in conditions)
+
+    eventually(are_served, timeout=60)
 
 
 @dataclass
