@@ -60,7 +60,7 @@ cluster-down: ## take it down, without a trace
 lock: venv ## deploy/images/*-requirements.txt from pyproject.toml (LOCK=--upgrade for newer versions)
 	$(BIN)/python deploy/lock.py $(LOCK)
 
-render: venv ## deploy/install.yaml and the values in the chart's README, from the chart
+render: venv ## what is made from the chart (deploy/install.yaml, the values in its README) and from the code (references in docs/)
 	$(BIN)/python deploy/render.py
 
 docs: venv ## the pages as a site, strictly: .local/site

@@ -1,7 +1,9 @@
 #!/usr/bin/env python3
-"""Writes what is rendered: from the chart the manifests for those who use no Helm, and the values in its README; docs/cli.md's reference.
+"""Writes what is rendered: from the chart the manifests for those who use no Helm, and the values in its README.
 
-`--check` writes nothing and fails when a file is not what the chart or the command's parser gives.
+From the code it makes the tables of docs/cli.md and docs/reference.md.
+
+`--check` writes nothing and fails when a file is not what the chart or the code gives.
 """
 
 from __future__ import annotations
@@ -16,13 +18,14 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "src")]
 
-from deploy import cli_reference, values_table  # noqa: E402 - this file is run as a script, too
+from deploy import cli_reference, reference, values_table  # noqa: E402 - this file is run as a script, too
 
 CHART = ROOT / "charts" / "rendezvous-operator"
 INSTALL = ROOT / "deploy" / "install.yaml"
 README = CHART / "README.md"
 POLICIES = ROOT / "deploy" / "standalone" / "policies.yaml"
 CLI = ROOT / "docs" / "cli.md"
+REFERENCE = ROOT / "docs" / "reference.md"
 NAMESPACE = "rdzv-system"
 
 # Rendering looks at no cluster, so what `auto` values become is said here: Kubernetes with MutatingAdmissionPolicy and image volumes.
@@ -93,6 +96,7 @@ def main() -> int:
         POLICIES: POLICIES_HEADER + template(*world),
         README: readme(),
         CLI: cli_reference.filled(CLI.read_text()),
+        REFERENCE: reference.filled(REFERENCE.read_text()),
     }
     if not options.check:
         for path, text in files.items():

@@ -78,6 +78,6 @@ def source(backend: str) -> Path:
 
 def write(directory: Path, backend: str, image: str, torch: Path | None) -> None:
     """Writes the sample and its kustomization, for `kubectl apply -k`."""
-    for path in (source(backend), SAMPLES / "job.yaml", SAMPLES / "train.py"):
+    for path in (source(backend), SAMPLES / "job.yaml", SAMPLES / "script/train.py"):
         shutil.copy(path, directory)
     (directory / "kustomization.yaml").write_text(json.dumps(kustomization(backend, image, torch), indent=2))

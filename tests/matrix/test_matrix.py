@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
+from support import matrix_table
 from support.cluster_fixtures import LocalCluster
 from support.workload_controllers import LABEL, Controllers
 from support.workloads import Place, pod_template, rendezvous, workload
@@ -20,66 +22,117 @@ pytestmark = pytest.mark.cluster
 
 Object = dict[str, Any]
 PAGE = Path(__file__).parents[2] / "docs/workloads.md"
-BEGIN, END = "<!-- begin of the matrix -->", "<!-- end of the matrix -->"
 STAY = {"STAY": "1"}
 
 
-def jobset(images: Images) -> Object:
+def job(images: Images) -> list[Object]:
+    return [workload("Job", images, 2, env=STAY)]
+
+
+def job_without_indexes(images: Images) -> list[Object]:
+    found = workload("Job", images, 2, env=STAY)
+    return [{**found, "spec": {**found["spec"], "completionMode": "NonIndexed"}}]
+
+
+def jobset(images: Images) -> list[Object]:
     """Two replicated jobs, one of them twice."""
 
-    def job(name: str, replicas: int) -> Object:
+    def replicated(name: str, replicas: int) -> Object:
         template = pod_template(images, restart="OnFailure", env=STAY)
         spec = {"completionMode": "Indexed", "completions": 1, "parallelism": 1, "template": template}
         return {"name": name, "replicas": replicas, "template": {"spec": spec}}
 
-    spec = {"replicatedJobs": [job("workers", 2), job("evaluator", 1)]}
-    return {"apiVersion": "jobset.x-k8s.io/v1alpha2", "kind": "JobSet", "metadata": {"name": "world"}, "spec": spec}
+    spec = {"replicatedJobs": [replicated("workers", 2), replicated("evaluator", 1)]}
+    return [of("jobset.x-k8s.io/v1alpha2", "JobSet", spec)]
 
 
-def leaderworkerset(images: Images) -> Object:
-    """Two groups of two."""
+def leaderworkerset(images: Images, groups: int) -> list[Object]:
+    """Groups of two."""
     template = pod_template(images, restart="Always", env=STAY)
-    spec = {"replicas": 2, "leaderWorkerTemplate": {"size": 2, "restartPolicy": "None", "workerTemplate": template}}
-    kind = {"apiVersion": "leaderworkerset.x-k8s.io/v1", "kind": "LeaderWorkerSet"}
-    return {**kind, "metadata": {"name": "world"}, "spec": spec}
+    spec = {
+        "replicas": groups,
+        "leaderWorkerTemplate": {"size": 2, "restartPolicy": "None", "workerTemplate": template},
+    }
+    return [of("leaderworkerset.x-k8s.io/v1", "LeaderWorkerSet", spec)]
 
 
-def pytorchjob(images: Images, replicas: Mapping[str, int], **spec: Any) -> Object:
+def pytorchjob(images: Images, replicas: Mapping[str, int], **spec: Any) -> list[Object]:
     template = pod_template(images, restart="OnFailure", env=STAY)
     template["spec"]["containers"][0]["name"] = "pytorch"
     of_kind = {
         kind: {"replicas": count, "restartPolicy": "OnFailure", "template": template}
         for kind, count in replicas.items()
     }
-    spec = {"pytorchReplicaSpecs": of_kind, **spec}
-    return {"apiVersion": "kubeflow.org/v1", "kind": "PyTorchJob", "metadata": {"name": "world"}, "spec": spec}
+    return [of("kubeflow.org/v1", "PyTorchJob", {"pytorchReplicaSpecs": of_kind, **spec})]
 
 
-#: By name, the object, how many pods it has, and the pairs that they are told, by rank (None: no order is promised).
-KINDS: dict[str, tuple[Callable[[Images], Object], int, list[list[str | None]] | None]] = {
-    "Job (Indexed)": (lambda images: workload("Job", images, 2, env=STAY), 2, None),
-    "StatefulSet": (lambda images: workload("StatefulSet", images, 2), 2, None),
-    "Deployment": (lambda images: workload("Deployment", images, 2), 2, None),
-    "JobSet, two replicated jobs": (jobset, 3, [["0", "0"], ["1", "0"], ["2", "0"]]),
-    "LeaderWorkerSet, two groups": (leaderworkerset, 4, [["0", "0"], ["0", "1"], ["1", "0"], ["1", "1"]]),
-    "PyTorchJob, Master and Worker": (
+def trainjob(images: Images) -> list[Object]:
+    """The label is in the runtime: that of a TrainJob does not reach its pods."""
+    template = pod_template(images, restart="OnFailure", env=STAY)
+    template["spec"]["containers"][0]["name"] = "node"
+    labels = {"trainer.kubeflow.org/trainjob-ancestor-step": "trainer"}
+    replicated = {"name": "node", "template": {"metadata": {"labels": labels}, "spec": {"template": template}}}
+    policy = {"numNodes": 2, "torch": {"numProcPerNode": "auto"}}
+    runtime = {"mlPolicy": policy, "template": {"spec": {"replicatedJobs": [replicated]}}}
+    group = "trainer.kubeflow.org/v1alpha1"
+    reference = {"apiGroup": "trainer.kubeflow.org", "kind": "TrainingRuntime", "name": "world"}
+    return [of(group, "TrainingRuntime", runtime), of(group, "TrainJob", {"runtimeRef": reference})]
+
+
+def of(api_version: str, kind: str, spec: Object) -> Object:
+    return {"apiVersion": api_version, "kind": kind, "metadata": {"name": "world"}, "spec": spec}
+
+
+@dataclass(frozen=True)
+class Kind:
+    """How a kind of workload is made, how many pods it has, the pairs that they are told, by rank (none: it has no places), and by whom."""
+
+    make: Callable[[Images], list[Object]]
+    pods: int
+    pairs: list[list[str | None]]
+    controllers: tuple[str, ...] = ()
+
+
+def places(*of_group: tuple[str | None, int]) -> list[list[str | None]]:
+    """Each group with its indexes from 0."""
+    return [[group, str(index)] for group, size in of_group for index in range(size)]
+
+
+KINDS = {
+    "Job (Indexed)": Kind(job, 2, places((None, 2))),
+    "Job (NonIndexed)": Kind(job_without_indexes, 2, []),
+    "StatefulSet": Kind(lambda images: [workload("StatefulSet", images, 2)], 2, places((None, 2))),
+    "Deployment": Kind(lambda images: [workload("Deployment", images, 2)], 2, []),
+    "JobSet, two replicated jobs": Kind(jobset, 3, places(("0", 1), ("1", 1), ("2", 1)), ("jobset",)),
+    "LeaderWorkerSet, one group": Kind(lambda images: leaderworkerset(images, 1), 2, places(("0", 2)), ("lws",)),
+    "LeaderWorkerSet, two groups": Kind(
+        lambda images: leaderworkerset(images, 2), 4, places(("0", 2), ("1", 2)), ("lws",)
+    ),
+    "PyTorchJob, Master and Worker": Kind(
         lambda images: pytorchjob(images, {"Master": 1, "Worker": 1}),
         2,
-        [["master", "0"], ["worker", "0"]],
+        places(("master", 1), ("worker", 1)),
+        ("training-operator",),
     ),
-    "PyTorchJob with elasticPolicy": (
+    "PyTorchJob with elasticPolicy": Kind(
         lambda images: pytorchjob(images, {"Worker": 2}, elasticPolicy={"minReplicas": 1, "maxReplicas": 2}),
         2,
-        [["worker", "0"], ["worker", "1"]],
+        places(("worker", 2)),
+        ("training-operator",),
     ),
+    "TrainJob": Kind(trainjob, 2, places(("0", 2)), ("jobset", "trainer")),
 }
+BACKENDS = ("kubernetes", "etcd-v3", "c10d", "static", "etcd", "etcd-v2")
+#: torch's own, which give ranks in no order.
+UNORDERED = {"c10d", "etcd", "etcd-v2"}
+_COUNTS, _NO_INDEX = "each group counts from 0", "has no index"
 #: What can't be, and why.
 NOT = {
-    ("Deployment", "static"): "has no index",
-    ("JobSet, two replicated jobs", "static"): "each group counts from 0",
-    ("LeaderWorkerSet, two groups", "static"): "each group counts from 0",
+    ("Job (NonIndexed)", "static"): _NO_INDEX,
+    ("Deployment", "static"): _NO_INDEX,
+    ("JobSet, two replicated jobs", "static"): _COUNTS,
+    ("LeaderWorkerSet, two groups", "static"): _COUNTS,
 }
-BACKENDS = ("kubernetes", "c10d", "static")
 CELLS = [(kind, backend) for kind in KINDS for backend in BACKENDS if (kind, backend) not in NOT]
 
 
@@ -97,35 +150,15 @@ def controllers(
     cluster: LocalCluster, images: Images, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Controllers]:
     found = Controllers(cluster, tmp_path_factory.mktemp("controllers"), images.train)
-    try:
-        found.start()
-        yield found
-    finally:
-        found.stop()
-
-
-@pytest.fixture(scope="module")
-def results() -> Iterator[dict[tuple[str, str], str]]:
-    """What each cell came to; written into the page, beside what earlier runs of other cells have left there."""
-    found: dict[tuple[str, str], str] = {}
     yield found
+    found.stop()
+
+
+def record(kind: str, backend: str, outcome: str) -> None:
+    """Writes a cell into the page at once: the run may be interrupted in the next one."""
     if os.environ.get("RDZV_MATRIX") == "write":
-        write(found)
-
-
-def write(found: Mapping[tuple[str, str], str]) -> None:
-    rows = [
-        [cell.strip() for cell in line.split("|")[1:-1]] for line in PAGE.read_text().split("\n") if line[:2] == "| "
-    ]
-    earlier = {(row[0], backend): cell for row in rows for backend, cell in zip(BACKENDS, row[1:], strict=False)}
-    found = {**{cell: earlier[cell] for cell in CELLS if cell in earlier}, **found}
-    lines = [f"| | {' | '.join(f'`{backend}`' for backend in BACKENDS)} |", "|---" * (len(BACKENDS) + 1) + "|"]
-    for kind in KINDS:
-        not_run = {(kind, backend): f"– ({NOT[kind, backend]})" for backend in BACKENDS if (kind, backend) in NOT}
-        cells = [found.get((kind, backend)) or not_run.get((kind, backend), "not run yet") for backend in BACKENDS]
-        lines.append(f"| {kind} | {' | '.join(cells)} |")
-    before, _, rest = PAGE.read_text().partition(BEGIN)
-    PAGE.write_text(f"{before}{BEGIN}\n{chr(10).join(lines)}\n{END}{rest.partition(END)[2]}")
+        page = matrix_table.written(PAGE.read_text(), list(KINDS), BACKENDS, NOT, {(kind, backend): outcome})
+        PAGE.write_text(page)
 
 
 @pytest.fixture
@@ -136,28 +169,28 @@ def place(cluster: LocalCluster, namespace: str) -> Place:
 
 @pytest.mark.parametrize(("kind", "backend"), CELLS)
 def test_a_world_forms_and_forms_again_without_a_pod(
-    place: Place, images: Images, controllers: Controllers, results: dict[tuple[str, str], str], kind: str, backend: str
+    place: Place, images: Images, controllers: Controllers, kind: str, backend: str
 ) -> None:
-    make, size, pairs = KINDS[kind]
-    results[kind, backend] = "**fails**"
+    of_kind = KINDS[kind]
+    ordered = bool(of_kind.pairs) and backend not in UNORDERED
+    controllers.start(*of_kind.controllers)
     try:
-        place.apply(rendezvous(backend, size), make(images))
-        before = place.await_world(size)
-        ordered = backend != "c10d" and (pairs is None or [world["pair"] for world in before] == pairs)
-        assert backend == "c10d" or ordered, before
+        place.apply(rendezvous(backend, of_kind.pods), *of_kind.make(images))
+        before = place.await_world(of_kind.pods)
+        assert not ordered or [world["pair"] for world in before] == of_kind.pairs, before
         lost = before[-1]["pod"]
         uid = place.get(f"pod/{lost}")["metadata"]["uid"]
         place.kubectl("delete", "pod", lost, "--grace-period=1", "--wait=true")
 
         def again() -> bool:
-            pods = [pod["metadata"]["uid"] for pod in place.pods().values()]
-            return uid not in pods and len(pods) == size
+            pods = [pod["metadata"]["uid"] for pod in place.pods().values() if "app" in pod["metadata"]["labels"]]
+            return uid not in pods and len(pods) == of_kind.pods
 
-        place.wait(again, 120, lambda: f"no pod in place of {lost}\n{controllers.logs()}")
-        after = place.await_world(size)
-        assert backend == "c10d" or pairs is None or [world["pair"] for world in after] == pairs, after
-        status = place.get("rdzv/world")["status"]
-        assert next(c["status"] for c in status["conditions"] if c["type"] == "Degraded") == "False", status
-    except AssertionError as error:
+        place.wait(again, 120, lambda: f"no pod in place of {lost}")
+        after = place.await_world(of_kind.pods)
+        assert not ordered or [world["pair"] for world in after] == of_kind.pairs, after
+        place.kubectl("wait", "--for=condition=Degraded=False", "rdzv/world", "--timeout=30s")
+    except (AssertionError, RuntimeError) as error:
+        record(kind, backend, "**fails**")
         raise AssertionError(f"{error}\n{controllers.logs()}") from error
-    results[kind, backend] = "yes" if backend == "c10d" else "yes, ranks follow the places"
+    record(kind, backend, "yes, ranks follow the places" if ordered else "yes")

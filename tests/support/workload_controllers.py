@@ -1,4 +1,4 @@
-"""JobSet, LeaderWorkerSet and Kubeflow's training operator, as they are released, beside the API server of a local cluster.
+"""JobSet, LeaderWorkerSet, and Kubeflow's training operator and trainer, as they are released, beside the API server of a local cluster.
 
 They run in its network namespace: their webhooks are at its loopback, and nobody else reaches them.
 """
@@ -12,13 +12,12 @@ import signal
 import subprocess
 import time
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from deploy.local.cluster.tools import build_controllers, module_folder
+from deploy.local.cluster.tools import build_controller, module_folder
 from support.cluster_fixtures import LocalCluster
 from support.operator_process import eventually
 
@@ -26,49 +25,75 @@ Object = dict[str, Any]
 
 #: Namespaces with this label are served by their webhooks, which fail closed.
 LABEL = "rdzv.dev/matrix"
-#: Hard-coded in the training operator.
+#: Hard-coded in both of Kubeflow's.
 _CERTIFICATES = Path("/tmp/k8s-webhook-server/serving-certs")
 _CRDS = {
     "jobset": ("config/components/crd/bases/jobset.x-k8s.io_jobsets.yaml",),
     "lws": ("config/crd/bases/leaderworkerset.x-k8s.io_leaderworkersets.yaml",),
     "training-operator": ("manifests/base/crds/kubeflow.org_pytorchjobs.yaml",),
+    "trainer": tuple(
+        f"manifests/base/crds/trainer.kubeflow.org_{kind}.yaml"
+        for kind in ("clustertrainingruntimes", "trainingruntimes", "trainjobs")
+    ),
 }
 _WEBHOOKS = {"jobset": "config/components/webhook/manifests.yaml", "lws": "config/webhook/manifests.yaml"}
-_PORTS = {"jobset": 19443, "lws": 19543, "training-operator": 19643}
+_PORTS = {"jobset": 19443, "lws": 19543, "training-operator": 19643, "trainer": 19743}
+#: Where Kubeflow's own take their certificates from: the namespace, the Secret and the name of the Service.
+_KUBEFLOW = {
+    "training-operator": ("kubeflow", "training-operator-webhook-cert", "training-operator"),
+    "trainer": ("kubeflow-system", "kubeflow-trainer-webhook-cert", "kubeflow-trainer-controller-manager"),
+}
 _INIT = """- name: init-pytorch
   image: {{.InitContainerImage}}
   command: ['true']
 """
 
 
+def apply_definitions(cluster: LocalCluster, *names: str) -> None:
+    """Installs the CRDs of these controllers (none: of all), and waits until they are served."""
+    files = [module_folder(name) / path for name in names or _CRDS for path in _CRDS[name]]
+    options = [option for file in files for option in ("-f", str(file))]
+    cluster.kubectl("apply", "--server-side", "--force-conflicts", *options)
+
+    def are_served() -> bool:
+        # `kubectl wait` fails at a definition that has no conditions yet.
+        found = json.loads(cluster.kubectl("get", *options, "-o", "json"))
+        conditions = [obj.get("status", {}).get("conditions") or [] for obj in found.get("items", [found])]
+        return all(any((c["type"], c["status"]) == ("Established", "True") for c in each) for each in conditions)
+
+    eventually(are_served, timeout=60)
+
+
 @dataclass
 class Controllers:
-    """`start` and `stop` them; `directory` is for certificates and logs, `image` one that the nodes have."""
+    """`start` those that are needed and `stop` all; `directory` is for certificates and logs, `image` one that the nodes have."""
 
     cluster: LocalCluster
     directory: Path
     image: str
     running: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
 
-    def start(self) -> None:
-        """Starts all, and waits until their webhooks answer."""
-        programs = build_controllers()
-        self._certificates()
-        for name in programs:
-            folder = module_folder(name)
-            for path in _CRDS[name]:
-                crd = folder / path
-                self.cluster.kubectl("apply", "--server-side", "--force-conflicts", "-f", str(crd))
-                eventually(partial(self._is_established, crd), timeout=60)
-            if name in _WEBHOOKS:
-                self._webhooks(name, folder / _WEBHOOKS[name])
-        for namespace in ("jobset-system", "lws-system", "kubeflow"):
-            self._apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": namespace}})
-        files = {name: self._encoded(name) for name in ("ca.crt", "ca.key", "tls.crt", "tls.key")}
-        metadata = {"name": "training-operator-webhook-cert", "namespace": "kubeflow"}
-        self._apply({"apiVersion": "v1", "kind": "Secret", "metadata": metadata, "data": files})
-        for name, program in programs.items():
-            self._run(name, program)
+    def start(self, *names: str) -> None:
+        """Starts those that do not run yet, building what is missing, and waits until they listen."""
+        if not (self.directory / "tls.crt").exists():
+            self._certificates()
+        for name in names:
+            if name not in self.running:
+                program = build_controller(name)
+                apply_definitions(self.cluster, name)
+                if name in _WEBHOOKS:
+                    self._webhooks(name, module_folder(name) / _WEBHOOKS[name])
+                self._namespace(name)
+                self._run(name, program)
+
+    def _namespace(self, name: str) -> None:
+        """Where it keeps what is its own; the certificates of Kubeflow's come from there."""
+        namespace, secret, _ = _KUBEFLOW.get(name, (f"{name}-system", "", ""))
+        self._apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": namespace}})
+        if secret:
+            files = {file: self._encoded(file) for file in ("ca.crt", "ca.key", "tls.crt", "tls.key")}
+            metadata = {"name": secret, "namespace": namespace}
+            self._apply({"apiVersion": "v1", "kind": "Secret", "metadata": metadata, "data": files})
 
     def stop(self) -> None:
         """Ends them, and takes away what would refuse objects without them."""
@@ -106,18 +131,23 @@ class Controllers:
 
     def _options(self, name: str) -> list[str]:
         port = _PORTS[name]
-        if name == "training-operator":
+        if name in _KUBEFLOW:
+            flags = [
+                *("--webhook-server-port", str(port), f"--metrics-bind-address=127.0.0.1:{port + 1}"),
+                f"--health-probe-bind-address=127.0.0.1:{port + 2}",
+            ]
+            if name == "trainer":
+                return flags
             template = self.directory / "init.yaml"
             template.write_text(_INIT)
             return [
-                *("--enable-scheme", "pytorchjob", "--webhook-server-port", str(port)),
-                *(f"--metrics-bind-address=127.0.0.1:{port + 1}", f"--health-probe-bind-address=127.0.0.1:{port + 2}"),
+                *flags,
+                *("--enable-scheme", "pytorchjob"),
                 *("--pytorch-init-container-image", self.image),
                 *("--pytorch-init-container-template-file", str(template)),
             ]
-        group = {"jobset": "jobset", "lws": "lws"}[name]
         config = {
-            "apiVersion": f"config.{group}.x-k8s.io/v1alpha1",
+            "apiVersion": f"config.{name}.x-k8s.io/v1alpha1",
             "kind": "Configuration",
             "leaderElection": {"leaderElect": False},
             "internalCertManagement": {"enable": False},
@@ -142,12 +172,12 @@ class Controllers:
         self._apply(found)
 
     def _certificates(self) -> None:
-        names = "subjectAltName=IP:127.0.0.1,DNS:training-operator.kubeflow.svc"
-        (self.directory / "names").write_text(names)
+        services = [f"DNS:{service}.{namespace}.svc" for namespace, _, service in _KUBEFLOW.values()]
+        (self.directory / "names").write_text(f"subjectAltName={','.join(['IP:127.0.0.1', *services])}")
         key = ["-newkey", "rsa:2048", "-nodes"]
         for command in (
             ["req", "-x509", *key, "-keyout", "ca.key", "-out", "ca.crt", "-days", "3650", "-subj", "/CN=matrix"],
-            ["req", *key, "-keyout", "tls.key", "-out", "tls.csr", "-subj", "/CN=training-operator.kubeflow.svc"],
+            ["req", *key, "-keyout", "tls.key", "-out", "tls.csr", "-subj", "/CN=matrix webhooks"],
             [
                 *("x509", "-req", "-in", "tls.csr", "-CA", "ca.crt", "-CAkey", "ca.key", "-CAcreateserial"),
                 *("-days", "3650", "-extfile", "names", "-out", "tls.crt"),
@@ -157,11 +187,6 @@ class Controllers:
 
     def _encoded(self, name: str) -> str:
         return base64.b64encode((self.directory / name).read_bytes()).decode()
-
-    def _is_established(self, crd: Path) -> bool:
-        found = json.loads(self.cluster.kubectl("get", "-f", str(crd), "-o", "json"))
-        conditions = found.get("status", {}).get("conditions") or []
-        return any(each["type"] == "Established" and each["status"] == "True" for each in conditions)
 
     def _apply(self, obj: Object) -> None:
         self.cluster.kubectl("apply", "-f", "-", input=json.dumps(obj))

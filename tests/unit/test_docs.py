@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from deploy import cli_reference
+from deploy import cli_reference, reference
 
 ROOT = Path(__file__).parents[2]
 SOURCES = sorted((ROOT / "src/rdzv").rglob("*.py"))
@@ -84,6 +84,19 @@ def test_the_reference_of_the_command_is_what_its_parser_takes() -> None:
     assert cli_reference.filled(page) == page, "run make render"
     for name in ("explain", "status", "check", "doctor", "env", "backends", "conformance"):
         assert f"### rdzv {name}\n" in page
+
+
+def test_the_reference_of_labels_and_variables_is_what_the_code_writes() -> None:
+    page = (ROOT / "docs/reference.md").read_text()
+    assert reference.filled(page) == page, "run make render"
+    assert set(reference.MEANINGS) == {*reference.of_config_map(), *reference.of_pod()}, "a variable that nobody gets"
+
+
+def test_the_reference_has_each_label_and_annotation_that_the_code_knows() -> None:
+    key = re.compile(r"""(?:rdzv\.dev|\{GROUP\})(/[a-z][a-z-]*)(?=["'])""")
+    known = {f"rdzv.dev{found}" for path in SOURCES for found in key.findall(path.read_text())}
+    not_keys = {"rdzv.dev/host", "rdzv.dev/client"}  # one of an earlier release; where a Secret is mounted
+    assert known - not_keys == {*reference.OF_USERS, *reference.OF_OURS}
 
 
 def test_no_page_or_message_installs_a_name_that_is_not_published() -> None:

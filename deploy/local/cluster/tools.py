@@ -97,6 +97,7 @@ CONTROLLERS = (
     Part("jobset", "sigs.k8s.io/jobset", "2 min on 2 cores"),
     Part("lws", "sigs.k8s.io/lws", "4 min on 2 cores"),
     Part("training-operator", "github.com/kubeflow/training-operator", "2 min on 2 cores"),
+    Part("trainer", "github.com/kubeflow/trainer/v2", "3 min on 2 cores"),
 )
 
 
@@ -180,16 +181,20 @@ def etcds() -> dict[str, Path]:
     }
 
 
-def build_controllers() -> dict[str, Path]:
-    """The program of each of CONTROLLERS, by name; what is missing is built."""
-    return {part.name: next(build(part).iterdir()) for part in CONTROLLERS}
+def build_controller(name: str) -> Path:
+    """The program of one of CONTROLLERS; it is built if it is missing."""
+    return next(build(_controller(name)).iterdir())
 
 
 def module_folder(name: str) -> Path:
     """Where the source of one of CONTROLLERS is, with its manifests."""
-    part = next(part for part in CONTROLLERS if part.name == name)
+    part = _controller(name)
     run(["go", "mod", "download", part.module], cwd=part.folder)
     return Path(run(["go", "list", "-m", "-f", "{{.Dir}}", part.module], cwd=part.folder).strip())
+
+
+def _controller(name: str) -> Part:
+    return next(part for part in CONTROLLERS if part.name == name)
 
 
 def missing_packages() -> list[str]:
