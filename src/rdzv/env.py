@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from rdzv.spec import index_of
+from rdzv.spec import NO_LAUNCHER, index_of
 
 if TYPE_CHECKING:
     from rdzv.backends import Provision
@@ -25,6 +25,9 @@ LIBRARY_PATH = "/opt/rdzv"
 
 #: Where injection mounts Secret `rdzv-NAME-client`, if there is one: what a client of the backend's server proves itself with.
 CLIENT_PATH = "/var/run/secrets/rdzv.dev/client"
+
+#: What `init_process_group("env://")` reads (`torch/distributed/rendezvous.py`).
+ENV_METHOD = ("MASTER_ADDR", "MASTER_PORT", "WORLD_SIZE", "RANK")
 
 #: Seconds. torchrun's `LaunchConfig` passes `timeout=900` to every handler when the user said nothing (`launcher/api.py`).
 LAUNCH_TIMEOUT = 900
@@ -60,8 +63,12 @@ def render(rendezvous: Rendezvous, provision: Provision, *, alike: bool = True) 
     """The data of ConfigMap `rdzv-NAME`: what every pod of this Rendezvous gets.
 
     `PET_RDZV_ID` is the object's UID, so that a deleted and re-created Rendezvous never joins its predecessor's world.
-    `alike`: no pod says itself how many processes it has.
+    `alike`: no pod says itself how many processes it has. Without a launcher it is what the backend's `Provision.env` says, in the
+    place of torchrun's options: who runs torchrun by mistake is not to find both.
     """
+    own = {"RDZV_NAME": rendezvous.name, "RDZV_NAMESPACE": rendezvous.namespace}
+    if rendezvous.launcher == NO_LAUNCHER:
+        return {**own, **provision.env}
     env = {
         "PET_RDZV_BACKEND": rendezvous.backend,
         "PET_RDZV_ENDPOINT": provision.endpoint,
@@ -71,13 +78,22 @@ def render(rendezvous: Rendezvous, provision: Provision, *, alike: bool = True) 
         "PET_NPROC_PER_NODE": rendezvous.nproc_per_node,
         "PET_MAX_RESTARTS": str(rendezvous.max_restarts),
         "PET_MONITOR_INTERVAL": MONITOR_INTERVAL,
-        "RDZV_NAME": rendezvous.name,
-        "RDZV_NAMESPACE": rendezvous.namespace,
+        **own,
     }
     if alike and rendezvous.nproc_per_node.isdigit():
         # Without it agents exchange O(N) keys to learn what is the same everywhere (`elastic/agent/server/api.py`, pytorch#124982).
         env["TORCH_ELASTIC_WORKER_IDENTICAL"] = "1"
     return {**env, **provision.env}
+
+
+def ranks_name(config_map: str) -> str:
+    """The ConfigMap that says, by its index, which rank a pod of `rdzv-NAME` has. Only with `launcher: none`."""
+    return f"{config_map}-ranks"
+
+
+def has_no_launcher(environ: Mapping[str, str]) -> bool:
+    """Whether these variables are a pod's whose Rendezvous has `launcher: none`."""
+    return "PET_RDZV_BACKEND" not in environ and "RDZV_NAME" in environ and "WORLD_SIZE" in environ
 
 
 @dataclass(frozen=True)
@@ -101,6 +117,11 @@ class PodEnvironment:
             RendezvousEnvironmentError: one is missing or malformed.
         """
         backend = environ.get("PET_RDZV_BACKEND", "")
+        if not backend and has_no_launcher(environ):
+            raise RendezvousEnvironmentError(
+                f"PET_RDZV_BACKEND is not set, because Rendezvous {environ['RDZV_NAME']} has launcher: none: call "
+                'torch.distributed.init_process_group("env://"), or remove launcher from its spec and run torchrun'
+            )
         if not backend:
             raise RendezvousEnvironmentError(
                 "PET_RDZV_BACKEND is not set, so this process was given no rendezvous. In a pod: label it "

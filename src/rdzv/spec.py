@@ -23,6 +23,9 @@ LABEL = f"{GROUP}/rendezvous"
 #: The most nodes that a world may have, by any backend; the indexes of pods are below it.
 MAX_NODES = 10_000
 
+#: `spec.launcher` of pods that run their training script themselves.
+NO_LAUNCHER = "none"
+
 #: The operator's name in `managedFields`, Events and labels.
 MANAGER = "rendezvous-operator"
 
@@ -52,6 +55,7 @@ class Rendezvous:
     """One `Rendezvous` object.
 
     `settings` is the spec's member named after the backend (`spec.c10d` for c10d), `{}` when absent. `created`: RFC 3339.
+    `launcher`: what starts the workers in a pod, torchrun or `NO_LAUNCHER`.
     """
 
     name: str
@@ -61,6 +65,7 @@ class Rendezvous:
     backend: str
     nodes: Nodes
     nproc_per_node: str = "auto"
+    launcher: str = "torchrun"
     max_restarts: int = 100
     endpoint: str | None = None
     config: Mapping[str, str] = field(default_factory=dict)
@@ -92,6 +97,7 @@ class Rendezvous:
             backend=backend,
             nodes=Nodes(low, int(nodes.get("max", low))),
             nproc_per_node=str(spec.get("nprocPerNode", "auto")),
+            launcher=spec.get("launcher", "torchrun"),
             max_restarts=int(spec.get("maxRestarts", 100)),
             endpoint=spec.get("endpoint"),
             config=dict(spec.get("config", {})),

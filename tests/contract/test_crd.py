@@ -42,6 +42,9 @@ ACCEPTED: dict[str, Object] = {
     "c10d-own-store": {"backend": "c10d", "nodes": {"min": 2}, "endpoint": "store:29400"},
     "static": {"backend": "static", "nodes": {"min": 4}, "static": {"port": 1}},
     "static-max": {"backend": "static", "nodes": {"min": 4, "max": 4}, "config": {"timeout": "60"}},
+    "static-no-launcher": {"backend": "static", "nodes": {"min": 4}, "launcher": "none", "nprocPerNode": 1},
+    "static-no-launcher-text": {"backend": "static", "nodes": {"min": 4}, "launcher": "none", "nprocPerNode": "1"},
+    "launcher-torchrun": {"backend": "c10d", "nodes": {"min": 2}, "launcher": "torchrun"},
     "kubernetes": {"backend": "kubernetes", "nodes": {"min": 2, "max": 4}, "config": {"store": "kubernetes"}},
     "kubernetes-largest": {"backend": "kubernetes", "nodes": {"min": 4096, "max": 4096}},
     "etcd-v3": {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,10 @@ from support.cluster_fixtures import LocalCluster
 from support.controllers import jobset, lws, pytorchjob
 from support.operated import rendezvous
 from support.operator_process import Kube, eventually, running_operator
-from support.played_kubelet import Kubelet
+from support.played_kubelet import ADDRESS, Kubelet
 from support.torchrun_fleet import install_crds
+
+from rdzv.env import ENV_METHOD
 
 Object = dict[str, Any]
 
@@ -67,6 +70,26 @@ def test_a_pytorchjob_with_master_and_worker_is_one_world_and_its_master_leads(k
     kubelet.run("z-master", pytorchjob("master", 0))
     kubelet.await_ranks("z-master", "a-worker")
     kubelet.end()
+
+
+def test_plain_python_without_torchrun_meets_by_env_and_its_ranks_are_the_indexes(kubelet: Kubelet) -> None:
+    with socket.socket() as probe:
+        probe.bind((ADDRESS, 0))
+        endpoint = f"{ADDRESS}:{probe.getsockname()[1]}"
+    wanted(kubelet, 3, "static", launcher="none", endpoint=endpoint)
+    kubelet.launcher = ()
+    pods = {f"mnist-{index}": {"batch.kubernetes.io/job-completion-index": str(index)} for index in range(3)}
+    for name in reversed(pods):
+        kubelet.run(name, pods[name])
+    kubelet.await_ranks(*pods)
+    kubelet.end()
+    kubelet.kube.patch("Rendezvous", kubelet.namespace, "mnist", {"spec": {"launcher": "torchrun"}})
+
+    def told() -> Object:
+        return kubelet.told("mnist-1")
+
+    env = eventually(lambda: told() if "PET_RDZV_BACKEND" in told() else {})
+    assert not {*ENV_METHOD, "LOCAL_RANK", "LOCAL_WORLD_SIZE"} & env.keys(), "torchrun sets these itself"
 
 
 def test_two_workloads_are_one_world_when_their_user_says_so(kubelet: Kubelet) -> None:

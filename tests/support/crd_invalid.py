@@ -130,6 +130,25 @@ REFUSED = [
         {"maxRestarts": 1_000_001},
     ),
     Refused("restarts-text", "spec.maxRestarts in body must be of type integer", {"maxRestarts": "3"}),
+    # launcher
+    Refused(
+        "launcher-unknown",
+        'spec.launcher: Unsupported value: "mpirun": supported values: "torchrun", "none"',
+        {"launcher": "mpirun"},
+    ),
+    Refused(
+        "no-launcher-elastic-backend",
+        "set backend to static, or remove launcher",
+        {"launcher": "none", "nprocPerNode": 1},
+    ),
+    *(
+        Refused(
+            f"no-launcher-nproc-{nproc}",
+            "launcher none has one process in each pod: write nprocPerNode: 1",
+            {"backend": "static", "launcher": "none", "nprocPerNode": nproc},
+        )
+        for nproc in (None, "auto", 2, "2")
+    ),
     # endpoint: where it belongs
     Refused(
         "kubernetes-with-endpoint",

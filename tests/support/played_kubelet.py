@@ -24,7 +24,7 @@ import json, os, time
 import torch, torch.distributed as dist
 
 dist.init_process_group("gloo")
-print("WORLD " + json.dumps({"rank": dist.get_rank(), "world": dist.get_world_size()}), flush=True)
+print("WORLD " + json.dumps({"rank": dist.get_rank(), "world": dist.get_world_size(), "local": os.environ["LOCAL_RANK"]}), flush=True)
 total = torch.zeros(1)
 while not total.item():  # all of them end in the same step
     total = torch.ones(1) * os.path.exists(os.environ["END"])
@@ -48,7 +48,7 @@ def environment(pod: Object, config_maps: Mapping[str, Mapping[str, str]]) -> di
         path = source.get("fieldRef", {}).get("fieldPath", "")
         if "configMapKeyRef" in source:
             reference = source["configMapKeyRef"]
-            value = config_maps[reference["name"]].get(reference["key"])
+            value = config_maps.get(reference["name"], {}).get(reference["key"])
             assert value is not None or reference.get("optional"), reference
             if value is not None:
                 found[entry["name"]] = value
@@ -64,12 +64,13 @@ def environment(pod: Object, config_maps: Mapping[str, Mapping[str, str]]) -> di
 
 @dataclass
 class Kubelet:
-    """Starts pods of Rendezvous `mnist`, and ends whatever is left with `stop`."""
+    """Starts pods of Rendezvous `mnist`, and ends whatever is left with `stop`. `launcher`: Python's arguments before the script."""
 
     kube: Kube
     kubeconfig: Path
     namespace: str
     directory: Path
+    launcher: tuple[str, ...] = ("-m", "torch.distributed.run")
     running: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
 
     def run(
@@ -79,7 +80,7 @@ class Kubelet:
         later: Mapping[str, str] | None = None,
         env: list[Object] | None = None,
     ) -> None:
-        """Makes a pod with the labels of its controller, and runs plain `torchrun` in it. `later`: what a webhook adds after injection."""
+        """Makes a pod with the labels of its controller, and runs `train.py` in it. `later`: what a webhook adds after injection."""
         container = {"name": "train", "image": "registry.invalid/train", "command": ["torchrun", "train.py"]}
         metadata: Object = {"name": name, "namespace": self.namespace, "labels": {LABEL: "mnist", **early}}
         pod: Object = {"apiVersion": "v1", "kind": "Pod", "metadata": metadata}
@@ -91,12 +92,18 @@ class Kubelet:
         self.kube.create({**pod, "status": status})
         self.start(name)
 
-    def start(self, name: str) -> None:
-        """The pod's container, once the operator has written what it waits for."""
-        config_map = eventually(lambda: self.kube.get("ConfigMap", self.namespace, "rdzv-mnist"), timeout=60)
+    def told(self, name: str) -> dict[str, str]:
+        """The variables that the pod's container gets if it is started now, once the operator has written what it waits for."""
+        eventually(lambda: self.kube.get("ConfigMap", self.namespace, "rdzv-mnist"), timeout=60)
         pod = self.kube.get("Pod", self.namespace, name)
         assert pod is not None
-        told = environment(pod, {"rdzv-mnist": config_map["data"]})
+        names = ("rdzv-mnist", "rdzv-mnist-ranks")
+        found = {name: self.kube.get("ConfigMap", self.namespace, name) for name in names}
+        return environment(pod, {name: obj["data"] for name, obj in found.items() if obj is not None})
+
+    def start(self, name: str) -> None:
+        """The pod's container."""
+        told = self.told(name)
         script = self.directory / "train.py"
         script.write_text(SCRIPT)
         base = {"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT / "src"), "KUBECONFIG": str(self.kubeconfig)}
@@ -106,7 +113,7 @@ class Kubelet:
             "LOGLEVEL": "INFO",
             "END": str(self.directory / "end"),
         }
-        command = [sys.executable, "-W", "ignore", "-m", "torch.distributed.run", str(script)]
+        command = [sys.executable, "-W", "ignore", *self.launcher, str(script)]
         with (self.directory / f"{name}.out").open("ab") as out:
             self.running[name] = subprocess.Popen(command, env=base | told, stdout=out, stderr=subprocess.STDOUT)
 

@@ -28,7 +28,7 @@ _VARIABLES = [
     "RDZV_POD_UID",
 ]
 _VARIABLES += ["PYTHONPATH", "PET_NNODES", "PET_RDZV_BACKEND", "NCCL_DEBUG", "A", "MASTER_ADDR"]
-_VARIABLES += ["PET_NPROC_PER_NODE", "PYTHONUNBUFFERED", "PET_MASTER_ADDR"]
+_VARIABLES += ["PET_NPROC_PER_NODE", "PYTHONUNBUFFERED", "PET_MASTER_ADDR", "RANK"]
 _VALUES = ["", "1", "auto", "0-node-0-0", "/opt/rdzv", "$(PET_RDZV_CONF),a=b", "$$(A) 'x' \"y\" \\ ~1/{}", "é→"]
 _VALUE_FROM: list[Object] = [
     {"fieldRef": {"fieldPath": "metadata.name"}},
@@ -100,7 +100,7 @@ def pods(draw: st.DrawFn, *, labelled: bool = True) -> Object:
     inits = draw(st.integers(0, len(names) - 1))
     volumes = draw(st.lists(st.sampled_from(sorted(_VOLUMES)), unique=True))
     labels: Object = {
-        label: draw(st.sampled_from(["0", "3", "11"])) for label in draw(st.sets(st.sampled_from(LABELS)))
+        label: draw(st.sampled_from(["0", "3", "11", ""])) for label in draw(st.sets(st.sampled_from(LABELS)))
     }
     if labelled:
         labels[LABEL] = draw(st.sampled_from(["mnist", "mnist", "a.b-c"]))

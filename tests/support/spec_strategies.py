@@ -41,6 +41,7 @@ NOT_BACKENDS = {
     "nodes",
     "nproc-per-node",
     "nproc--per-node",
+    "launcher",
     "max-restarts",
     "max---restarts",
     "endpoint",
@@ -130,6 +131,10 @@ def specs(draw: st.DrawFn) -> Object:
         spec[backend] = {"port": draw(_ports)} if draw(st.booleans()) else {}
     if draw(st.booleans()):
         spec["nprocPerNode"] = draw(st.one_of(st.sampled_from(["auto", "cpu", "gpu"]), _counts, _counts.map(str)))
+    if draw(st.booleans()):
+        spec["launcher"] = draw(st.sampled_from(["torchrun", "none"])) if backend == "static" else "torchrun"
+    if spec.get("launcher") == "none":
+        spec["nprocPerNode"] = draw(st.sampled_from([1, "1"]))
     if draw(st.booleans()):
         spec["maxRestarts"] = draw(st.integers(0, 1_000_000))
     if draw(st.booleans()):

@@ -175,6 +175,19 @@ def test_a_pod_that_was_given_nothing_is_told_how_to_get_it() -> None:
     assert the(environment({}), "environment").verdict == NOTE
 
 
+def test_a_pod_without_a_launcher_needs_what_env_reads_and_its_rank_most() -> None:
+    direct = {
+        **POD,
+        "RDZV_NAME": "mnist",
+        "MASTER_ADDR": "rdzv-mnist.team.svc",
+        "MASTER_PORT": "29500",
+        "WORLD_SIZE": "2",
+    }
+    assert the(environment({**direct, "RANK": "1"}), "environment").verdict == OK
+    found = the(environment(direct), "environment")
+    assert (found.verdict, "lacks RANK" in found.text) == (PROBLEM, True)
+
+
 def test_a_path_that_hides_the_library() -> None:
     found = the(environment({**GIVEN, "PYTHONPATH": "/mine"}, library=True), "PYTHONPATH")
     assert (found.verdict, "(/mine)" in found.cause) == (PROBLEM, True)

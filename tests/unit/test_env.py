@@ -7,6 +7,7 @@ from support.builders import rendezvous
 
 from rdzv.backends import Provision
 from rdzv.env import PodEnvironment, RendezvousEnvironmentError, parse_config, render, render_config
+from rdzv.registry import backend_registry
 
 WORD = st.text("abcdefghijklmnopqrstuvwxyz_0123456789", min_size=1)
 
@@ -37,6 +38,22 @@ def test_what_a_pod_reads_is_what_the_operator_wrote() -> None:
 def test_workers_are_called_identical_only_when_they_are(nproc: str, identical: bool) -> None:
     environ = render(rendezvous(nprocPerNode=nproc), Provision(endpoint="store:1"))
     assert ("TORCH_ELASTIC_WORKER_IDENTICAL" in environ) == identical
+
+
+def test_without_a_launcher_a_pod_has_what_env_wants_and_nothing_of_torchruns() -> None:
+    subject = rendezvous("static", nodes={"min": 3}, launcher="none", nprocPerNode=1)
+    environ = render(subject, backend_registry().provision(subject))
+    assert environ == {
+        "RDZV_NAME": "mnist",
+        "RDZV_NAMESPACE": "team",
+        "MASTER_ADDR": "rdzv-mnist.team.svc",
+        "MASTER_PORT": "29500",
+        "WORLD_SIZE": "3",
+        "LOCAL_RANK": "0",
+        "LOCAL_WORLD_SIZE": "1",
+    }
+    with pytest.raises(RendezvousEnvironmentError, match=r"mnist has launcher: none: call .*init_process_group"):
+        PodEnvironment.parse(environ)
 
 
 @pytest.mark.parametrize(

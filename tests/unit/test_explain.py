@@ -391,6 +391,12 @@ def test_plain_python_is_right_where_the_spec_asks_for_it() -> None:
     assert problems(explain_pod(facts(inject(pod, CHART), world(rendezvous=plain)))) == []
 
 
+def test_torchrun_finds_nothing_where_the_spec_says_that_there_is_no_launcher() -> None:
+    plain = rendezvous("static", "10.0.0.1:29500", launcher="none")
+    (found,) = problems(explain_pod(facts(inject(template(), CHART), world(rendezvous=plain))))
+    assert found.text == "it runs torchrun, and its Rendezvous says launcher: none"
+
+
 # What it runs with.
 
 

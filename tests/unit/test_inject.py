@@ -64,6 +64,10 @@ def field(name: str, path: str) -> Object:
     return {"name": name, "valueFrom": {"fieldRef": {"fieldPath": path}}}
 
 
+def of_config_map(name: str, config_map: str, key: str) -> Object:
+    return {"name": name, "valueFrom": {"configMapKeyRef": {"name": config_map, "key": key, "optional": True}}}
+
+
 def test_everything_that_a_plain_pod_gets() -> None:
     label = "metadata.labels['apps.kubernetes.io/pod-index']"
     result = injected(pod(labels={"apps.kubernetes.io/pod-index": "1"}), "image-volume")
@@ -81,6 +85,7 @@ def test_everything_that_a_plain_pod_gets() -> None:
                     field("PET_LOCAL_ADDR", "status.podIP"),
                     field("RDZV_SLOT", label),
                     field("PET_NODE_RANK", label),
+                    of_config_map("RANK", "rdzv-mnist-ranks", "1"),
                     {"name": "PYTHONPATH", "value": "/opt/rdzv"},
                 ],
                 "volumeMounts": [
@@ -120,10 +125,14 @@ def test_the_place_that_each_controller_gives_its_pods(kind: str) -> None:
     assert found == {name: field(name, f"metadata.labels['{label}']") for name, label in expected.items()}
 
 
-def test_without_an_index_no_rank_is_made_up() -> None:
-    assert not {"RDZV_SLOT", "RDZV_INDEX", "RDZV_GROUP", "PET_NODE_RANK"} & {
-        entry["name"] for entry in env_of(injected(pod()))
-    }
+@pytest.mark.parametrize("labels", [{}, {"rdzv.dev/group": "a"}])
+def test_without_an_index_no_rank_is_made_up(labels: Object) -> None:
+    names = {entry["name"] for entry in env_of(injected(pod(labels=labels)))}
+    assert not {"RDZV_SLOT", "RDZV_INDEX", "PET_NODE_RANK", "RANK"} & names
+
+
+def test_an_index_without_a_number_is_no_key_of_ranks() -> None:
+    assert "RANK" not in {entry["name"] for entry in env_of(injected(pod(labels={"rdzv.dev/slot": ""})))}
 
 
 def effective(container: Object) -> dict[str, Object]:
@@ -138,7 +147,10 @@ def test_a_controllers_own_rendezvous_yields_and_what_the_user_wrote_does_not(ki
     result = injected(pod({"name": "main", "env": before}, labels=labels))
     container = result["spec"]["containers"][0]
     assert container["env"][: len(before)] == before, "nothing is removed or overwritten"
-    found = [name for name, entry in effective(container).items() if "configMapKeyRef" in entry.get("valueFrom", {})]
+    references = {
+        name: entry.get("valueFrom", {}).get("configMapKeyRef", {}) for name, entry in effective(container).items()
+    }
+    found = [name for name, reference in references.items() if reference.get("name") == "rdzv-mnist"]
     assert sorted(found) == sorted(yielding)
     for name in found:
         reference = {"name": "rdzv-mnist", "key": name, "optional": True}

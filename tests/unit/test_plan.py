@@ -124,6 +124,18 @@ def test_static_leads_to_index_0_and_waits_for_nobody() -> None:
     assert (env["PET_MASTER_ADDR"], env["PET_MASTER_PORT"]) == ("rdzv-mnist.team.svc", "29500")
 
 
+def test_ranks_are_there_before_the_pods_start_and_only_without_a_launcher() -> None:
+    namespace = FakeNamespace([])
+    without = rendezvous("static", nodes={"min": 3}, launcher="none", nprocPerNode=1)
+    (ranks,) = [
+        w.wanted for w in planned(without, namespace).apply if w.wanted["metadata"]["name"] == "rdzv-mnist-ranks"
+    ]
+    assert ranks["data"] == {"0": "0", "1": "1", "2": "2"}
+    settle(without, namespace)
+    result = planned(rendezvous("static", nodes={"min": 3}, nprocPerNode=1), namespace)
+    assert [obj["metadata"]["name"] for obj in result.delete] == ["rdzv-mnist-ranks"]
+
+
 @pytest.mark.parametrize("backend", ["c10d", "static", "etcd", "etcd-v2", "lm_resiliency"])
 def test_a_server_of_the_users_own_needs_no_service(backend: str) -> None:
     namespace = FakeNamespace([])

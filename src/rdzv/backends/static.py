@@ -20,8 +20,10 @@ from rdzv.backends import (
     endpoint_service,
     observe_pods,
 )
+from rdzv.env import ranks_name
 from rdzv.observed import shown
 from rdzv.pairs import SLOT_LABEL
+from rdzv.spec import NO_LAUNCHER
 
 if TYPE_CHECKING:
     from rdzv.observed import Observed, Pod
@@ -46,14 +48,38 @@ def provision(rendezvous: Rendezvous) -> Provision:
     port = int(rendezvous.settings.get("port", PORT))
     endpoint = rendezvous.endpoint or f"{rendezvous.child_name}.{rendezvous.namespace}.svc:{port}"
     host, _, master_port = endpoint.rpartition(":")
+    master = {"MASTER_ADDR": host.strip("[]"), "MASTER_PORT": master_port}
+    direct = rendezvous.launcher == NO_LAUNCHER
     return Provision(
         endpoint=endpoint,
-        objects=[] if rendezvous.endpoint else [endpoint_service(rendezvous, port)],
-        env={"PET_MASTER_ADDR": host.strip("[]"), "PET_MASTER_PORT": master_port},
+        objects=[
+            *([] if rendezvous.endpoint else [endpoint_service(rendezvous, port)]),
+            *([_ranks(rendezvous)] if direct else []),
+        ],
+        env=_for_env_method(rendezvous, master) if direct else {f"PET_{name}": value for name, value in master.items()},
         config=rendezvous.config,
         unused=frozenset(),
         host=None if rendezvous.endpoint else Host(port, rank=0),
     )
+
+
+def _for_env_method(rendezvous: Rendezvous, master: Mapping[str, str]) -> dict[str, str]:
+    """What `init_process_group("env://")` and torchrun's other users expect of one process in each pod, but for `RANK`."""
+    return {**master, "WORLD_SIZE": str(rendezvous.nodes.min), "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"}
+
+
+def _ranks(rendezvous: Rendezvous) -> dict[str, Any]:
+    """From a pod's index to its rank, for the optional reference by which injection gives each pod its `RANK`.
+
+    A pod has no `RANK` where this is not there, so that none gets one beside torchrun's. It is not in the ConfigMap that all pods get,
+    as each key of that becomes a variable.
+    """
+    return {
+        "apiVersion": "v1",
+        "kind": "ConfigMap",
+        "metadata": {"name": ranks_name(rendezvous.child_name)},
+        "data": {str(rank): str(rank) for rank in range(rendezvous.nodes.min)},
+    }
 
 
 def observe(rendezvous: Rendezvous, observed: Observed, previous: Mapping[str, Any], now: float) -> World:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from rdzv.cli.probe import BACKEND, DISTRIBUTION, GROUP
 from rdzv.cli.schemas import lacking
 from rdzv.cli.snapshot import Node, Snapshot, nodes, unexpected_conditions
-from rdzv.env import LIBRARY_PATH, PodEnvironment, RendezvousEnvironmentError
+from rdzv.env import ENV_METHOD, LIBRARY_PATH, PodEnvironment, RendezvousEnvironmentError, has_no_launcher
 from rdzv.resources import MEMBERS, RENDEZVOUS, ROUNDS, STORES, UPGRADE
 
 if TYPE_CHECKING:
@@ -171,6 +171,8 @@ def check_environment(environ: Mapping[str, str], *, named: bool, library: bool)
 
 def _given(environ: Mapping[str, str], named: bool) -> Finding:
     names = sorted(name for name in environ if name.startswith(("PET_", "RDZV_")))
+    if has_no_launcher(environ):
+        return _given_directly(environ)
     if "PET_RDZV_BACKEND" not in environ:
         verdict = NOTE if named or not in_pod(environ) else PROBLEM
         others = f"only {', '.join(names)}" if names else "no PET_ or RDZV_ variable is set"
@@ -187,6 +189,19 @@ def _given(environ: Mapping[str, str], named: bool) -> Finding:
         fix = "don't set PET_RDZV_BACKEND yourself, or set these as well (rdzv env NAME prints them)"
         return Finding("environment", PROBLEM, "describes a rendezvous only in part", cause, fix)
     return Finding("environment", OK, text)
+
+
+def _given_directly(environ: Mapping[str, str]) -> Finding:
+    """Of a pod that runs its training script itself."""
+    absent = [name for name in ENV_METHOD if not environ.get(name)]
+    if absent:
+        text = f'init_process_group("env://") lacks {", ".join(absent)}'
+        cause = (
+            "a pod's rank is its index, which its controller or the label rdzv.dev/slot gives it before it is created"
+        )
+        return Finding("environment", PROBLEM, text, cause, "use an Indexed Job or a StatefulSet")
+    text = " ".join(f"{name}={environ[name]}" for name in ENV_METHOD)
+    return Finding("environment", OK, f'for init_process_group("env://"), without torchrun: {text}')
 
 
 def _contradictions(environ: Mapping[str, str]) -> list[Finding]:

@@ -91,7 +91,8 @@ def _cluster(client: Client, environ: Mapping[str, str], meant: tuple[str, str |
 
 def _severity(environ: Mapping[str, str]) -> str:
     """How bad it is not to reach the API server: pods of other backends never ask it."""
-    return PROBLEM if environ.get("PET_RDZV_BACKEND", probe.BACKEND) == probe.BACKEND else NOTE
+    asks = environ.get("PET_RDZV_BACKEND", probe.BACKEND) == probe.BACKEND and not env.has_no_launcher(environ)
+    return PROBLEM if asks else NOTE
 
 
 def _reach(client: Client, severity: str) -> tuple[list[Finding], str | None]:

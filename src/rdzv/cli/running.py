@@ -12,6 +12,7 @@ from rdzv.control.inject import CONTAINERS_ANNOTATION, LIBRARY, LIBRARY_ANNOTATI
 from rdzv.env import LIBRARY_PATH
 from rdzv.objects import ReadOnlyObject
 from rdzv.observed import EARLIER
+from rdzv.spec import NO_LAUNCHER
 
 _TOKEN_PATH = "/var/run/secrets/kubernetes.io/serviceaccount"  # noqa: S105 - a path
 #: Age of a container, in seconds, at which it is odd that its agent has not asked to join: torch's import from a cold disk.
@@ -40,9 +41,16 @@ def _command(facts: PodFacts, container: ReadOnlyObject) -> list[Finding]:
         cause, fix = f"container {name} runs: {text}", "run Python without -I and -E"
         found.append(Finding("command", PROBLEM, f"Python ignores PYTHONPATH={LIBRARY_PATH}", cause, fix))
     spec = (facts.shown.rendezvous or {}).get("spec") or {}
-    runs = command_line.runs(container)
-    if facts.joined or (runs is Runs.PYTHON and spec.get("launcher") == "none"):
+    runs, direct = command_line.runs(container), spec.get("launcher") == NO_LAUNCHER
+    if facts.joined or (runs is Runs.PYTHON and direct):
         return found
+    if runs is Runs.TORCHRUN and direct:
+        cause = f"container {name} runs: {text}. With launcher: none torchrun finds no option of its own: it trains alone in each pod"
+        fix = "run: python train.py, or remove launcher from the spec of the Rendezvous, and make the pod again"
+        return [
+            *found,
+            Finding("command", PROBLEM, "it runs torchrun, and its Rendezvous says launcher: none", cause, fix),
+        ]
     fix = "run: torchrun train.py (python -m torch.distributed.run train.py)"
     if runs is Runs.PYTHON:
         cause = f"container {name} runs: {text}. The variables PET_… are torchrun's: nobody reads them here"

@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from rdzv.env import CLIENT_PATH, LIBRARY_PATH
+from rdzv.env import CLIENT_PATH, LIBRARY_PATH, ranks_name
 from rdzv.objects import ReadOnlyObject
 from rdzv.pairs import GROUP_LABEL, labels_of
 from rdzv.spec import GROUP, LABEL
@@ -111,7 +111,7 @@ def inject(pod: ReadOnlyObject, settings: InjectionSettings) -> dict[str, Any]:
         if not _refers(container, name):
             container["envFrom"] = [{"configMapRef": {"name": name}}, *(container.get("envFrom") or [])]
         own = container.get("env") or []
-        yielding = [_of_config_map(name, variable) for variable in _yielding(result, own)]
+        yielding = [_of_config_map(variable, name, variable) for variable in _yielding(result, own)]
         container["env"] = [*own, *(entry for entry in env if entry["name"] not in _names(own)), *yielding]
         if _has_own_nproc(container, name) and _IDENTICAL not in _names(own):
             container["env"].append(dict(_DIFFERENT))
@@ -178,9 +178,9 @@ def _is_ours(entry: ReadOnlyObject, config_map: str) -> bool:
     return bool(reference.get("name") == config_map)
 
 
-def _of_config_map(config_map: str, variable: str) -> dict[str, Any]:
+def _of_config_map(variable: str, config_map: str, key: str) -> dict[str, Any]:
     """The Rendezvous's own value, after which that of its name counts no more; where it has none, that one does."""
-    reference = {"name": config_map, "key": variable, "optional": True}
+    reference = {"name": config_map, "key": key, "optional": True}
     return {"name": variable, "valueFrom": {"configMapKeyRef": reference}}
 
 
@@ -229,7 +229,12 @@ def _env(pod: ReadOnlyObject, library: bool) -> list[dict[str, Any]]:
         ("PET_LOCAL_ADDR", "status.podIP"),
     ]
     fields += [(name, f"metadata.labels['{label}']") for name, label in _place(pod)]
-    env = [{"name": name, "valueFrom": {"fieldRef": {"fieldPath": path}}} for name, path in fields]
+    env: list[dict[str, Any]] = [
+        {"name": name, "valueFrom": {"fieldRef": {"fieldPath": path}}} for name, path in fields
+    ]
+    index = dict(_place(pod)).get("PET_NODE_RANK", "")
+    if rank := _labels(pod).get(index):
+        env.append(_of_config_map("RANK", ranks_name(_rendezvous(pod)), rank))
     if library:
         env.append({"name": "PYTHONPATH", "value": LIBRARY_PATH})
     return env
