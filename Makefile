@@ -37,7 +37,7 @@ matrix: venv ## kinds of workloads by their real controllers, each with each bac
 bench: venv ## every rendezvous backend side by side: a table, and .local/bench.json (BENCH_ONLY=form-fixed BENCH_N=2,8 for parts)
 	$(BIN)/python tests/bench/run.py
 
-CONFORMANCE ?= kubernetes c10d static etcd etcd-v2
+CONFORMANCE ?= kubernetes etcd-v3 c10d static etcd etcd-v2
 conformance: venv ## which rules of torchrun's contract each backend keeps: docs/conformance (CONFORMANCE="c10d static" for some)
 	$(BIN)/python tests/conformance.py $(CONFORMANCE)
 

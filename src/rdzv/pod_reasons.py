@@ -9,6 +9,7 @@ import math
 from dataclasses import dataclass
 from datetime import datetime, timezone
 
+from rdzv.env import RENDEZVOUS_FAILED
 from rdzv.objects import ReadOnlyObject
 
 #: Characters of a reason. Of a longer one the middle goes: what it is comes first, and what to do about it last.
@@ -47,13 +48,15 @@ class Runs:
     """How a pod's containers have run.
 
     `since`: when the last of those that run was started (None: none runs). `restarts`: of all of them. `ending`: how the last run that
-    ended badly, or just ended, did, as text. `looping_until`: when a crash loop is over if nothing ends before; 0.0 if there is none,
+    ended badly, or just ended, did, as text. `rendezvous`: why its rendezvous failed, if its agent said that this is what it ended by.
+    `looping_until`: when a crash loop is over if nothing ends before; 0.0 if there is none,
     infinite while it waits for its next turn. Times are seconds since the epoch.
     """
 
     since: float | None = None
     restarts: int = 0
     ending: str = ""
+    rendezvous: str = ""
     ended_at: float = 0.0
     looping_until: float = 0.0
 
@@ -120,6 +123,13 @@ def ending(terminated: ReadOnlyObject) -> str:
     return f"{words}: {message}" if message else words
 
 
+def _of_rendezvous(terminated: ReadOnlyObject) -> str:
+    """What the agent said of its rendezvous: the last line of that kind, as a message may be the end of the log."""
+    message = str(terminated.get("message") or "")[-_MAX_READ:]
+    _, found, text = message.rpartition(RENDEZVOUS_FAILED)
+    return shortened(one_line(text.partition("\n")[0])) if found and terminated.get("exitCode") else ""
+
+
 def _of_failed(status: ReadOnlyObject) -> str:
     if status.get("reason"):
         return said(str(status["reason"]), status.get("message"))
@@ -142,6 +152,7 @@ def runs_of(status: ReadOnlyObject) -> Runs:
         since=max((at for at in running if at is not None), default=None),
         restarts=sum(map(_count, statuses)),
         ending=ending(worst) if worst is not None else "",
+        rendezvous=_of_rendezvous(worst) if worst is not None else "",
         ended_at=max(map(_ended, ended), default=0.0),
         looping_until=max(map(_looping_until, statuses), default=0.0),
     )

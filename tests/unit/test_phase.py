@@ -16,8 +16,10 @@ from rdzv.backends import BackendError, Condition
 from rdzv.control.nearby import Found
 from rdzv.control.phase import Life, Problem, ready, summary
 from rdzv.control.status import NOTHING_BESIDE, Beside
+from rdzv.env import RENDEZVOUS_FAILED
 from rdzv.observed import Observed
 from rdzv.protocol.records import CLOSED, Closure, Member, Round
+from rdzv.registry import backend_registry
 from rdzv.spec import Nodes
 
 Object = dict[str, Any]
@@ -189,6 +191,83 @@ def test_a_crash_loop_is_said_until_a_run_outlasts_the_one_before() -> None:
     entry["state"], entry["restartCount"] = {"running": {"startedAt": "2026-11-23T10:00:10Z"}}, 6
     for after, expected in ((10, "Degraded: CrashLooping"), (40, "Degraded: CrashLooping"), (60, "Running 1/1")):
         assert story.moment([pod], after=after)[0] == expected
+
+
+WRONG = "backend etcd: etcd-0.etcd:2379 answers, is etcd 3.6.1 and has no v2 API: use 3.5 or older"
+
+
+def test_agents_that_end_because_their_backend_can_not_work_are_told_from_a_crash_loop() -> None:
+    story = Story("etcd", 1)
+    story.subject = rendezvous("etcd", nodes={"min": 1, "max": 1}, endpoint="etcd-0.etcd:2379")
+    (pod,) = pods("Running")
+    for said in (f"{RENDEZVOUS_FAILED}{WRONG}\n", f"Traceback\n a log's end\n{RENDEZVOUS_FAILED}{WRONG}\nbye"):
+        seen = story.moment([crashing(pod, 2, 1, said)])
+        assert seen == (
+            "Degraded: RendezvousFailed",
+            "False RendezvousFailed",
+            "False PodsMissing",
+            "True RendezvousFailed",
+        )
+        assert story.status["conditions"][3]["message"] == f"mnist-0: {WRONG}"
+    entry = pod["status"]["containerStatuses"][0]
+    entry["state"], entry["restartCount"] = {"running": {"startedAt": "2026-11-23T10:00:10Z"}}, 3
+    assert story.moment([pod], after=40)[0] == "Degraded: RendezvousFailed"
+    assert story.moment([pod], after=60)[0] == "Running 1/1", "the server was put right"
+
+
+def test_what_a_process_that_ended_well_says_of_its_rendezvous_is_no_failure() -> None:
+    story = Story("etcd-v3", 1)
+    story.subject = rendezvous("etcd-v3", endpoint="etcd-0.etcd:2379")
+    (pod,) = pods("Running")
+    assert story.moment([crashing(pod, 2, 0, f"{RENDEZVOUS_FAILED}never mind")])[0] == "Degraded: CrashLooping"
+
+
+def test_hostile_last_words_are_bounded() -> None:
+    story = Story("etcd", 1)
+    story.subject = rendezvous("etcd", endpoint="etcd-0.etcd:2379")
+    (pod,) = pods("Running")
+    story.moment([crashing(pod, 2, 1, RENDEZVOUS_FAILED * 3 + "\x1b[31m" + "x" * 100_000)])
+    message = story.status["conditions"][3]["message"]
+    assert len(message) < 600
+    assert message.isprintable()
+
+
+def test_a_store_that_nobody_sees_into_says_what_the_age_of_its_pods_does() -> None:
+    """torch's agents end when they have not met in time, so those that have run for longer did."""
+    at = {"startedAt": "2026-11-23T10:00:00Z"}
+    for backend, config, seconds in (
+        ("c10d", {}, 1200),
+        ("c10d", {"join_timeout": "30", "read_timeout": "60"}, 90),
+        ("static", {"timeout": "100"}, 100),
+        ("etcd", {}, 900),
+        ("etcd-v2", {"join_timeout": "100"}, 160),
+        ("etcd-v3", {}, 600),
+        ("etcd-v3", {"timeout": "100"}, 100),
+    ):
+        endpoint = {} if backend in {"c10d", "static"} else {"endpoint": "etcd-0.etcd:2379"}
+        subject = rendezvous(backend, nodes={"min": 2, "max": 2}, config=config, **endpoint)
+        both = pods("Running", "Running")
+        for obj in both:
+            obj["status"]["containerStatuses"][0]["state"] = {"running": at}
+        observed = Observed([builders.pod(obj) for obj in both])
+        world = backend_registry().observe(subject, observed, {}, NOW + seconds - 1)
+        assert world.again == 1, backend
+        assert world.formed.message.startswith("2 of 2 expected pods run; whether they have met only their logs tell")
+        later = backend_registry().observe(subject, observed, {}, NOW + seconds)
+        assert (later.formed.status, later.formed.reason, later.again) == ("Unknown", "NotObservable", None)
+        assert later.formed.message.startswith(
+            f"2 of 2 expected pods run, for more than {seconds} s, which is how long"
+        )
+
+
+@pytest.mark.parametrize("timeout", ["soon", "inf", "nan", "-1e9"])
+def test_of_a_wait_that_is_no_number_nothing_follows(timeout: str) -> None:
+    subject = rendezvous("static", nodes={"min": 1, "max": 1}, config={"timeout": timeout})
+    (pod,) = pods("Running")
+    pod["status"]["containerStatuses"][0]["state"] = {"running": {"startedAt": "2026-11-23T10:00:00Z"}}
+    world = backend_registry().observe(subject, Observed([builders.pod(pod)]), {}, NOW + 1e6)
+    assert world.again is None
+    assert "only their logs tell" in world.formed.message
 
 
 def test_one_restart_after_hours_is_no_crash_loop() -> None:

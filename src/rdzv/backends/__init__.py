@@ -6,6 +6,7 @@ the module is imported: the operator has no torch, and a training pod should not
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -118,21 +119,51 @@ class World:
     reasons: Mapping[str, str] = field(default_factory=dict)
 
 
-def observe_pods(rendezvous: Rendezvous, observed: Observed, previous: Mapping[str, Any], now: float) -> World:
+def observe_pods(
+    rendezvous: Rendezvous,
+    observed: Observed,
+    previous: Mapping[str, Any],
+    now: float,
+    *,
+    waits: Mapping[str, float] | None = None,
+) -> World:
     """The world of a backend whose store the operator does not see.
 
-    All that is known is which pods run: with fewer than `min` there is no world; with more there may be one.
+    All that is known is which pods run, and since when: with fewer than `min` there is no world; with more there may be one.
+
+    Args:
+        rendezvous: the object.
+        observed: its pods.
+        previous: the status that the object has.
+        now: seconds since the epoch.
+        waits: how long an agent waits for the others before it ends: keys of `spec.config`, and their defaults in seconds. Their
+            sum counts. None: that is not known.
     """
-    del previous, now
-    running = sum(pod.live and pod.there for pod in observed.pods)
-    if running < rendezvous.nodes.min:
-        text = f"{running} of at least {rendezvous.nodes.min} pods run"
-        return World(Condition("Formed", "False", "PodsMissing", text))
-    text = (
-        f"{running} pods run; whether they have met only their logs tell, as backend {rendezvous.backend} keeps its "
-        "world in a store of its own"
-    )
-    return World(Condition("Formed", "Unknown", "NotObservable", text))
+    del previous
+    running = [pod for pod in observed.pods if pod.live and pod.there]
+    least, expected = rendezvous.nodes.min, observed.expected(rendezvous.nodes)
+    if len(running) < least:
+        return World(Condition("Formed", "False", "PodsMissing", f"{len(running)} of at least {least} pods run"))
+    patience = _sum_of(rendezvous.config, waits or {})
+    due = max((pod.runs.since + patience - now for pod in running if pod.runs.since and patience), default=None)
+    text = f"{len(running)} of {expected} expected pods run"
+    if due is not None and due <= 0:
+        text += (
+            f", for more than {patience:.0f} s, which is how long an agent waits for the others before it ends: those that "
+            "began with their pods have met"
+        )
+    else:
+        text += f"; whether they have met only their logs tell, as backend {rendezvous.backend} keeps its world in a store of its own"
+    return World(Condition("Formed", "Unknown", "NotObservable", text), again=due if due and due > 0 else None)
+
+
+def _sum_of(config: Mapping[str, str], waits: Mapping[str, float]) -> float:
+    """Seconds; 0 if one of them is no number that ends."""
+    try:
+        total = sum(float(config.get(key, default)) for key, default in waits.items())
+    except ValueError:
+        return 0.0
+    return total if 0 < total < math.inf else 0.0
 
 
 Provisioner = Callable[["Rendezvous"], Provision]

@@ -8,9 +8,10 @@ listens already. See docs/adr/0004-c10d-host.md for why not one pod alone is tol
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
-from rdzv.backends import Backend, Host, Provision, delegate_to_torch, endpoint_service
+from rdzv.backends import Backend, Host, Provision, delegate_to_torch, endpoint_service, observe_pods
 
 if TYPE_CHECKING:
     from rdzv.spec import Rendezvous
@@ -41,4 +42,6 @@ def provision(rendezvous: Rendezvous) -> Provision:
     )
 
 
-BACKEND = Backend("c10d", provision, delegate_to_torch)
+#: First for the store to be there, then for the others.
+_observe = partial(observe_pods, waits={"read_timeout": float(READ_TIMEOUT), "join_timeout": 600.0})
+BACKEND = Backend("c10d", provision, delegate_to_torch, _observe)

@@ -25,6 +25,7 @@ _KEYS = {
     "etcd": {"cacert": "ca.crt", "cert": "tls.crt", "key": "tls.key"},
     "etcd-v2": {"ca_cert": "ca.crt", "ssl_cert": "tls.crt", "ssl_cert_key": "tls.key"},
 }
+NAMES = frozenset(_KEYS)
 #: How backend etcd-v3, whose client looks at the server, calls what torch's two call so.
 _OURS = {
     "protocol": "protocol",
@@ -93,6 +94,15 @@ def diagnose(endpoint: str, settings: Mapping[str, str]) -> Diagnosis:
     return diagnose_server(config.servers[0], v2=True)
 
 
-_observe = partial(etcd_server.observe, v2=True)
-ETCD = Backend("etcd", partial(provision, "etcd"), create_handler, _observe)
-ETCD_V2 = Backend("etcd-v2", partial(provision, "etcd-v2"), create_handler, _observe)
+ETCD = Backend(
+    "etcd",
+    partial(provision, "etcd"),
+    create_handler,
+    partial(etcd_server.observe, v2=True, waits={"timeout": 900.0}),
+)
+ETCD_V2 = Backend(
+    "etcd-v2",
+    partial(provision, "etcd-v2"),
+    create_handler,
+    partial(etcd_server.observe, v2=True, waits={"join_timeout": 600.0, "read_timeout": 60.0}),
+)

@@ -281,9 +281,8 @@ class EtcdServer:
             ],
         }
 
-    def observe(self, observed: Observed, previous: Mapping[str, Any], now: float) -> World:
+    def observe(self, observed: Observed, world: World) -> World:
         """Whether enough members serve; the world itself is in etcd, where the operator does not look."""
-        world = observe_pods(self.rendezvous, observed, previous, now)
         ready, wanted = observed.ready_replicas(self.name), self.members
         there = f"{ready} of {wanted} members of etcd {self.name} are ready"
         look = f"kubectl describe pods -n {self.rendezvous.namespace} -l {SERVER_LABEL}={self.rendezvous.name}"
@@ -323,11 +322,18 @@ def provide(
     )
 
 
-def observe(rendezvous: Rendezvous, observed: Observed, previous: Mapping[str, Any], now: float, *, v2: bool) -> World:
-    """What can be told of it from outside: whether its server is ready, if the operator runs it."""
-    if rendezvous.endpoint is not None:
-        return observe_pods(rendezvous, observed, previous, now)
-    return EtcdServer(rendezvous, v2).observe(observed, previous, now)
+def observe(
+    rendezvous: Rendezvous,
+    observed: Observed,
+    previous: Mapping[str, Any],
+    now: float,
+    *,
+    v2: bool,
+    waits: Mapping[str, float],
+) -> World:
+    """What can be told of it from outside: whether its server is ready, if the operator runs it. `waits`: as for `observe_pods`."""
+    world = observe_pods(rendezvous, observed, previous, now, waits=waits)
+    return world if rendezvous.endpoint is not None else EtcdServer(rendezvous, v2).observe(observed, world)
 
 
 def _claim(storage: Mapping[str, Any]) -> dict[str, Any]:

@@ -6,15 +6,16 @@ docs/backends/etcd-v3.md.
 
 from __future__ import annotations
 
-from functools import partial
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
-from rdzv.backends import Backend, Provision, etcd_server
+from rdzv.backends import Backend, Provision, World, etcd_server
 from rdzv.env import CLIENT_PATH
 
 if TYPE_CHECKING:
     from torch.distributed.elastic.rendezvous import RendezvousHandler, RendezvousParameters
 
+    from rdzv.observed import Observed
     from rdzv.spec import Rendezvous
 
 NAME = "etcd-v3"
@@ -36,6 +37,13 @@ def provision(rendezvous: Rendezvous) -> Provision:
         tls={"protocol": "https", "credentials": CLIENT_PATH},
         config={"prefix": f"/rdzv/{rendezvous.namespace}/{rendezvous.name}", **rendezvous.config},
     )
+
+
+def observe(rendezvous: Rendezvous, observed: Observed, previous: Mapping[str, Any], now: float) -> World:
+    """What is known of any store that the operator does not see, and whether the server is ready, if the operator runs it."""
+    # As the handler takes them.
+    key = "timeout" if "timeout" in rendezvous.config and "join_timeout" not in rendezvous.config else "join_timeout"
+    return etcd_server.observe(rendezvous, observed, previous, now, v2=False, waits={key: 600.0})
 
 
 def create_handler(params: RendezvousParameters) -> RendezvousHandler:
@@ -70,4 +78,4 @@ def create_handler(params: RendezvousParameters) -> RendezvousHandler:
     return AgentRendezvousHandler(params, place)
 
 
-BACKEND = Backend(NAME, provision, create_handler, partial(etcd_server.observe, v2=False))
+BACKEND = Backend(NAME, provision, create_handler, observe)

@@ -84,7 +84,7 @@ def _ranks(rendezvous: Rendezvous) -> dict[str, Any]:
 
 def observe(rendezvous: Rendezvous, observed: Observed, previous: Mapping[str, Any], now: float) -> World:
     """What is known of any store of torch's own, and which pods have no rank."""
-    world = observe_pods(rendezvous, observed, previous, now)
+    world = observe_pods(rendezvous, observed, previous, now, waits={"timeout": 900.0})
     problem = _no_rank(observed.pods) or _one_rank_twice(observed.pods)
     if problem is None:
         return world

@@ -27,7 +27,7 @@ def check(environ: Mapping[str, str]) -> list[Finding]:
         settings = parse_config(environ.get("PET_RDZV_CONF", ""))
     except RendezvousEnvironmentError:
         return []  # The environment's own finding says it.
-    if backend in ("etcd", "etcd-v2"):
+    if backend in etcd.NAMES:
         found = etcd.diagnose(text, settings)
         return [_etcd(Diagnosis(f"{text} has what backend {backend} needs") if found.ok else found)]
     if backend == "etcd-v3":

@@ -235,6 +235,10 @@ def _stuck(seen: Seen) -> list[Problem]:
 def _crash_looping(seen: Seen) -> list[Problem]:
     looping = [pod for pod in seen.live if seen.now < pod.runs.looping_until]
     if looping:
+        told = [pod for pod in looping if pod.runs.rendezvous]
+        if told:
+            text = f"{told[0].name}: {told[0].runs.rendezvous}{_more(looping)}"
+            return [Problem("RendezvousFailed", text, seen.too_few)]
         first = looping[0]
         return [Problem("CrashLooping", f"{first.name}: {_crash_text(first)}{_more(looping)}", seen.too_few)]
     failed = seen.failed_lately
@@ -244,9 +248,8 @@ def _crash_looping(seen: Seen) -> list[Problem]:
     if most < MANY_FAILED:
         return []
     last = max(failed, key=lambda pod: pod.runs.ended_at)
-    return [
-        Problem("CrashLooping", f"{len(failed)} pods failed within ten minutes, {last.name} the last: {last.reason}")
-    ]
+    reason = "RendezvousFailed" if last.runs.rendezvous else "CrashLooping"
+    return [Problem(reason, f"{len(failed)} pods failed within ten minutes, {last.name} the last: {last.reason}")]
 
 
 def _crash_text(pod: Pod) -> str:
