@@ -9,6 +9,7 @@ Of several processes that share a Lease one writes at a time (docs/adr/0006-elec
 - `RDZV_RELEASE`, `RDZV_POD_NAME`, `RDZV_POD_UID`: what the Lease says about its holder.
 - `RDZV_READINESS_LISTEN`: address:port where `GET /readyz` is answered. Unset: nowhere.
 - `RDZV_METRICS_LISTEN`: address:port where `GET /metrics` is answered. Unset: nowhere.
+- `RDZV_ISOLATE`: `true`: a Rendezvous that does not say `spec.network.isolate` is isolated.
 - `RDZV_METRICS_RENDEZVOUS`: of how many Rendezvous there are metrics of their own. Unset: of none.
 """
 

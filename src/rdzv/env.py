@@ -26,13 +26,10 @@ LIBRARY_PATH = "/opt/rdzv"
 #: Where injection mounts Secret `rdzv-NAME-client`, if there is one: what a client of the backend's server proves itself with.
 CLIENT_PATH = "/var/run/secrets/rdzv.dev/client"
 
-<<<<<<< HEAD
 #: What `init_process_group("env://")` reads (`torch/distributed/rendezvous.py`).
 ENV_METHOD = ("MASTER_ADDR", "MASTER_PORT", "WORLD_SIZE", "RANK")
-=======
 #: How the text begins that an agent leaves for the pod's status when its rendezvous is what it ends by.
 RENDEZVOUS_FAILED = "rendezvous failed: "
->>>>>>> nine
 
 #: Seconds. torchrun's `LaunchConfig` passes `timeout=900` to every handler when the user said nothing (`launcher/api.py`).
 LAUNCH_TIMEOUT = 900

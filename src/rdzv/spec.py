@@ -7,7 +7,7 @@ admitted. What an older or hand-edited object may still lack gets the schema's d
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -51,6 +51,14 @@ class FailurePolicy:
 
 
 @dataclass(frozen=True)
+class Network:
+    """Who may connect to its pods. `isolate`: they themselves and whom `allow`, as in the spec, lets in; else everybody."""
+
+    isolate: bool = False
+    allow: Sequence[Mapping[str, Any]] = ()
+
+
+@dataclass(frozen=True)
 class Rendezvous:
     """One `Rendezvous` object.
 
@@ -72,6 +80,7 @@ class Rendezvous:
     settings: Mapping[str, Any] = field(default_factory=dict)
     created: str = ""
     failures: FailurePolicy = FailurePolicy()
+    network: Network = Network()
 
     @property
     def child_name(self) -> str:
@@ -79,15 +88,19 @@ class Rendezvous:
         return f"rdzv-{self.name}"
 
     @classmethod
-    def from_object(cls, obj: Mapping[str, Any]) -> Rendezvous:
+    def from_object(cls, obj: Mapping[str, Any], *, isolate: bool = False) -> Rendezvous:
         """Reads an object as the API server returns it.
+
+        Args:
+            obj: the object.
+            isolate: what `spec.network.isolate` is where the object does not say it.
 
         Raises:
             KeyError: a field that the schema requires is missing.
         """
         meta, spec = obj["metadata"], obj["spec"]
         backend = spec["backend"]
-        nodes = spec.get("nodes", {})
+        nodes, network = spec.get("nodes", {}), spec.get("network", {})
         low = int(nodes.get("min", 1))
         return cls(
             name=meta["name"],
@@ -104,6 +117,7 @@ class Rendezvous:
             settings=dict(spec.get(settings_key(backend), {})),
             created=meta.get("creationTimestamp") or "",
             failures=_failure_policy(spec.get("failurePolicy", {})),
+            network=Network(bool(network.get("isolate", isolate)), tuple(network.get("allow") or ())),
         )
 
 

@@ -110,6 +110,18 @@ PODS = "/api/v1/namespaces/NAMESPACE/pods"
 POD = made("Pod", "evil", owned=False, spec={"containers": [{"name": "c", "image": "registry.invalid/evil"}]})
 ESCAPE = {"labels": {"rdzv.dev/rendezvous": "mnist"}}
 
+RDZV = {"rdzv.dev/rendezvous": "mnist"}
+
+
+def network_policy(selector: Object, name: str = "rdzv-mnist", **spec: Any) -> Object:
+    spec = {"podSelector": selector, "policyTypes": ["Ingress"], "ingress": [{}], **spec}
+    return made("NetworkPolicy", name, api_version="networking.k8s.io/v1", spec=spec)
+
+
+def isolates(selector: Object, **more: Any) -> Attack:
+    return Attack("operator", ("create",), network_policy(selector, **more))
+
+
 ATTACKS = {
     # A pod's image is any code with any account.
     "changes-a-pod": Attack("operator", ("replace", "--raw", f"{PODS}/victim"), POD),
@@ -216,6 +228,14 @@ ATTACKS = {
         ("create",),
         made("PodDisruptionBudget", "evil", api_version="policy/v1", spec={"maxUnavailable": 0}),
     ),
+    "lets-everybody-in-to-others": isolates({"matchLabels": {"app": "theirs"}}),
+    "cuts-off-all-pods-of-a-namespace": isolates({}),
+    "cuts-off-the-pods-of-another-rendezvous": isolates({"matchLabels": {"rdzv.dev/rendezvous": "other"}}),
+    "cuts-off-more-than-its-pods": isolates(
+        {"matchLabels": RDZV, "matchExpressions": [{"key": "a", "operator": "DoesNotExist"}]}
+    ),
+    "cuts-pods-off-from-everything": isolates({"matchLabels": RDZV}, policyTypes=["Ingress", "Egress"]),
+    "isolates-under-another-name": isolates({"matchLabels": RDZV}, name="evil"),
     "writes-a-round": Attack(
         "operator",
         ("create",),
@@ -310,6 +330,8 @@ def test_all_is_refused_and_the_audit_log_says_to_whom(scene: Scene) -> None:
         service(),
         endpoints("rdzv-mnist", {"kind": "Pod", "name": "victim", "namespace": scene.namespace}),
         made("Role", api_version=RBAC, rules=role_rules("mnist", with_store=True)),
+        network_policy({"matchLabels": RDZV}),
+        network_policy({"matchLabels": {"rdzv.dev/server": "mnist"}}, name="rdzv-mnist-etcd"),
         etcd(),
         secret("rdzv-mnist-server"),
         secret("rdzv-mnist-client"),

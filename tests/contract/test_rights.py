@@ -123,12 +123,13 @@ def live(kube: Kube, namespace: str) -> None:
     made_anew(kube, rendezvous(namespace, "c10d"))
     eventually(lambda: is_there("EndpointSlice") and not is_there("RoleBinding") and not is_there("Role"))
 
-    made_anew(kube, rendezvous(namespace, "etcd-v3", etcd={"replicas": 3}))
+    made_anew(kube, rendezvous(namespace, "etcd-v3", etcd={"replicas": 3}, network={"isolate": True}))
     eventually(lambda: is_there("StatefulSet", "mnist-etcd") and is_there("Secret", "mnist-client"))
-    for kind in ("StatefulSet", "PodDisruptionBudget"):
+    for kind in ("StatefulSet", "PodDisruptionBudget", "NetworkPolicy"):
         tamper(kube, kind, namespace, "rdzv-mnist-etcd")
     made_anew(kube, rendezvous(namespace, "etcd-v2"))
     eventually(lambda: reason("mnist") == "ServerNotReady" and not is_there("PodDisruptionBudget", "mnist-etcd"))
+    eventually(lambda: not is_there("NetworkPolicy", "mnist-etcd") and not is_there("NetworkPolicy"))
     made_anew(kube, rendezvous(namespace, "c10d"))
     eventually(lambda: is_there("EndpointSlice") and not is_there("StatefulSet", "mnist-etcd"))
 
@@ -136,10 +137,11 @@ def live(kube: Kube, namespace: str) -> None:
         ("c10d", ["Service", "EndpointSlice"]),
         ("static", ["ConfigMap"]),
         ("kubernetes", ["Role", "RoleBinding"]),
-        ("etcd-v3", ["StatefulSet", "PodDisruptionBudget"]),
+        ("etcd-v3", ["StatefulSet", "PodDisruptionBudget", "NetworkPolicy"]),
     ):
         name, of_etcd = f"taken-{backend}", backend == "etcd-v3"
-        child, more = f"rdzv-{name}{'-etcd' * of_etcd}", {"etcd": {"replicas": 3}} if of_etcd else {}
+        child = f"rdzv-{name}{'-etcd' * of_etcd}"
+        more: Object = {"etcd": {"replicas": 3}, "network": {"isolate": True}} if of_etcd else {}
         for kind in kinds:
             kube.create(somebodys(kind, namespace, child))
         kube.create(pod_of(name, namespace))
@@ -177,10 +179,12 @@ def tamper(kube: Kube, kind: str, namespace: str, name: str = "rdzv-mnist") -> N
 def somebodys(kind: str, namespace: str, name: str) -> Object:
     api_version = {"EndpointSlice": "discovery.k8s.io/v1", "ConfigMap": "v1", "Service": "v1"}
     api_version |= {"StatefulSet": "apps/v1", "PodDisruptionBudget": "policy/v1"}
+    api_version["NetworkPolicy"] = "networking.k8s.io/v1"
     theirs = {"matchLabels": {"app": "theirs"}}
     rest: dict[str, Object] = {
         "Service": {"spec": {"ports": [{"port": 80}]}},
         "EndpointSlice": {"addressType": "IPv4", "endpoints": []},
+        "NetworkPolicy": {"spec": {"podSelector": theirs, "policyTypes": ["Ingress"]}},
         "PodDisruptionBudget": {"spec": {"maxUnavailable": 1, "selector": theirs}},
         "StatefulSet": {
             "spec": {

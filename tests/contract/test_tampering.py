@@ -33,6 +33,7 @@ HOLDER = {
     "RoleBinding": "world",
     "StatefulSet": "tank-etcd",
     "PodDisruptionBudget": "tank-etcd",
+    "NetworkPolicy": "tank",
 }
 FINALIZER = "example.com/mine"
 
@@ -86,7 +87,19 @@ def is_provisioned(kube: Kube, namespace: str, name: str) -> bool:
 
 
 ETCD_KINDS = ("StatefulSet", "PodDisruptionBudget")
-ETCD: dict[str, Object] = {"etcd-v3": {"etcd": {"replicas": 3, "storage": {"size": "1024Mi"}}}}
+ETCD: dict[str, Object] = {
+    "etcd-v3": {
+        "etcd": {"replicas": 3, "storage": {"size": "1024Mi"}},
+        "network": {
+            "isolate": True,
+            "allow": [
+                {"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "monitoring"}}, "ports": [8000]},
+                {"podSelector": {"matchLabels": {"app": "notebook"}}},
+                {"ports": [8888]},
+            ],
+        },
+    }
+}
 
 
 def rendezvous(namespace: str, name: str, backend: str) -> Object:
@@ -331,6 +344,14 @@ ON_CONTENT["PodDisruptionBudget"] = {
     "least-instead": all_of(without("spec", "maxUnavailable"), at("spec", "minAvailable", to=1)),
     "evicts-what-is-not-healthy": at("spec", "unhealthyPodEvictionPolicy", to="AlwaysAllow"),
 }
+ON_CONTENT["NetworkPolicy"] = {
+    "everybody-let-in": adding("spec", "ingress", item={}),
+    "nobody-let-in": without("spec", "ingress"),
+    "a-peer-added": adding("spec", "ingress", 0, "from", item={"podSelector": {}}),
+    "a-port-added": adding("spec", "ingress", 1, "ports", item={"port": 22, "protocol": "TCP"}),
+    "of-other-pods": at("spec", "podSelector", "matchLabels", to={"app": "theirs"}),
+    "nobody-let-out": at("spec", "policyTypes", to=["Ingress", "Egress"]),
+}
 
 #: Done by deleting a child and making another one in its place, with its marks. None: it stays away.
 RECREATED: dict[str, dict[str, Change | None]] = {
@@ -388,6 +409,7 @@ RECREATED["PodDisruptionBudget"] = {
     "made-again-without-owner": without(META, "ownerReferences"),
     "made-again-for-a-namesake": at(META, "ownerReferences", 0, "uid", to=SOMEBODY["uid"]),
 }
+RECREATED["NetworkPolicy"] = RECREATED["PodDisruptionBudget"]
 
 CHANGES = [
     (kind, name, change)
@@ -512,10 +534,15 @@ FOREIGN["PodDisruptionBudget"] = {
     "apiVersion": "policy/v1",
     "spec": {"maxUnavailable": 1, "selector": {"matchLabels": {"app": "theirs"}}},
 }
+FOREIGN["NetworkPolicy"] = {
+    "apiVersion": "networking.k8s.io/v1",
+    "spec": {"podSelector": {}, "policyTypes": ["Ingress"]},
+}
 #: Of which backend a child of this kind is, and what follows `rdzv-NAME` in its name.
 OF = {
     **dict.fromkeys(("Service", "EndpointSlice"), ("c10d", "")),
     **dict.fromkeys(("StatefulSet", "PodDisruptionBudget"), ("etcd-v3", "-etcd")),
+    "NetworkPolicy": ("etcd-v3", ""),
 }
 #: Marks that somebody's own object may have by chance, or as copied from ours in part.
 NOT_ENOUGH: dict[str, Object] = {
@@ -560,7 +587,7 @@ def test_what_somebody_else_made_is_refused_by_name_and_left_alone_until_it_goes
 
     kube.delete(kind, namespace, child)
     eventually(partial(is_provisioned, kube, namespace, name), timeout=10)
-    assert kube.get("ConfigMap" if kind not in ETCD_KINDS else kind, namespace, child) is not None
+    assert kube.get("ConfigMap" if backend != "etcd-v3" else kind, namespace, child) is not None
     kube.delete("Rendezvous", namespace, name)
 
 

@@ -40,6 +40,14 @@ def _endpoint(id_: str, says: str, endpoint: str) -> Refused:
     )
 
 
+def _selector(of: str, **labels: str) -> Object:
+    return {f"{of}Selector": {"matchLabels": labels}}
+
+
+def _admits(id_: str, says: str, entry: Object) -> Refused:
+    return Refused(f"network-admits-{id_}", says, {"network": {"isolate": True, "allow": [entry]}})
+
+
 _NAME_A_BACKEND = (
     "write the name of a backend: c10d, static, kubernetes, etcd, etcd-v2, etcd-v3 or another registered one"
 )
@@ -357,6 +365,23 @@ REFUSED = [
             ("scaleUpWindow", 86_401, "less than or equal to 86400"),
         )
     ),
+    # network
+    Refused("backend-network", _NOT_A_BACKEND, {"backend": "network"}),
+    Refused(
+        "network-lets-in-whom-nobody-keeps-out",
+        "spec.network.allow: Invalid value: says who else may come in, but with isolate false everybody may",
+        {"network": {"isolate": False, "allow": [{"ports": [8000]}]}},
+    ),
+    _admits("everybody", "would let everybody in: write podSelector, namespaceSelector or ports", {}),
+    _admits("all-pods", "podSelector.matchLabels in body should have at least 1 properties", _selector("pod")),
+    _admits("no-label", "has a key that no label can have", _selector("namespace", **{"a b": "c"})),
+    _admits("no-labels-name", "has a key that no label can have", _selector("pod", **{"team/": "c"})),
+    _admits("no-value", "matchLabels.app in body should match", _selector("pod", app="-")),
+    _admits("expressions", "matchExpressions", {"podSelector": {"matchLabels": {"a": "b"}, "matchExpressions": []}}),
+    _admits("no-port", "ports[0] in body should be greater than or equal to 1", {"ports": [0]}),
+    _admits("no-ports", "ports in body should have at least 1 items", {"ports": []}),
+    _admits("a-port-twice", "ports[1]: Duplicate value", {"ports": [80, 80]}),
+    Refused("network-too-many", "must have at most 16 items", {"network": {"allow": [{"ports": [80]}] * 17}}),
     # failurePolicy
     Refused(
         "failure-policy-with-c10d",

@@ -26,6 +26,7 @@ _GROUPS = {
     "EndpointSlice": "discovery.k8s.io/v1",
     "Lease": "coordination.k8s.io/v1",
     "PodDisruptionBudget": "policy/v1",
+    "NetworkPolicy": "networking.k8s.io/v1",
     "Job": "batch/v1",
     **dict.fromkeys(("Deployment", "StatefulSet"), "apps/v1"),
 }

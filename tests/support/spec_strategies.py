@@ -48,6 +48,7 @@ NOT_BACKENDS = {
     "config",
     "failure-policy",
     "failure--policy",
+    "network",
 }
 
 #: Keyword arguments of torch's `RendezvousParameters`.
@@ -99,6 +100,24 @@ _etcd_settings = st.fixed_dictionaries(
         "image": st.sampled_from(["etcd:3", "registry:5000/team/etcd@sha256:0123"]),
     },
 )
+_labels = st.dictionaries(
+    st.sampled_from(["app", "kubernetes.io/metadata.name", "a.b-c.d/E_f.g"]),
+    st.sampled_from(["", "x", "A-b_c.9"]),
+    min_size=1,
+)
+_selectors = st.fixed_dictionaries({"matchLabels": _labels})
+_peers = st.fixed_dictionaries(
+    {},
+    optional={
+        "podSelector": _selectors,
+        "namespaceSelector": _selectors,
+        "ports": st.lists(_ports, min_size=1, max_size=16, unique=True),
+    },
+).filter(bool)
+_networks = st.one_of(
+    st.fixed_dictionaries({"isolate": st.booleans()}),
+    st.fixed_dictionaries({"allow": st.lists(_peers, max_size=16)}, optional={"isolate": st.just(True)}),
+)
 
 
 @st.composite
@@ -139,4 +158,6 @@ def specs(draw: st.DrawFn) -> Object:
         spec["maxRestarts"] = draw(st.integers(0, 1_000_000))
     if draw(st.booleans()):
         spec["config"] = draw(_config(backend))
+    if draw(st.booleans()):
+        spec["network"] = draw(_networks)
     return spec

@@ -123,6 +123,7 @@ def test_the_operator_writes_nothing_else() -> None:
         ("", "secrets"): {"create", "update"},
         ("apps", "statefulsets"): child,
         ("policy", "poddisruptionbudgets"): child,
+        ("networking.k8s.io", "networkpolicies"): child,
         # The kubernetes backend: Roles for its pods, and the verbs in them, which nobody can grant who lacks them.
         ("rbac.authorization.k8s.io", "roles"): child,
         ("rbac.authorization.k8s.io", "rolebindings"): child,

@@ -30,6 +30,8 @@ def test_whatever_is_admitted_is_read(spec: Object) -> None:
     assert found.endpoint == spec.get("endpoint")
     assert found.config == spec.get("config", {})
     assert found.settings == spec.get(settings_key(found.backend), {})
+    assert found.network.isolate == spec.get("network", {}).get("isolate", False)
+    assert list(found.network.allow) == spec.get("network", {}).get("allow", [])
 
 
 @given(specs())
@@ -69,5 +71,5 @@ def test_settings_stand_under_the_backends_name(backend: str, key: str) -> None:
 
 
 def test_names_that_the_crd_refuses_are_those_of_other_fields() -> None:
-    fields = {"backend", "nodes", "nprocPerNode", "launcher", "maxRestarts", "endpoint", "config", "failurePolicy"}
+    fields = {"backend", "nodes", "nprocPerNode", "launcher", "maxRestarts", "endpoint", "config", "failurePolicy", "network"}
     assert {settings_key(name) for name in NOT_BACKENDS} == fields

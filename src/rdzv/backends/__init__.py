@@ -228,6 +228,26 @@ def endpoint_slice(rendezvous: Rendezvous, port: int, pod: Pod) -> dict[str, Any
     }
 
 
+def network_policy(name: str, pods: Mapping[str, str], ingress: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Lets in to the pods with these labels who one of the rules of `ingress` names, and nobody else; out they reach everybody."""
+    return {
+        "apiVersion": "networking.k8s.io/v1",
+        "kind": "NetworkPolicy",
+        "metadata": {"name": name},
+        "spec": {
+            "podSelector": {"matchLabels": dict(pods)},
+            "policyTypes": ["Ingress"],
+            "ingress": [dict(rule) for rule in ingress],
+        },
+    }
+
+
+def ingress_rule(pods: Mapping[str, str], ports: Sequence[int] = ()) -> dict[str, Any]:
+    """Lets pods with these labels, of the same namespace, in to these TCP ports; none: to every port."""
+    rule: dict[str, Any] = {"from": [{"podSelector": {"matchLabels": dict(pods)}}]}
+    return {**rule, "ports": [{"port": port, "protocol": "TCP"} for port in ports]} if ports else rule
+
+
 def _port(port: int) -> dict[str, Any]:
     """kube-proxy joins a Service's port and a slice's by name."""
     return {"name": "rendezvous", "port": port, "protocol": "TCP"}

@@ -11,8 +11,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from rdzv.backends import BackendError, Certificate, Provision, World, observe_pods
+from rdzv.backends import BackendError, Certificate, Provision, World, ingress_rule, network_policy, observe_pods
 from rdzv.etcd.member import CLIENT_PORT, METRICS_PORT, PEER_PORT
+from rdzv.spec import LABEL
 
 if TYPE_CHECKING:
     from rdzv.observed import Observed
@@ -128,6 +129,7 @@ class EtcdServer:
             self._service(self.name, headless=True),
             self._service(self.rendezvous.child_name, headless=False),
             *([self._budget()] if self.members > 1 else []),
+            *([self._network_policy()] if self.rendezvous.network.isolate else []),
             self._stateful_set(images),
         ]
 
@@ -154,6 +156,12 @@ class EtcdServer:
             "metadata": {"name": self.name},
             "spec": {"maxUnavailable": 1, "selector": {"matchLabels": self._labels}},
         }
+
+    def _network_policy(self) -> dict[str, Any]:
+        """Lets in the training pods, and the members, which ask each other as clients, too, before they start."""
+        clients, members = {LABEL: self.rendezvous.name}, self._labels
+        rules = [ingress_rule(clients, [CLIENT_PORT]), ingress_rule(members, [CLIENT_PORT, PEER_PORT])]
+        return network_policy(self.name, members, rules)
 
     def _stateful_set(self, images: Images) -> dict[str, Any]:
         storage = self.rendezvous.settings.get("storage")

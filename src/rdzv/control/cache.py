@@ -135,6 +135,7 @@ CHILDREN = tuple(
         (RBAC, "RoleBinding"),
         ("apps/v1", "StatefulSet"),
         ("policy/v1", "PodDisruptionBudget"),
+        ("networking.k8s.io/v1", "NetworkPolicy"),
     )
 )
 KINDS = (RENDEZVOUS, PODS, ROUNDS, MEMBERS, *CHILDREN)

@@ -42,6 +42,7 @@ _DEFAULTS: dict[str, Object] = {
     "Service": {},
     "StatefulSet": {},
     "PodDisruptionBudget": {},
+    "NetworkPolicy": {},
 }
 _SERVICE = {"type": "ClusterIP", "sessionAffinity": "None", "publishNotReadyAddresses": False}
 _ADDRESSED = {"internalTrafficPolicy": "Cluster", "ipFamilyPolicy": "SingleStack"}

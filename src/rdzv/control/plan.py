@@ -14,6 +14,7 @@ from rdzv.backends import BackendError, Host, Provision, endpoint_slice
 from rdzv.control.cache import CHILDREN
 from rdzv.control.children import RBAC, child, is_marked, is_of_predecessor, is_owned, key, newer_version, title
 from rdzv.control.compare import Verdict, compare
+from rdzv.control.isolation import isolation
 from rdzv.env import render
 from rdzv.objects import Object, ReadOnlyObject
 from rdzv.observed import Observed, Pod
@@ -84,7 +85,8 @@ def plan(rendezvous: Rendezvous, observed: Observed, registry: BackendRegistry) 
     host = _elect(observed.pods, provision.host, led_to) if provision.host else None
     access = _access(rendezvous, provision, observed.pods) if provision.rules else []
     endpoint = _endpoint(rendezvous, provision.host, host)
-    relied_on = [child(obj, rendezvous) for obj in (*endpoint, *access, *provision.objects)]
+    made = (*isolation(rendezvous), *endpoint, *access, *provision.objects)
+    relied_on = [child(obj, rendezvous) for obj in made]
     released_by = child(_config_map(rendezvous, provision, observed.pods), rendezvous)
     present = {key(obj): obj for obj in observed.children}
     held = _awaits_server(provision, observed) and not _has_released(present.get(key(released_by)), rendezvous)

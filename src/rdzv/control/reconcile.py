@@ -49,6 +49,7 @@ class Reconciler:
     ) -> None:
         """`told`: called with the status that a pass has left; None: the Rendezvous is gone, or another operator's."""
         self._told = told
+        self._isolate = os.environ.get("RDZV_ISOLATE") == "true"
         self._api, self._cache, self._registry = api, cache, registry
         self._poster = EventPoster(api.post_event)
         self._gone = Remembered()
@@ -74,7 +75,7 @@ class Reconciler:
             names = self._cache.names(key[0]) - {key[1]} if view.observed.pods else ()
             return self._post(events_without_rendezvous(*key, view.observed.pods, meant(key[1], names)))
 
-        rendezvous = Rendezvous.from_object(view.rendezvous)
+        rendezvous = Rendezvous.from_object(view.rendezvous, isolate=self._isolate)
         observed = replace(view.observed, gone=self._confirmed_gone(key, view.observed)).told_apart(rendezvous)
         decided = plan(rendezvous, observed, self._registry)
         previous = view.rendezvous.get("status") or {}

@@ -49,6 +49,7 @@ _PLURALS = {
     "EndpointSlice": "endpointslices",
     "Event": "events",
     "Job": "jobs",
+    "NetworkPolicy": "networkpolicies",
     "Pod": "pods",
     "PodDisruptionBudget": "poddisruptionbudgets",
     "Rendezvous": RENDEZVOUS.plural,
