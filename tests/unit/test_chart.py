@@ -364,7 +364,7 @@ def test_the_webhook_mounts_what_the_operator_writes() -> None:
     operator, webhook = sorted(of_kind(objects, "Deployment"), key=lambda d: len(d["metadata"]["name"]))
     env = {v["name"]: v.get("value") for v in operator["spec"]["template"]["spec"]["containers"][0]["env"]}
     (volume,) = [v for v in webhook["spec"]["template"]["spec"]["volumes"] if v["name"] == "certificates"]
-    assert env["RDZV_WEBHOOK_SECRET"] == f"default/{volume['secret']['secretName']}"
+    assert env["RDZV_WEBHOOK_SECRET"] == f"{webhook['metadata']['namespace']}/{volume['secret']['secretName']}"
     (hook,) = of_kind(objects, "MutatingWebhookConfiguration")
     service = hook["webhooks"][0]["clientConfig"]["service"]
     assert env["RDZV_WEBHOOK_HOST"] == f"{service['name']}.{service['namespace']}.svc"
