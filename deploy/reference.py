@@ -9,7 +9,7 @@ from rdzv.control import children, election, inject
 from rdzv.env import LIBRARY_PATH, render
 from rdzv.pairs import GROUP_LABEL, SLOT_LABEL, SOURCES
 from rdzv.registry import backend_registry
-from rdzv.spec import LABEL, Rendezvous
+from rdzv.spec import LABEL, NO_LAUNCHER, Rendezvous
 from rdzv.store import records
 
 BEGIN, END = "<!-- {}: made by `make render` -->", "<!-- end of {} -->"
@@ -79,7 +79,15 @@ MEANINGS = {
     "0 on a pod that says itself how many it has",
     "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1: each round has a fresh store, as torch's shared one does not survive its host",
 }
-_INSTEAD = {"PYTHONPATH": f"`{LIBRARY_PATH}`"}
+MEANINGS |= {
+    "MASTER_ADDR": "as PET_MASTER_ADDR, with `spec.launcher: none`",
+    "MASTER_PORT": "as PET_MASTER_PORT, with `spec.launcher: none`",
+    "WORLD_SIZE": "`spec.nodes.min`, with `spec.launcher: none`",
+    "RANK": "the pod's index, with `spec.launcher: none`",
+    "LOCAL_RANK": "0, with `spec.launcher: none`",
+    "LOCAL_WORLD_SIZE": "1, with `spec.launcher: none`",
+}
+_INSTEAD = {"PYTHONPATH": f"`{LIBRARY_PATH}`", "RANK": "ConfigMap `rdzv-NAME-ranks`"}
 
 
 def filled(text: str) -> str:
@@ -132,11 +140,11 @@ def variables() -> str:
 def of_config_map() -> dict[str, list[str]]:
     """The variables that ConfigMap `rdzv-NAME` may have, and with which backends."""
     found: dict[str, list[str]] = {}
-    for backend in backend_registry().names():
-        rendezvous = _rendezvous(backend)
+    direct = _rendezvous("static", {"launcher": NO_LAUNCHER})
+    for rendezvous in [*map(_rendezvous, backend_registry().names()), direct]:
         for name in render(rendezvous, backend_registry().provision(rendezvous)):
-            found.setdefault(name, []).append(backend)
-    return found
+            found.setdefault(name, []).append(rendezvous.backend)
+    return {name: [*dict.fromkeys(backends)] for name, backends in found.items()}
 
 
 def of_pod() -> dict[str, list[str]]:
@@ -163,8 +171,8 @@ def _pods() -> Iterable[Mapping[str, object]]:
         }
 
 
-def _rendezvous(backend: str) -> Rendezvous:
-    spec = {"backend": backend, "nodes": {"min": 2}, "nprocPerNode": 1}
+def _rendezvous(backend: str, more: Mapping[str, object] | None = None) -> Rendezvous:
+    spec = {"backend": backend, "nodes": {"min": 2}, "nprocPerNode": 1, **(more or {})}
     if backend.startswith("etcd"):
         spec["endpoint"] = "etcd.infra.svc:2379"  # without it the operator's images are asked for
     metadata = {"name": "mnist", "namespace": "team", "uid": "uid", "generation": 1}

@@ -11,6 +11,9 @@ Of several processes that share a Lease one writes at a time (docs/adr/0006-elec
 - `RDZV_METRICS_LISTEN`: address:port where `GET /metrics` is answered. Unset: nowhere.
 - `RDZV_ISOLATE`: `true`: a Rendezvous that does not say `spec.network.isolate` is isolated.
 - `RDZV_METRICS_RENDEZVOUS`: of how many Rendezvous there are metrics of their own. Unset: of none.
+- `RDZV_ROOT_SECRET`: namespace/name of the key that certificates follow from (`rdzv.control.root_key`).
+- `RDZV_WEBHOOK_CONFIGURATION`, `RDZV_WEBHOOK_SECRET`, `RDZV_WEBHOOK_HOST`: where the webhook's certificates go
+  (`rdzv.control.webhook_certificates`). Unset: somebody else cares for them.
 """
 
 from __future__ import annotations
@@ -43,6 +46,9 @@ from rdzv.control.metrics import OperatorMetrics, Readings, serve
 from rdzv.control.queue import WorkQueue
 from rdzv.control.readiness import Progress, answer
 from rdzv.control.reconcile import Reconciler
+from rdzv.control.root_key import RootKey
+from rdzv.control.transport import Transport
+from rdzv.control.webhook_certificates import Place, WebhookCertificates
 from rdzv.kube.api import ApiError
 from rdzv.registry import backend_registry
 from rdzv.spec import GROUP, PLURAL, VERSION
@@ -55,6 +61,8 @@ RESYNC = 300.0
 PASSES = 8
 #: Seconds for the last write to end before the Lease is given back.
 LAST_WRITE_SECONDS = 4.0
+#: Seconds between looks at whether this process leads by now.
+AWAIT_TURN = 0.25
 #: Seconds that kopf may take to end. Its shutdown can hang (seen after errors of all its watches), and would then be alive and deaf.
 EXIT = 10.0
 
@@ -124,6 +132,8 @@ async def start(settings: kopf.OperatorSettings, memo: kopf.Memo, **_: Any) -> N
         leader.unfit = lambda: progress.stuck(time.monotonic())
         leader.meter(metrics.requested)
         memo.tasks.append(asyncio.create_task(_stand(leader, complete)))
+    if place := Place.of(os.environ):
+        memo.tasks.append(asyncio.create_task(_keep_certificates(place, leader, metrics)))
     metrics.readings = Readings(
         leads=lambda: leader.leads if leader else complete.is_set(),
         ready=lambda: not any(troubles()),
@@ -198,6 +208,19 @@ async def _stand(leader: Leader, complete: asyncio.Event) -> None:
     """Who does not know everything yet is no candidate."""
     await complete.wait()
     leader.start()
+
+
+async def _keep_certificates(place: Place, leader: Leader | None, metrics: OperatorMetrics) -> None:
+    """Of the webhook of this release, which serves while another release leads, too."""
+    api = await asyncio.to_thread(Transport.from_environment)
+    api.client.meter = metrics.requested
+    if leader:
+        api.client.fence = leader.fence_of_release
+    keeper = WebhookCertificates(api, RootKey(api, os.environ), place)
+    while True:
+        while leader and not (leader.leads or leader.elsewhere):
+            await asyncio.sleep(AWAIT_TURN)
+        await asyncio.sleep(await asyncio.to_thread(keeper.look, time.time()))
 
 
 def _standing(leader: Leader | None) -> str:

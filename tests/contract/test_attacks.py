@@ -10,13 +10,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import pytest
-from support.accounts import Account, account, policies, rights
+from support.accounts import Account, account, policies, rights, webhook_configuration
 from support.cluster_fixtures import LocalCluster
 from support.operator_process import eventually
 from support.torchrun_fleet import install_crds
 
 from rdzv.backends.etcd_server import EtcdServer
 from rdzv.backends.kubernetes import role_rules
+from rdzv.control.certificates import Authority
 from rdzv.spec import Rendezvous
 
 Object = dict[str, Any]
@@ -106,9 +107,18 @@ def mounts(**volume: Any) -> Attack:
 
 SOMEBODY = {"kind": "ServiceAccount", "name": "trainer", "namespace": "default"}
 EVERYBODY = {"kind": "Group", "name": "system:authenticated", "apiGroup": "rbac.authorization.k8s.io"}
+CONFIGURATION = "mutatingwebhookconfigurations"
 PODS = "/api/v1/namespaces/NAMESPACE/pods"
 POD = made("Pod", "evil", owned=False, spec={"containers": [{"name": "c", "image": "registry.invalid/evil"}]})
 ESCAPE = {"labels": {"rdzv.dev/rendezvous": "mnist"}}
+EVIL = {
+    "name": "evil.example.com",
+    "clientConfig": {"url": "https://evil.example.com"},
+    "rules": [{"apiGroups": ["*"], "apiVersions": ["*"], "resources": ["*"], "operations": ["*"]}],
+    "sideEffects": "None",
+    "admissionReviewVersions": ["v1"],
+}
+CERTIFICATE = Authority(b"k" * 32).webhook("webhook.team.svc", 1_795_600_000.0).bundle
 
 RDZV = {"rdzv.dev/rendezvous": "mnist"}
 
@@ -139,6 +149,35 @@ ATTACKS = {
         "operator",
         ("create",),
         made("MutatingWebhookConfiguration", api_version="admissionregistration.k8s.io/v1", owned=False, webhooks=[]),
+    ),
+    # Who says which objects go to a webhook, and to which one, changes every object of the cluster.
+    **{
+        f"has-its-webhook-{what}": Attack("operator", ("patch", CONFIGURATION, "ROLE", "--type=json", f"-p=[{patch}]"))
+        for what, patch in {
+            "asked-about-secrets": '{"op":"replace","path":"/webhooks/0/rules/0/resources","value":["secrets"]}',
+            "asked-about-every-pod": '{"op":"remove","path":"/webhooks/0/objectSelector"}',
+            "asked-in-kube-system": '{"op":"remove","path":"/webhooks/0/namespaceSelector"}',
+            "asked-whatever-a-pod-says": '{"op":"remove","path":"/webhooks/0/matchConditions"}',
+            "answered-by-another-service": '{"op":"replace","path":"/webhooks/0/clientConfig/service/name","value":"evil"}',
+            "fail-without-a-sound": '{"op":"replace","path":"/webhooks/0/failurePolicy","value":"Ignore"}',
+            "joined-by-another": json.dumps({"op": "add", "path": "/webhooks/-", "value": EVIL}),
+            "removed": '{"op":"remove","path":"/webhooks"}',
+            "left-alone-by-its-operator": '{"op":"remove","path":"/metadata/annotations"}',
+        }.items()
+    },
+    "deletes-its-webhook": Attack("operator", ("delete", CONFIGURATION, "ROLE")),
+    "reads-all-webhooks": Attack("operator", ("get", CONFIGURATION)),
+    "makes-a-secret-of-the-webhooks-name-elsewhere": Attack(
+        "operator", ("create",), secret("ROLE-webhook-tls"), elsewhere=True
+    ),
+    "makes-a-token-by-the-webhooks-secret": Attack(
+        "operator",
+        ("create",),
+        secret(
+            "ROLE-webhook-tls",
+            "kubernetes.io/service-account-token",
+            annotations={"kubernetes.io/service-account.name": "trainer"},
+        ),
     ),
     "changes-a-crd": Attack("operator", ("delete", "crd", "rendezvous.rdzv.dev")),
     "changes-a-rendezvous": Attack("operator", ("delete", "rdzv", "mnist")),
@@ -297,10 +336,11 @@ def scene(control_plane: LocalCluster, tmp_path_factory: pytest.TempPathFactory)
     scratch = tmp_path_factory.mktemp("attacks")
     control_plane.kubectl("create", "namespace", namespace)
     # The account has the chart's name for it, and so the policy finds it; its rights are the chart's.
-    release = (f"--namespace={namespace}", "--set=injection.mode=webhook,webhook.certificates.mode=certManager")
+    release = (f"--namespace={namespace}", "--set=injection.mode=webhook")
     with (
         policies(control_plane, [namespace, "kube-system"], *release) as operator,
         rights(control_plane, operator, *release),
+        webhook_configuration(control_plane, operator, "nowhere", *release),
     ):
         rules = role_rules("mnist", with_store=True)
         trainer = {"apiVersion": RBAC, "kind": "Role", "metadata": {"name": "trainer"}, "rules": rules}
@@ -340,6 +380,11 @@ def test_all_is_refused_and_the_audit_log_says_to_whom(scene: Scene) -> None:
         # A Role that is not there can't be bound.
         dry = () if own["kind"] == "Role" or own["metadata"]["name"].endswith("-client") else ("--dry-run=server",)
         assert operator.does("create", *dry, obj=own) == "", own["kind"]
+    certificates = secret(f"{scene.role}-webhook-tls", ownerReferences=[])
+    assert operator.does("create", "--dry-run=server", obj=certificates) == ""
+    trusted = [{"op": "add", "path": "/webhooks/0/clientConfig/caBundle", "value": CERTIFICATE}]
+    patch = ("patch", CONFIGURATION, scene.role, "--type=json", f"-p={json.dumps(trusted)}")
+    assert operator.does(*patch) == ""
     succeeded = {name: said for name, attack in ATTACKS.items() if "orbidden" not in (said := attempt(scene, attack))}
     assert succeeded == {}
 

@@ -1,11 +1,12 @@
 """The same pods through the admission policy, through the webhook, and through `inject` itself, on a real API server.
 
-Policy and webhook are what the chart renders, certificates included; only which namespace each serves is narrowed, and the webhook's
-Service leads to the process of this test. Pods are created with dry-run, so that nothing but admission happens.
+Policy and webhook are what the chart renders, with certificates as the operator makes them; only which namespace each serves is
+narrowed, and the webhook's Service leads to the process of this test. Pods are created with dry-run, so that nothing but admission happens.
 """
 
 from __future__ import annotations
 
+import base64
 import functools
 import json
 import os
@@ -14,6 +15,7 @@ import secrets
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,6 +30,7 @@ from support.controllers import CONTROLLERS, ENVIRONMENTS
 from support.operator_process import ROOT, eventually
 from support.pod_strategies import pods
 
+from rdzv.control.certificates import Authority
 from rdzv.control.inject import CONTAINERS_ANNOTATION, LIBRARY_ANNOTATION, inject
 from rdzv.spec import LABEL
 
@@ -71,10 +74,13 @@ def start_webhook(
         obj for obj in objects if obj["kind"] == "Deployment" and obj["metadata"]["name"].endswith("-webhook")
     )
     container = deployment["spec"]["template"]["spec"]["containers"][0]
-    secret = of_kind(objects, "Secret")["data"]
+    client_config = of_kind(objects, "MutatingWebhookConfiguration")["webhooks"][0]["clientConfig"]
+    service = client_config["service"]
+    # As the operator makes them.
+    made = Authority(secrets.token_bytes(32)).webhook(f"{service['name']}.{service['namespace']}.svc", time.time())
+    client_config["caBundle"] = made.bundle
     for name in ("tls.crt", "tls.key"):
-        done = subprocess.run(["base64", "-d"], input=secret[name].encode(), capture_output=True, check=True)
-        (folder / name).write_bytes(done.stdout)
+        (folder / name).write_bytes(base64.b64decode(made.data[name]))
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.accounts import RELEASE, account, policies, rendered, rights
+from support.accounts import RELEASE, account, policies, rendered, rights, webhook_configuration
 from support.cluster_fixtures import LocalCluster
 from support.operated import hosts, pod, rendezvous
 from support.operator_process import Kube, eventually, running_operator
@@ -24,7 +24,7 @@ Object = dict[str, Any]
 #: A verb on a resource of a group.
 Right = tuple[str, str, str]
 
-WEBHOOK = "--set=injection.mode=webhook,webhook.certificates.mode=certManager"
+WEBHOOK = "--set=injection.mode=webhook"
 
 #: Nobody can grant what they lack: the operator has these for the Roles that it writes, and uses only some of them itself.
 PASSED_ON = role_rules("mnist", with_store=True)
@@ -58,10 +58,16 @@ def life(control_plane: LocalCluster, tmp_path_factory: pytest.TempPathFactory) 
     with (
         policies(control_plane, [namespace], *release) as name,
         rights(control_plane, name, *release) as roles,
+        webhook_configuration(control_plane, name, "nowhere", *release),
     ):
         operator = account(control_plane, scratch, namespace, name)
-        lease = {"RDZV_LEASE": f"{namespace}/{RELEASE}"}
-        with running_operator(operator.cluster.kubeconfig, scratch / "log", namespace, env=lease) as process:
+        env = {
+            "RDZV_LEASE": f"{namespace}/{RELEASE}",
+            "RDZV_WEBHOOK_CONFIGURATION": name,
+            "RDZV_WEBHOOK_SECRET": f"{namespace}/{name}-webhook-tls",
+            "RDZV_WEBHOOK_HOST": f"{name}-webhook.{namespace}.svc",
+        }
+        with running_operator(operator.cluster.kubeconfig, scratch / "log", namespace, env=env) as process:
             user = f"system:serviceaccount:{namespace}:{name}"
             live(Kube(control_plane.kubeconfig), namespace)
             # It looks around, once, for who nearly uses a Rendezvous that has had no pod for 15 s.

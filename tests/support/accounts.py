@@ -70,6 +70,24 @@ def rights(cluster: LocalCluster, name: str, *arguments: str) -> Iterator[list[O
         cluster.kubectl("delete", "-f", "-", input=documents)
 
 
+@contextmanager
+def webhook_configuration(
+    cluster: LocalCluster, name: str, asks_in: str, *arguments: str, port: int = 443
+) -> Iterator[Object]:
+    """The chart's webhook, asked about pods of namespace `asks_in` only: other tests share the API server. It is called `name`."""
+    objects = rendered(cluster, f"--set=fullnameOverride={name}", *arguments)
+    (found,) = [obj for obj in objects if obj["kind"] == "MutatingWebhookConfiguration"]
+    (webhook,) = found["webhooks"]
+    webhook["clientConfig"]["service"]["port"] = port
+    only = {"key": "kubernetes.io/metadata.name", "operator": "In", "values": [asks_in]}
+    webhook["namespaceSelector"]["matchExpressions"].append(only)
+    cluster.kubectl("create", "-f", "-", input=json.dumps(found))
+    try:
+        yield found
+    finally:
+        cluster.kubectl("delete", found["kind"].lower(), name)
+
+
 @dataclass(frozen=True)
 class Account:
     """Acts with one token. `pod_uid` is of the pod that the token is bound to, "" for none."""

@@ -120,6 +120,16 @@ _networks = st.one_of(
 )
 
 
+_agents = st.fixed_dictionaries(
+    {},
+    optional={
+        "nprocPerNode": st.one_of(st.sampled_from(["auto", "cpu", "gpu"]), _counts, _counts.map(str)),
+        "launcher": st.just("torchrun"),
+        "maxRestarts": st.integers(0, 1_000_000),
+    },
+)
+
+
 @st.composite
 def _config(draw: st.DrawFn, backend: str) -> Object:
     if backend not in CONFIG_KEYS:
@@ -148,14 +158,9 @@ def specs(draw: st.DrawFn) -> Object:
         spec["endpoint"] = draw(endpoints)
     elif backend in {"c10d", "static"} and draw(st.booleans()):
         spec[backend] = {"port": draw(_ports)} if draw(st.booleans()) else {}
-    if draw(st.booleans()):
-        spec["nprocPerNode"] = draw(st.one_of(st.sampled_from(["auto", "cpu", "gpu"]), _counts, _counts.map(str)))
-    if draw(st.booleans()):
-        spec["launcher"] = draw(st.sampled_from(["torchrun", "none"])) if backend == "static" else "torchrun"
-    if spec.get("launcher") == "none":
-        spec["nprocPerNode"] = draw(st.sampled_from([1, "1"]))
-    if draw(st.booleans()):
-        spec["maxRestarts"] = draw(st.integers(0, 1_000_000))
+    spec |= draw(_agents)
+    if backend == "static" and draw(st.booleans()):
+        spec |= {"launcher": "none", "nprocPerNode": draw(st.sampled_from([1, "1"]))}
     if draw(st.booleans()):
         spec["config"] = draw(_config(backend))
     if draw(st.booleans()):

@@ -7,6 +7,7 @@ import os
 import socket
 import ssl
 import threading
+import time
 from collections.abc import Mapping
 from datetime import datetime, timezone
 from pathlib import Path
@@ -14,6 +15,8 @@ from typing import Any
 
 import pytest
 from cryptography import x509
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.x509.oid import ExtendedKeyUsageOID
 from hypothesis import given
 from hypothesis import strategies as st
@@ -188,3 +191,88 @@ def test_the_etcd_of_a_rendezvous_has_certificates_unless_it_is_told_not_to(back
     user = backend_registry().provision(rendezvous(backend, endpoint="etcd:2379", etcd={"tls": True}))
     assert {**user.config, "prefix": ""} == {**secured.config, "prefix": ""}
     assert (user.certificates, user.objects) == ((), ())
+
+
+HOST = "rdzv-webhook.rdzv-system.svc"
+
+
+def webhook(now: float = NOW, host: str = HOST, root: bytes = ROOT) -> tuple[dict[str, bytes], list[x509.Certificate]]:
+    """The files of its Secret, and whom the API server trusts."""
+    found = Authority(root).webhook(host, now)
+    bundle = x509.load_pem_x509_certificates(base64.b64decode(found.bundle))
+    return {name: base64.b64decode(data) for name, data in found.data.items()}, bundle
+
+
+def shakes_hands(serves: Mapping[str, bytes], trusted: list[x509.Certificate], host: str, directory: Path) -> bool:
+    """Whether a client that trusts these lets a server with those files be who is called so."""
+    for name, content in serves.items():
+        (directory / name).write_bytes(content)
+    server = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    server.load_cert_chain(directory / "tls.crt", directory / "tls.key")
+    client = ssl.create_default_context(
+        cadata="".join(each.public_bytes(serialization.Encoding.PEM).decode() for each in trusted)
+    )
+    incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+    ours = client.wrap_bio(incoming, outgoing, server_hostname=host)
+    theirs = server.wrap_bio(outgoing, incoming, server_side=True)
+    for _ in range(4):
+        for side in (ours, theirs):
+            try:
+                side.do_handshake()
+            except ssl.SSLWantReadError:
+                continue
+            except ssl.SSLCertVerificationError:
+                return False
+    return ours.version() is not None
+
+
+def test_the_webhooks_are_the_same_in_every_process_and_others_for_another_name_or_key() -> None:
+    assert webhook() == webhook()
+    for other in (webhook(host="other.rdzv-system.svc"), webhook(root=b"s" * 32)):
+        assert not {each.fingerprint(hashes.SHA256()) for each in other[1]} & {
+            each.fingerprint(hashes.SHA256()) for each in webhook()[1]
+        }
+        assert other[0]["tls.key"] != webhook()[0]["tls.key"]
+
+
+def test_no_rendezvous_gets_a_key_of_the_webhooks() -> None:
+    keys = {content for secret in files(uid=HOST).values() for name, content in secret.items() if name.endswith("key")}
+    assert webhook()[0]["tls.key"] not in keys
+
+
+def test_the_webhook_is_itself_and_nobody_else(tmp_path: Path) -> None:
+    # Really now: what OpenSSL thinks of it depends on the time.
+    served, trusted = webhook(time.time())
+    assert shakes_hands(served, trusted, HOST, tmp_path)
+    assert not shakes_hands(served, trusted, "other.rdzv-system.svc", tmp_path)
+    assert not shakes_hands(served, webhook(time.time(), root=b"s" * 32)[1], HOST, tmp_path)
+
+
+@pytest.mark.parametrize(("has", "trusts"), [(0, 1), (1, 0), (1, 2), (2, 1)])
+def test_whoever_has_the_webhooks_certificates_of_one_period_is_trusted_in_those_beside_it(
+    has: int, trusts: int, tmp_path: Path
+) -> None:
+    """In whatever order the Secret reaches the pods and the bundle the API server."""
+    first = time.time() - PERIOD
+    assert shakes_hands(webhook(first + has * PERIOD)[0], webhook(first + trusts * PERIOD)[1], HOST, tmp_path)
+
+
+@given(st.floats(0, 100 * PERIOD))
+def test_all_that_the_webhook_needs_holds_for_a_period_more_and_its_successor_is_trusted_by_then(after: float) -> None:
+    now = NOW + after
+    moment = datetime.fromtimestamp(now, timezone.utc)
+    trusted = webhook(now)[1]
+    for at in (now, now + PERIOD):
+        leaf = certificate(webhook(at)[0]["tls.crt"])
+        (authority,) = [each for each in trusted if signed(leaf, each)]
+        for each in (leaf, authority):
+            assert each.not_valid_before_utc <= moment
+            assert (each.not_valid_after_utc - moment).total_seconds() >= PERIOD - 2
+
+
+def signed(leaf: x509.Certificate, by: x509.Certificate) -> bool:
+    try:
+        leaf.verify_directly_issued_by(by)
+    except InvalidSignature:
+        return False
+    return True

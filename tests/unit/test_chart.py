@@ -26,6 +26,9 @@ FORMS = {path.name: ("--values", str(path)) for path in sorted((CHART / "ci").gl
 
 Object = dict[str, Any]
 
+#: How those are called that the operator reads.
+OWN_SECRETS = ("-root", "-webhook-tls")
+
 
 def _render_module() -> ModuleType:
     spec = importlib.util.spec_from_file_location("render", ROOT / "deploy" / "render.py")
@@ -73,9 +76,14 @@ def test_permissions_are_named_one_by_one(objects: list[Object]) -> None:
             assert not any("*" in word for word in words), role["metadata"]["name"]
             assert not words & {"escalate", "bind", "impersonate", "pods/exec", "serviceaccounts/token"}
             if "secrets" in words:
-                # Written everywhere and read nowhere, but for the one key that all follows from.
-                own = any(name.endswith("-root") for name in rule.get("resourceNames", [])) and role["kind"] == "Role"
-                assert set(rule["verbs"]) <= ({"get"} if own else {"create", "update"}), role["metadata"]["name"]
+                # Written everywhere and read nowhere, but for what is the operator's own: the one key that all follows from, and
+                # the webhook's certificates.
+                names = rule.get("resourceNames", [])
+                own = role["kind"] == "Role" and bool(names) and all(name.endswith(OWN_SECRETS) for name in names)
+                assert set(rule["verbs"]) <= ({"get", "update"} if own else {"create", "update"}), role["metadata"]
+            if "mutatingwebhookconfigurations" in words:
+                assert rule["resourceNames"] == [role["metadata"]["name"].removesuffix("-webhook")]
+                assert set(rule["verbs"]) <= {"get", "patch"}
     for binding in of_kind(objects, "RoleBinding", "ClusterRoleBinding"):
         names = {role["metadata"]["name"] for role in of_kind(objects, binding["roleRef"]["kind"])}
         assert binding["roleRef"]["name"] in names, "bound to a role that is not the chart's own"
@@ -330,6 +338,42 @@ def test_wrong_values_are_refused_by_name(wrong: str, named: str) -> None:
     assert named in refusal("--set", wrong)
 
 
+@pytest.mark.parametrize(
+    ("form", "operators"),
+    [
+        ("webhook-values.yaml", True),
+        ("policy-values.yaml", False),
+        ("webhook-certmanager-values.yaml", False),
+        ("webhook-secret-values.yaml", False),
+    ],
+)
+def test_the_operator_may_certify_the_webhook_only_where_nobody_else_does(form: str, operators: bool) -> None:
+    objects = rendered(*FORMS[form])
+    may = [r for r in of_kind(objects, "ClusterRole") for rule in r["rules"] if "patch" in rule["verbs"]
+           and rule["resources"] == ["mutatingwebhookconfigurations"]]  # fmt: skip
+    confined = [p for p in of_kind(objects, "ValidatingAdmissionPolicy") if p["metadata"]["name"].endswith("-webhook")]
+    (operator,) = [d for d in of_kind(objects, "Deployment") if not d["metadata"]["name"].endswith("-webhook")]
+    env = {v["name"] for v in operator["spec"]["template"]["spec"]["containers"][0]["env"]}
+    told = "RDZV_WEBHOOK_CONFIGURATION" in env
+    assert [bool(may), bool(confined), told] == [operators] * 3
+    for hook in of_kind(objects, "MutatingWebhookConfiguration"):
+        assert (hook["metadata"].get("annotations") == {"rdzv.dev/certificates": "operator"}) == operators
+
+
+def test_the_webhook_mounts_what_the_operator_writes() -> None:
+    objects = rendered(*FORMS["webhook-values.yaml"])
+    operator, webhook = sorted(of_kind(objects, "Deployment"), key=lambda d: len(d["metadata"]["name"]))
+    env = {v["name"]: v.get("value") for v in operator["spec"]["template"]["spec"]["containers"][0]["env"]}
+    (volume,) = [v for v in webhook["spec"]["template"]["spec"]["volumes"] if v["name"] == "certificates"]
+    assert env["RDZV_WEBHOOK_SECRET"] == f"{webhook['metadata']['namespace']}/{volume['secret']['secretName']}"
+    (hook,) = of_kind(objects, "MutatingWebhookConfiguration")
+    service = hook["webhooks"][0]["clientConfig"]["service"]
+    assert env["RDZV_WEBHOOK_HOST"] == f"{service['name']}.{service['namespace']}.svc"
+    assert env["RDZV_WEBHOOK_CONFIGURATION"] == hook["metadata"]["name"]
+    assert "caBundle" not in hook["webhooks"][0]["clientConfig"]
+    assert not of_kind(objects, "Secret"), "what is rendered differs each time"
+
+
 def test_older_clusters_are_refused() -> None:
     assert "kubeVersion" in refusal(capabilities=("--kube-version", "1.29.9"))
 
@@ -366,9 +410,7 @@ def test_images_can_be_named_by_digest() -> None:
     assert deployment["spec"]["template"]["spec"]["containers"][0]["image"] == f"rendezvous-operator@{digest}"
 
 
-@pytest.mark.parametrize(
-    "form", ["policy-values.yaml", "webhook-certmanager-values.yaml", "webhook-secret-values.yaml"]
-)
+@pytest.mark.parametrize("form", FORMS)
 def test_rendering_twice_gives_the_same_bytes(form: str) -> None:
     assert RENDER.template(*FORMS[form]) == RENDER.template(*FORMS[form])
 

@@ -17,6 +17,7 @@ from rdzv.control.election import (
     Sighting,
     elect,
     holder,
+    is_of_another_release,
     see,
     written,
 )
@@ -54,6 +55,16 @@ def test_anothers_lease_is_taken_when_it_has_not_changed_for_its_duration_and_no
         assert now + verdict.again <= 100 + LEASE_SECONDS
         assert "'b_2' (release ns/b, version 2.0) leads" in verdict.reason
     assert elect(seen, ME, 100 + LEASE_SECONDS).write
+
+
+def test_it_knows_whether_another_release_leads_and_takes_nobody_for_one() -> None:
+    replica = Candidate("a_9", ME.release, "1.1")
+    assert is_of_another_release(lease(OTHER), ME)
+    assert not is_of_another_release(lease(replica), ME), "of this release, if of another version"
+    released = lease(OTHER)
+    released["spec"]["holderIdentity"] = ""
+    for nobody in (None, released):
+        assert not is_of_another_release(nobody, ME)
 
 
 def test_only_what_the_holder_writes_is_a_sign_of_its_life() -> None:

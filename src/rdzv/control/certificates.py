@@ -4,6 +4,8 @@ The operator never reads a Secret of a tenant. So nothing is remembered there th
 key, the UID of the Rendezvous and the period, and the same bytes come out in any process at any time of a period. An authority is as old
 as its Rendezvous; what it signs is good from one period before its own to one after it. A new period's certificates are written while
 those of the last one hold, and whoever has either trusts the same authority: nobody has to restart. See docs/adr/0015-certificates.md.
+
+The injection webhook has authorities from the same key, one for each period (docs/adr/0018-webhook-certificates.md).
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ import hashlib
 import hmac
 import ipaddress
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from datetime import datetime, timezone
 from typing import Any
 
@@ -32,6 +35,17 @@ _ORDER = 0xFFFFFFFF00000000FFFFFFFFFFFFFFFFBCE6FAADA7179E84F3B9CAC2FC632551
 _BEGIN = datetime(2020, 1, 1, tzinfo=timezone.utc)
 #: "No well-defined expiration date" (RFC 5280, 4.1.2.5): the authority goes with its Rendezvous.
 _NEVER = datetime(9999, 12, 31, 23, 59, 59, tzinfo=timezone.utc)
+
+#: Stands where the UID of a Rendezvous stands in what keys are derived from; no UID is like it.
+_WEBHOOK = "webhook"
+
+
+@dataclass(frozen=True)
+class WebhookFiles:
+    """What the webhook's Secret holds (its `data`), and whom the API server has to trust for it (PEM, base64: a `caBundle`)."""
+
+    data: Mapping[str, str]
+    bundle: str
 
 
 class Authority:
@@ -53,22 +67,42 @@ class Authority:
         """Seconds until the certificates of a Rendezvous are renewed."""
         return (self._number(rendezvous.uid, now) + 1) * self._period - self._offset(rendezvous.uid) - now
 
+    def webhook(self, host: str, now: float) -> WebhookFiles:
+        """Of the injection webhook that is reached as `host`. `now`: seconds since the epoch.
+
+        Each period has an authority of its own. The bundle has those of the last period, of this one and of the next, so that whoever
+        has what was signed in one of them is trusted.
+        """
+        number = self._number(_WEBHOOK, now)
+        key, authority = (self._private_key(_WEBHOOK, host, what, str(number)) for what in ("server", "authority"))
+        serial = self._serial(_WEBHOOK, host, "server", str(number))
+        leaf = _leaf(key, (authority, _WEBHOOK_ISSUER), [host], serial, *self._valid(_WEBHOOK, number))
+        bundle = b"".join(_pem(self._webhook_authority(host, each)) for each in (number - 1, number, number + 1))
+        files = {"ca.crt": bundle, "tls.crt": _pem(leaf), "tls.key": _private_pem(key)}
+        return WebhookFiles(_encoded(files), base64.b64encode(bundle).decode())
+
+    def _webhook_authority(self, host: str, number: int) -> x509.Certificate:
+        what = (_WEBHOOK, host, "authority", str(number))
+        return _authority(
+            self._private_key(*what), _WEBHOOK_ISSUER, self._serial(*what), *self._valid(_WEBHOOK, number)
+        )
+
+    def _valid(self, uid: str, number: int) -> tuple[datetime, datetime]:
+        """From one period before its own to one after it."""
+        begin = number * self._period - self._offset(uid)
+        return _time(begin - self._period), _time(begin + 2 * self._period)
+
     def _files(self, uid: str, wanted: Certificate, now: float) -> dict[str, bytes]:
         number = self._number(uid, now)
-        begin = number * self._period - self._offset(uid)
         authority = self._private_key(uid, wanted.authority)
         key = self._private_key(uid, wanted.authority, wanted.secret, str(number))
-        trusted = _authority(authority, self._serial(uid, wanted.authority))
-        leaf = _leaf(
-            key, authority, wanted.hosts, self._serial(uid, wanted.authority, wanted.secret, str(number)),
-            _time(begin - self._period), _time(begin + 2 * self._period),
-        )  # fmt: skip
+        trusted = _authority(authority, _ISSUER, self._serial(uid, wanted.authority), _BEGIN, _NEVER)
+        serial = self._serial(uid, wanted.authority, wanted.secret, str(number))
+        leaf = _leaf(key, (authority, _ISSUER), wanted.hosts, serial, *self._valid(uid, number))
         return {
             f"{wanted.prefix}ca.crt": _pem(trusted),
             f"{wanted.prefix}tls.crt": _pem(leaf),
-            f"{wanted.prefix}tls.key": key.private_bytes(
-                serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-            ),
+            f"{wanted.prefix}tls.key": _private_pem(key),
         }
 
     def _number(self, uid: str, now: float) -> int:
@@ -95,36 +129,44 @@ class Authority:
 _OURS = x509.NameAttribute(NameOID.ORGANIZATION_NAME, "rendezvous-operator")
 _SUBJECT = x509.Name([_OURS])
 _ISSUER = x509.Name([_OURS, x509.NameAttribute(NameOID.COMMON_NAME, "authority of one Rendezvous")])
+_WEBHOOK_ISSUER = x509.Name([_OURS, x509.NameAttribute(NameOID.COMMON_NAME, "authority of the injection webhook")])
 
 
-def _authority(key: ec.EllipticCurvePrivateKey, serial: int) -> x509.Certificate:
-    builder = _builder(_ISSUER, key.public_key(), serial, _BEGIN, _NEVER)
+def _authority(
+    key: ec.EllipticCurvePrivateKey, name: x509.Name, serial: int, begin: datetime, end: datetime
+) -> x509.Certificate:
+    builder = _builder(name, name, key.public_key(), serial, begin, end)
     builder = builder.add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
     return _signed(builder, key, signs=True)
 
 
 def _leaf(
     key: ec.EllipticCurvePrivateKey,
-    authority: ec.EllipticCurvePrivateKey,
+    authority: tuple[ec.EllipticCurvePrivateKey, x509.Name],
     hosts: Sequence[str],
     serial: int,
     begin: datetime,
     end: datetime,
 ) -> x509.Certificate:
-    builder = _builder(_SUBJECT, key.public_key(), serial, begin, end)
+    builder = _builder(_SUBJECT, authority[1], key.public_key(), serial, begin, end)
     builder = builder.add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
     # A server is a client, too: of its peers, and etcd's gateway of etcd.
     usages = [ExtendedKeyUsageOID.CLIENT_AUTH, *([ExtendedKeyUsageOID.SERVER_AUTH] if hosts else [])]
     builder = builder.add_extension(x509.ExtendedKeyUsage(usages), critical=False)
     if hosts:
         builder = builder.add_extension(x509.SubjectAlternativeName([_host(host) for host in hosts]), critical=False)
-    return _signed(builder, authority, signs=False)
+    return _signed(builder, authority[0], signs=False)
 
 
 def _builder(
-    subject: x509.Name, public: ec.EllipticCurvePublicKey, serial: int, begin: datetime, end: datetime
+    subject: x509.Name,
+    issuer: x509.Name,
+    public: ec.EllipticCurvePublicKey,
+    serial: int,
+    begin: datetime,
+    end: datetime,
 ) -> x509.CertificateBuilder:
-    builder = x509.CertificateBuilder().subject_name(subject).issuer_name(_ISSUER)
+    builder = x509.CertificateBuilder().subject_name(subject).issuer_name(issuer)
     builder = builder.public_key(public).serial_number(serial).not_valid_before(begin).not_valid_after(end)
     return builder.add_extension(x509.SubjectKeyIdentifier.from_public_key(public), critical=False)
 
@@ -163,11 +205,21 @@ def _pem(certificate: x509.Certificate) -> bytes:
     return certificate.public_bytes(serialization.Encoding.PEM)
 
 
+def _private_pem(key: ec.EllipticCurvePrivateKey) -> bytes:
+    return key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
+
+
+def _encoded(files: Mapping[str, bytes]) -> dict[str, str]:
+    return {file: base64.b64encode(content).decode() for file, content in files.items()}
+
+
 def _secret(name: str, files: Mapping[str, bytes]) -> dict[str, Any]:
     return {
         "apiVersion": "v1",
         "kind": "Secret",
         "type": "kubernetes.io/tls",
         "metadata": {"name": name},
-        "data": {file: base64.b64encode(content).decode() for file, content in files.items()},
+        "data": _encoded(files),
     }

@@ -104,6 +104,11 @@ def holder(lease: ReadOnlyObject | None) -> str:
     return str(_spec(lease).get("holderIdentity") or "")
 
 
+def is_of_another_release(lease: ReadOnlyObject | None, me: Candidate) -> bool:
+    """Whether somebody holds it who is of another release."""
+    return bool(holder(lease)) and _notes(lease).get(RELEASE_ANNOTATION) != me.release
+
+
 def written(lease: ReadOnlyObject | None, me: Candidate, namespace: str, name: str, now: float) -> Object:
     """The Lease as its new or old holder `me` writes it (`now`: seconds since the epoch), over `lease` and no later one."""
     meta, spec = (lease or {}).get("metadata") or {}, _spec(lease)
@@ -145,6 +150,10 @@ def _duration(lease: ReadOnlyObject | None) -> float:
 
 def _told(lease: ReadOnlyObject | None) -> str:
     """The holder in words."""
-    notes = ((lease or {}).get("metadata") or {}).get("annotations") or {}
+    notes = _notes(lease)
     release, version = (str(notes.get(name, "unknown"))[:_TEXT] for name in (RELEASE_ANNOTATION, VERSION_ANNOTATION))
     return f"{holder(lease)[:_TEXT]!r} (release {release}, version {version})"
+
+
+def _notes(lease: ReadOnlyObject | None) -> Mapping[str, Any]:
+    return ((lease or {}).get("metadata") or {}).get("annotations") or {}

@@ -16,6 +16,7 @@ from rdzv.control.election import (
     Sighting,
     elect,
     holder,
+    is_of_another_release,
     see,
     written,
 )
@@ -84,6 +85,8 @@ class Leader(threading.Thread):
         self._heard: float | None = None
         self.standing = "it has not read the Lease yet"
         """Why it does not lead, in words; empty while it does."""
+        self.elsewhere = False
+        """Whether another release led when the Lease was last read."""
 
     def meter(self, told: Callable[[str, int], object]) -> None:
         """`told`: called after every request with its verb and the HTTP status, 0 if it was not answered."""
@@ -102,6 +105,15 @@ class Leader(threading.Thread):
         """
         if not self.leads:
             raise ApiError(None, f"nothing is written: {self.standing or 'the Lease was not renewed in time'}")
+
+    def fence_of_release(self) -> None:
+        """As `fence`, for what belongs to this release alone: nobody else writes that while another release leads.
+
+        Raises:
+            ApiError: another process of this release may lead by the time that it arrives.
+        """
+        if not self.elsewhere:
+            self.fence()
 
     def deaf(self) -> str:
         """Why it could not take over: the API server has not answered for long. Empty if it has."""
@@ -149,6 +161,7 @@ class Leader(threading.Thread):
             if self._seen is None or not (self.leads and self._current):
                 self._seen = see(self._seen, self._api.read(*self._place), began)
             verdict = elect(self._seen, self._me, time.monotonic(), self.unfit())
+            self.elsewhere = not verdict.write and is_of_another_release(self._seen.lease, self._me)
             if verdict.write:
                 self._current = False
                 stored = self._api.write(written(self._seen.lease, self._me, *self._place, time.time()))

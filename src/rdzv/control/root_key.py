@@ -25,7 +25,7 @@ class RootKey:
     def __init__(self, api: Transport, environ: Mapping[str, str]) -> None:
         self._api = api
         self._namespace, _, self._name = environ.get(PLACE, "").partition("/")
-        self._period = float(environ.get(RENEWAL) or PERIOD)
+        self.period = float(environ.get(RENEWAL) or PERIOD)
         self._lock = threading.Lock()
         self._authority: Authority | None = None
 
@@ -37,7 +37,7 @@ class RootKey:
         """
         with self._lock:
             if self._authority is None:
-                self._authority = Authority(self._read_or_make(), self._period)
+                self._authority = Authority(self._read_or_make(), self.period)
             return self._authority
 
     def _read_or_make(self) -> bytes:

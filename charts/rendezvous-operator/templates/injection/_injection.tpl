@@ -43,6 +43,13 @@ objectSelector:
 {{- if eq .Values.webhook.certificates.mode "secret" -}}
 {{- .Values.webhook.certificates.secretName -}}
 {{- else -}}
-{{- include "rdzv.fullname" . }}-webhook-certificate
+{{- include "rdzv.fullname" . }}-webhook-{{ ternary "tls" "certificate" (eq .Values.webhook.certificates.mode "operator") -}}
+{{- end -}}
+{{- end -}}
+
+{{/* Whether the operator makes the webhook's certificates: "true" or nothing. */}}
+{{- define "rdzv.operatorCertifies" -}}
+{{- if and (eq (include "rdzv.injectionMode" .) "webhook") (eq .Values.webhook.certificates.mode "operator") -}}
+true
 {{- end -}}
 {{- end -}}
