@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-from rdzv.backends import etcd_server
+from rdzv.backends import server
 from rdzv.control import children, election, inject
 from rdzv.env import LIBRARY_PATH, render
 from rdzv.pairs import GROUP_LABEL, SLOT_LABEL, SOURCES
@@ -44,7 +44,11 @@ OF_OURS = {
         "objects `rdzv-NAME`",
         "the version of the operator that wrote it, and a digest of what it wrote",
     ),
-    etcd_server.SERVER_LABEL: ("label", "pods of an etcd that the operator runs", "the server's name"),
+    server.SERVER_LABEL: (
+        "label",
+        "pods of a server that the operator runs (an etcd, a store of c10d)",
+        "the Rendezvous",
+    ),
     records.LABEL: ("label", "RendezvousStore", "the store whose part it is"),
     records.LETTER: ("label", "RendezvousStore", "the store that this letter of a client is for"),
     records.SHARD: ("label", "RendezvousStore", "the part of the store that it is for"),

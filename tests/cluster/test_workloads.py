@@ -53,24 +53,6 @@ def test_an_elastic_world_starts_with_fewer_than_max(place: Place, images: Image
     place.await_world(2)
 
 
-def test_the_pod_that_hosts_the_store_can_die(place: Place, images: Images) -> None:
-    place.apply(rendezvous("c10d", 2), workload("StatefulSet", images, 2))
-    place.await_world(2)
-    (endpoint,) = place.get("endpointslices/rdzv-world")["endpoints"]
-    host = endpoint["targetRef"]
-    place.kubectl("delete", "pod", host["name"], "--wait=false")
-
-    def another_incarnation() -> bool:
-        pods = {
-            pod["metadata"]["uid"] for pod in place.get("pods")["items"] if "deletionTimestamp" not in pod["metadata"]
-        }
-        return host["uid"] not in pods and len(pods) == 2
-
-    eventually(another_incarnation, timeout=60)
-    eventually(lambda: len(place.worlds()) == 2, timeout=120)
-    place.await_world(2)
-
-
 def test_the_operator_may_be_killed_while_pods_meet(
     place: Place, images: Images, installation: tuple[Cluster, Images]
 ) -> None:

@@ -15,10 +15,10 @@ from support.cluster_fixtures import LocalCluster
 from support.operator_process import eventually
 from support.torchrun_fleet import install_crds
 
-from rdzv.backends.etcd_server import EtcdServer
 from rdzv.backends.kubernetes import role_rules
 from rdzv.control.certificates import Authority
-from rdzv.spec import Rendezvous
+from rdzv.registry import backend_registry
+from rdzv.spec import Rendezvous, settings_key
 
 Object = dict[str, Any]
 RBAC = "rbac.authorization.k8s.io/v1"
@@ -74,17 +74,23 @@ def service(**spec: Any) -> Object:
     return made("Service", spec={"ports": [{"port": 443}], **spec})
 
 
-def etcd(pod: Object | None = None, container: Object | None = None, **template: Any) -> Object:
-    """A StatefulSet as the operator makes it, changed."""
+def stateful_set(backend: str, settings: Object) -> Object:
+    """As the operator makes it."""
     subject = Rendezvous.from_object(
         {
             "metadata": {"name": "mnist", "namespace": "NAMESPACE", "uid": "u"},
-            "spec": {"backend": "etcd-v3", "nodes": {"min": 2}, "etcd": {"replicas": 3}},
+            "spec": {"backend": backend, "nodes": {"min": 2}, settings_key(backend): settings},
         }
     )
-    (found,) = (obj for obj in EtcdServer(subject, v2=False).objects() if obj["kind"] == "StatefulSet")
-    found = copy.deepcopy(found)
+    (made,) = (obj for obj in backend_registry().provision(subject).objects if obj["kind"] == "StatefulSet")
+    found: Object = copy.deepcopy(dict(made))
     found["metadata"]["ownerReferences"] = [OWNER]
+    return found
+
+
+def etcd(pod: Object | None = None, container: Object | None = None, **template: Any) -> Object:
+    """A StatefulSet as the operator makes it, changed."""
+    found = stateful_set("etcd-v3", {"replicas": 3})
     spec = found["spec"]["template"]["spec"]
     spec |= pod or {}
     spec["containers"][0] |= container or {}
@@ -373,6 +379,7 @@ def test_all_is_refused_and_the_audit_log_says_to_whom(scene: Scene) -> None:
         network_policy({"matchLabels": RDZV}),
         network_policy({"matchLabels": {"rdzv.dev/server": "mnist"}}, name="rdzv-mnist-etcd"),
         etcd(),
+        stateful_set("c10d", {"host": "dedicated", "image": "torch:2"}),
         secret("rdzv-mnist-server"),
         secret("rdzv-mnist-client"),
         binding(("Role", "rdzv-mnist"), {"kind": "ServiceAccount", "name": "trainer", "namespace": scene.namespace}),

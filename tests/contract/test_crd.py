@@ -39,6 +39,16 @@ ACCEPTED: dict[str, Object] = {
         "nprocPerNode": 10_000,
     },
     "c10d-port": {"backend": "c10d", "nodes": {"min": 2}, "c10d": {"port": 65_535}},
+    "c10d-pod": {"backend": "c10d", "nodes": {"min": 2}, "c10d": {"host": "pod"}},
+    "c10d-dedicated": {
+        "backend": "c10d",
+        "nodes": {"min": 2},
+        "c10d": {
+            "host": "dedicated",
+            "image": "registry:5000/team/train@sha256:0123",
+            "resources": {"requests": {"cpu": "0.5", "memory": "1Gi"}, "limits": {"memory": 2_000_000_000}},
+        },
+    },
     "c10d-own-store": {"backend": "c10d", "nodes": {"min": 2}, "endpoint": "store:29400"},
     "static": {"backend": "static", "nodes": {"min": 4}, "static": {"port": 1}},
     "static-max": {"backend": "static", "nodes": {"min": 4, "max": 4}, "config": {"timeout": "60"}},
@@ -248,6 +258,32 @@ def test_members_and_volumes_of_an_etcd_that_runs_stay(
     apply(api, rendezvous({**ETCD, **before}), namespace=light_namespace, dry_run=False)
     assert f"spec.etcd.{field}: Invalid value: can't be changed while the etcd runs: delete and re-create" in complaint(
         api, rendezvous({**ETCD, **after}), namespace=light_namespace
+    )
+
+
+DEDICATED: Object = {"backend": "c10d", "nodes": {"min": 2}, "c10d": {"host": "dedicated", "image": "torch:2"}}
+
+
+@pytest.mark.parametrize("names_it", [True, False])
+def test_where_a_store_of_c10d_is_can_not_be_changed_under_its_clients(
+    api: LocalCluster, light_namespace: str, names_it: bool
+) -> None:
+    in_a_pod = {**DEDICATED, "c10d": {"host": "pod"} if names_it else {}}
+    for name, before, after in (("a", in_a_pod, DEDICATED), ("b", DEDICATED, in_a_pod)):
+        apply(api, rendezvous(before, name), namespace=light_namespace, dry_run=False)
+        assert (
+            "spec.c10d.host: Invalid value: can't be changed, because pods that run would lose each other"
+            in complaint(api, rendezvous(after, name), namespace=light_namespace)
+        )
+    other_image = {**DEDICATED, "c10d": {"host": "dedicated", "image": "torch:3"}}
+    apply(api, rendezvous(other_image, "b"), namespace=light_namespace)
+    apply(api, rendezvous(in_a_pod, "a"), namespace=light_namespace)
+
+
+def test_a_name_leaves_room_for_that_of_the_dedicated_store(api: LocalCluster) -> None:
+    apply(api, rendezvous(DEDICATED, "e" * 42))
+    assert "must have at most 42 characters, because the StatefulSet of a dedicated store" in complaint(
+        api, rendezvous(DEDICATED, "e" * 43)
     )
 
 

@@ -145,6 +145,25 @@ def test_c10d_is_hosted_by_the_pod_that_is_told_to() -> None:
     check(meet([environment(subject, slot, host=slot == 1) for slot in range(2)]), "c10d")
 
 
+def test_c10d_meets_in_a_dedicated_store_which_ends_when_it_is_told_to() -> None:
+    subject = rendezvous("c10d", c10d={"host": "dedicated", "image": "torch:2"})
+    provision = backend_registry().provision(subject)
+    (stateful_set,) = (obj for obj in provision.objects if obj["kind"] == "StatefulSet")
+    container = stateful_set["spec"]["template"]["spec"]["containers"][0]
+    port = free_port()
+    command = [sys.executable, *container["command"][1:], str(port)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as store:
+        try:
+            assert store.stdout is not None
+            assert store.stdout.readline() == f"TCPStore listens on port {port}\n"
+            envs = [{**environment(subject, slot), "PET_RDZV_ENDPOINT": f"127.0.0.1:{port}"} for slot in range(2)]
+            check(meet(envs), "c10d")
+            store.terminate()
+            assert store.wait(timeout=30) == 0
+        finally:
+            store.kill()
+
+
 def test_static_takes_the_rank_from_the_index() -> None:
     subject = rendezvous("static", endpoint=f"127.0.0.1:{free_port()}")
     worlds = meet([environment(subject, slot) for slot in (1, 0)])

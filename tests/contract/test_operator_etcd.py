@@ -1,13 +1,16 @@
-"""The real operator makes an etcd and its certificates on a real API server. There are no nodes: the test plays the controller."""
+"""The real operator makes an etcd and its certificates, and a store of c10d, on a real API server. The test plays the controller."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import pytest
+from kubernetes import client
+from support import builders
 from support.cluster_fixtures import LocalCluster
 from support.operated import rendezvous
 from support.operator_process import Kube, OperatorProcess, eventually, running_operator
@@ -15,7 +18,7 @@ from support.operator_process import Kube, OperatorProcess, eventually, running_
 from rdzv.control.children import child
 from rdzv.control.compare import Verdict, compare
 from rdzv.registry import backend_registry
-from rdzv.spec import Rendezvous
+from rdzv.spec import Rendezvous, settings_key
 
 Object = dict[str, Any]
 SECRETS = ("rdzv-mnist-server", "rdzv-mnist-client")
@@ -77,28 +80,53 @@ def test_pods_are_let_in_when_most_members_are_ready_and_the_status_says_so(kube
 
 
 @pytest.mark.usefixtures("operator")
-@pytest.mark.parametrize("backend", ["etcd-v2", "etcd-v3"])
 @pytest.mark.parametrize(
-    "settings",
+    ("backend", "settings"),
     [
-        {},
-        {"replicas": 3, "tls": False},
-        {
-            "storage": {"size": "1024Mi"},
-            "resources": {"requests": {"cpu": "1000m", "memory": "0.5Gi"}, "limits": {"cpu": 2}},
-        },
+        *product(
+            ["etcd-v2", "etcd-v3"],
+            [
+                {},
+                {"replicas": 3, "tls": False},
+                {
+                    "storage": {"size": "1024Mi"},
+                    "resources": {"requests": {"cpu": "1000m", "memory": "0.5Gi"}, "limits": {"cpu": 2}},
+                },
+            ],
+        ),
+        ("c10d", {"host": "dedicated", "image": "torch:2", "resources": {"limits": {"memory": "1024Mi"}}}),
     ],
 )
 def test_what_the_api_server_made_of_it_is_as_it_should_be(
     kube: Kube, light_namespace: str, backend: str, settings: Object
 ) -> None:
     """Else each pass would write it again."""
-    kube.create(rendezvous(light_namespace, backend, etcd=settings))
+    kube.create(rendezvous(light_namespace, backend, **{settings_key(backend): settings}))
     eventually(lambda: conditions(kube, light_namespace).get("Ready"))
     subject = Rendezvous.from_object(kube.get("Rendezvous", light_namespace, "mnist") or {})
     for made in backend_registry().provision(subject).objects:
         found = kube.get(made["kind"], light_namespace, made["metadata"]["name"])
         assert compare(found, child(made, subject)) is Verdict.SAME, "\n".join(differences(found, made))
+
+
+@pytest.mark.parametrize(
+    "subject", [builders.rendezvous("etcd-v3"), builders.rendezvous(c10d={"host": "dedicated", "image": "torch:2"})]
+)
+def test_a_namespace_that_admits_only_restricted_pods_admits_those_of_a_server(
+    kube: Kube, control_plane: LocalCluster, light_namespace: str, subject: Rendezvous
+) -> None:
+    restricted = "pod-security.kubernetes.io/enforce=restricted"
+    control_plane.kubectl("label", "namespace", light_namespace, restricted)
+    (made,) = (obj for obj in backend_registry().provision(subject).objects if obj["kind"] == "StatefulSet")
+
+    def create(name: str, **changes: Any) -> None:
+        spec = {**made["spec"]["template"]["spec"], **changes}
+        meta = {"name": name, "namespace": light_namespace}
+        kube.create({"apiVersion": "v1", "kind": "Pod", "metadata": meta, "spec": spec})
+
+    with pytest.raises(client.ApiException, match="violates PodSecurity"):
+        create("as-root", securityContext={})
+    create("server")
 
 
 def test_another_operator_comes_to_the_same_certificates(

@@ -136,8 +136,11 @@ def live(kube: Kube, namespace: str) -> None:
     made_anew(kube, rendezvous(namespace, "etcd-v2"))
     eventually(lambda: reason("mnist") == "ServerNotReady" and not is_there("PodDisruptionBudget", "mnist-etcd"))
     eventually(lambda: not is_there("NetworkPolicy", "mnist-etcd") and not is_there("NetworkPolicy"))
+    made_anew(kube, rendezvous(namespace, "c10d", c10d={"host": "dedicated", "image": "torch:2"}))
+    eventually(lambda: is_there("StatefulSet", "mnist-c10d") and not is_there("StatefulSet", "mnist-etcd"))
+    tamper(kube, "StatefulSet", namespace, "rdzv-mnist-c10d")
     made_anew(kube, rendezvous(namespace, "c10d"))
-    eventually(lambda: is_there("EndpointSlice") and not is_there("StatefulSet", "mnist-etcd"))
+    eventually(lambda: is_there("EndpointSlice") and not is_there("StatefulSet", "mnist-c10d"))
 
     for backend, kinds in (
         ("c10d", ["Service", "EndpointSlice"]),

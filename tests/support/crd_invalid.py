@@ -291,6 +291,38 @@ REFUSED = [
         for port, bound in ((0, "greater than or equal to 1"), (65_536, "less than or equal to 65535"))
     ),
     Refused(
+        "c10d-host-unknown",
+        'spec.c10d.host: Unsupported value: "rank-0"',
+        {"c10d": {"host": "rank-0", "image": "torch:2"}},
+    ),
+    Refused(
+        "c10d-dedicated-without-image",
+        "spec.c10d.image: Required value: names what runs a dedicated store, which needs torch: write your training image",
+        {"c10d": {"host": "dedicated"}},
+    ),
+    *(
+        Refused(
+            f"c10d-image-{id_}",
+            "spec.c10d.host: Invalid value: has to be dedicated for image and resources to mean anything: write host: dedicated",
+            {"c10d": settings},
+        )
+        for id_, settings in (
+            ("without-host", {"image": "torch:2"}),
+            ("of-a-pod", {"host": "pod", "image": "torch:2"}),
+            ("resources", {"resources": {"limits": {"memory": "1Gi"}}}),
+        )
+    ),
+    Refused(
+        "c10d-image-of-two-words",
+        "spec.c10d.image in body should match",
+        {"c10d": {"host": "dedicated", "image": "torch --evil"}},
+    ),
+    Refused(
+        "c10d-memory-of-words",
+        "spec.c10d.resources.limits.memory in body should match",
+        {"c10d": {"host": "dedicated", "image": "torch:2", "resources": {"limits": {"memory": "much"}}}},
+    ),
+    Refused(
         "static-settings-with-c10d",
         "spec.static: Invalid value: holds settings of backend static, but spec.backend is c10d: remove spec.static",
         {"static": {"port": 29500}},
@@ -411,7 +443,7 @@ REFUSED = [
     Refused("unknown-field", 'unknown field "spec.timeout"', {"timeout": 600}),
     Refused("misspelt-field", 'unknown field "spec.nProcPerNode"', {"nProcPerNode": 2}),
     Refused("unknown-field-in-nodes", 'unknown field "spec.nodes.count"', {"nodes": {"min": 2, "count": 2}}),
-    Refused("unknown-setting", 'unknown field "spec.c10d.host"', {"c10d": {"host": "pod-0"}}),
+    Refused("unknown-setting", 'unknown field "spec.c10d.pod"', {"c10d": {"pod": "0"}}),
     Refused(
         "misspelt-setting", 'unknown field "spec.kubernetes.wait"', {"backend": "kubernetes", "kubernetes": {"wait": 1}}
     ),

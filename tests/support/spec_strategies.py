@@ -88,6 +88,12 @@ ETCDS = ("etcd", "etcd-v2", "etcd-v3")
 _amounts = st.dictionaries(
     st.sampled_from(["cpu", "memory"]), st.one_of(st.integers(1, 9), st.sampled_from(["100m", "0.5", "64Mi", "1G"]))
 )
+_resources = st.fixed_dictionaries({}, optional={"requests": _amounts, "limits": _amounts})
+_images = st.sampled_from(["etcd:3", "registry:5000/team/etcd@sha256:0123"])
+_c10d_hosts = st.one_of(
+    st.sampled_from([{}, {"host": "pod"}]),
+    st.fixed_dictionaries({"host": st.just("dedicated"), "image": _images}, optional={"resources": _resources}),
+)
 _etcd_settings = st.fixed_dictionaries(
     {},
     optional={
@@ -96,8 +102,8 @@ _etcd_settings = st.fixed_dictionaries(
             {"size": st.sampled_from(["1Gi", "512Mi", "2T"])},
             optional={"storageClassName": st.sampled_from(["fast", "a.b"])},
         ),
-        "resources": st.fixed_dictionaries({}, optional={"requests": _amounts, "limits": _amounts}),
-        "image": st.sampled_from(["etcd:3", "registry:5000/team/etcd@sha256:0123"]),
+        "resources": _resources,
+        "image": _images,
     },
 )
 _labels = st.dictionaries(
@@ -158,6 +164,8 @@ def specs(draw: st.DrawFn) -> Object:
         spec["endpoint"] = draw(endpoints)
     elif backend in {"c10d", "static"} and draw(st.booleans()):
         spec[backend] = {"port": draw(_ports)} if draw(st.booleans()) else {}
+        if backend == "c10d":
+            spec[backend] |= draw(_c10d_hosts)
     spec |= draw(_agents)
     if backend == "static" and draw(st.booleans()):
         spec |= {"launcher": "none", "nprocPerNode": draw(st.sampled_from([1, "1"]))}

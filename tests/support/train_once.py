@@ -19,6 +19,7 @@ if int(os.environ["LOCAL_RANK"]) == 0:
         "pair": [os.environ.get("RDZV_GROUP"), os.environ.get("RDZV_INDEX")],
         "pod": os.environ["RDZV_POD_NAME"],
         "restart": int(os.environ["TORCHELASTIC_RESTART_COUNT"]),
+        "born": time.time(),
     }
     print("WORLD " + json.dumps(world), flush=True)
 while os.environ.get("STAY"):

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from support import builders
 
-from rdzv.backends.etcd_server import SERVER_LABEL
+from rdzv.backends.server import SERVER_LABEL
 from rdzv.control.plan import Plan, plan
 from rdzv.observed import Observed
 from rdzv.registry import backend_registry
@@ -53,6 +53,16 @@ def test_an_etcd_is_reached_by_the_pods_as_clients_and_by_its_members_as_both(ba
         "policyTypes": ["Ingress"],
         "ingress": [{"from": [OWN], "ports": tcp(2379)}, {"from": [MEMBERS], "ports": tcp(2379, 2380)}],
     }
+
+
+def test_a_dedicated_store_of_c10d_is_reached_by_the_pods() -> None:
+    dedicated = {"host": "dedicated", "image": "torch:2", "port": 80}
+    found = policies(builders.rendezvous(c10d=dedicated, network={"isolate": True}))
+    assert found.keys() == {"rdzv-mnist", "rdzv-mnist-c10d"}
+    assert found["rdzv-mnist-c10d"]["podSelector"] == {"matchLabels": {SERVER_LABEL: "mnist"}}
+    assert found["rdzv-mnist-c10d"]["ingress"] == [{"from": [OWN], "ports": tcp(29400)}], (
+        "the Service's port leads there"
+    )
 
 
 def test_an_etcd_of_the_users_own_is_theirs_to_isolate() -> None:

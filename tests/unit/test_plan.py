@@ -160,6 +160,8 @@ def test_giving_an_endpoint_later_removes_the_service_and_where_it_leads() -> No
         (rendezvous("my-own"), "UnknownBackend", "registered: c10d, etcd, etcd-v2"),
         (rendezvous("my-own"), "UnknownBackend", "set spec.endpoint"),
         (rendezvous("etcd", name="n" * 43), "NameTooLong", "choose a shorter one, or set spec.endpoint"),
+        (rendezvous(name="n" * 43, c10d={"host": "dedicated", "image": "torch:2"}), "NameTooLong", "more than 42"),
+        (rendezvous(c10d={"host": "dedicated"}), "NoServerImage", "spec.c10d.image: write your training image"),
         (rendezvous("static", nodes={"min": 1, "max": 2}), "FixedWorldRequired", "the same number"),
     ],
 )
@@ -321,6 +323,43 @@ def test_without_an_image_to_run_an_etcd_is_refused(monkeypatch: pytest.MonkeyPa
     refused = planned(rendezvous("etcd-v3"), FakeNamespace([])).refused
     assert refused is not None
     assert "RDZV_ETCD_IMAGE: use its chart, or set spec.endpoint" in str(refused)
+
+
+DEDICATED = {"host": "dedicated", "image": "torch:2"}
+
+
+def test_a_dedicated_store_of_c10d_is_made_and_the_pods_wait_until_it_is_ready() -> None:
+    subject, namespace = rendezvous(c10d={**DEDICATED, "port": 80}), FakeNamespace([pod_object("a", index=0)], ready=0)
+    namespace.execute(planned(subject, namespace))
+    assert set(namespace.children) == {("Service", "rdzv-mnist"), ("StatefulSet", "rdzv-mnist-c10d")}
+    assert planned(subject, namespace).held
+    (port,) = namespace.children["Service", "rdzv-mnist"]["spec"]["ports"]
+    assert (port["port"], port["targetPort"]) == (80, 29400), "no root is needed to listen on the pod's"
+
+    def problems() -> list[str]:
+        observed = Observed(children=list(namespace.children.values()))
+        return [reason for reason, _ in backend_registry().observe(subject, observed, {}, 0.0).problems]
+
+    assert problems() == ["ServerNotReady"]
+    store = namespace.children["StatefulSet", "rdzv-mnist-c10d"]
+    store["status"]["readyReplicas"] = 1
+    settle(subject, namespace)
+    assert problems() == []
+    env = namespace.children["ConfigMap", "rdzv-mnist"]["data"]
+    assert env["PET_RDZV_ENDPOINT"] == "rdzv-mnist.team.svc:80"
+    assert "is_host=false" in env["PET_RDZV_CONF"], "no agent is to take itself for the host"
+    assert namespace.hosts() == []
+    template = store["spec"]["template"]
+    assert template["metadata"]["labels"].items() >= {"rdzv.dev/server": "mnist"}.items()
+    assert LABEL not in template["metadata"]["labels"], "it is no node of the world"
+    assert [container["image"] for container in template["spec"]["containers"]] == ["torch:2"]
+
+
+def test_giving_an_endpoint_later_removes_the_dedicated_store() -> None:
+    namespace = FakeNamespace([])
+    settle(rendezvous(c10d=DEDICATED), namespace)
+    settle(rendezvous(endpoint="store.team.svc:29400"), namespace)
+    assert set(namespace.children) == {("ConfigMap", "rdzv-mnist")}
 
 
 def pods_strategy() -> st.SearchStrategy[list[dict[str, Any]]]:

@@ -11,7 +11,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from rdzv.backends import BackendError, Certificate, Provision, World, ingress_rule, network_policy, observe_pods
+from rdzv.backends import (
+    BackendError,
+    Certificate,
+    Provision,
+    World,
+    ingress_rule,
+    network_policy,
+    observe_pods,
+    server,
+)
 from rdzv.etcd.member import CLIENT_PORT, METRICS_PORT, PEER_PORT
 from rdzv.spec import LABEL
 
@@ -19,17 +28,6 @@ if TYPE_CHECKING:
     from rdzv.observed import Observed
     from rdzv.spec import Rendezvous
 
-#: Label of the server's pods; its value is the Rendezvous. Not `rdzv.dev/rendezvous`: they take no part in the training.
-SERVER_LABEL = "rdzv.dev/server"
-
-#: Why nobody can meet: too few members are ready.
-NOT_READY = "ServerNotReady"
-
-#: Characters that the name of a Rendezvous may have, since a StatefulSet's may have 52 (its pods have a label with a hash behind it).
-MAX_NAME = 42
-
-#: The user of etcd and of what prepares it; the volumes are its group's.
-_USER = 65532
 _DATA, _CONFIG, _FORMED, _TLS = "/var/lib/etcd", "/config", "/formed", "/tls"
 _RESOURCES = {"requests": {"cpu": "50m", "memory": "128Mi"}, "limits": {"memory": "512Mi"}}
 #: Without storage a member has its data in memory: they are gone when the node restarts, and then the member knows that they are. On the
@@ -39,11 +37,6 @@ _EPHEMERAL = "320Mi"
 _QUOTA_EPHEMERAL, _QUOTA = 128 * 1024**2, 1024**3
 #: Added to what the pod needs only as far as it is more than etcd's own.
 _PREPARE = {"requests": {"cpu": "50m", "memory": "64Mi"}, "limits": {"memory": "128Mi"}}
-_RESTRICTED = {
-    "allowPrivilegeEscalation": False,
-    "capabilities": {"drop": ["ALL"]},
-    "readOnlyRootFilesystem": True,
-}
 
 
 @dataclass(frozen=True)
@@ -121,9 +114,7 @@ class EtcdServer:
         Raises:
             BackendError: the name is too long, or the operator was not told of an image.
         """
-        if len(self.rendezvous.name) > MAX_NAME:
-            text = f"the name has more than {MAX_NAME} characters, which leaves none for the etcd that the operator would run"
-            raise BackendError("NameTooLong", f"{text}: choose a shorter one, or set spec.endpoint")
+        server.check_length(self.rendezvous, self.name, "the etcd")
         images = Images.from_environment(os.environ)
         return [
             self._service(self.name, headless=True),
@@ -133,14 +124,10 @@ class EtcdServer:
             self._stateful_set(images),
         ]
 
-    @property
-    def _labels(self) -> dict[str, str]:
-        return {SERVER_LABEL: self.rendezvous.name}
-
     def _service(self, name: str, *, headless: bool) -> dict[str, Any]:
         ports = {"client": CLIENT_PORT, **({"peer": PEER_PORT} if headless else {})}
         spec: dict[str, Any] = {
-            "selector": self._labels,
+            "selector": server.labels(self.rendezvous),
             "ports": [{"name": f"etcd-{key}", "port": port, "targetPort": port} for key, port in ports.items()],
         }
         if headless:
@@ -154,12 +141,12 @@ class EtcdServer:
             "apiVersion": "policy/v1",
             "kind": "PodDisruptionBudget",
             "metadata": {"name": self.name},
-            "spec": {"maxUnavailable": 1, "selector": {"matchLabels": self._labels}},
+            "spec": {"maxUnavailable": 1, "selector": {"matchLabels": server.labels(self.rendezvous)}},
         }
 
     def _network_policy(self) -> dict[str, Any]:
         """Lets in the training pods, and the members, which ask each other as clients, too, before they start."""
-        clients, members = {LABEL: self.rendezvous.name}, self._labels
+        clients, members = {LABEL: self.rendezvous.name}, server.labels(self.rendezvous)
         rules = [ingress_rule(clients, [CLIENT_PORT]), ingress_rule(members, [CLIENT_PORT, PEER_PORT])]
         return network_policy(self.name, members, rules)
 
@@ -172,17 +159,8 @@ class EtcdServer:
             "persistentVolumeClaimRetentionPolicy": {"whenDeleted": "Delete", "whenScaled": "Delete"},
             "podManagementPolicy": "Parallel",  # No member is ready before most of them run.
             "updateStrategy": {"type": "RollingUpdate", "rollingUpdate": {"partition": 0}},
-            "selector": {"matchLabels": self._labels},
-            "template": {
-                "metadata": {
-                    "labels": {
-                        **self._labels,
-                        "app.kubernetes.io/name": "etcd",
-                        "app.kubernetes.io/component": "rendezvous",
-                    }
-                },
-                "spec": self._pod(images, ephemeral=storage is None),
-            },
+            "selector": {"matchLabels": server.labels(self.rendezvous)},
+            "template": server.template(self.rendezvous, "etcd", self._pod(images, ephemeral=storage is None)),
         }
         if storage is not None:
             spec["volumeClaimTemplates"] = [_claim(storage)]
@@ -199,24 +177,7 @@ class EtcdServer:
         if ephemeral:
             volumes.append({"name": "data", "emptyDir": {"medium": "Memory", "sizeLimit": _EPHEMERAL}})
         return {
-            "automountServiceAccountToken": False,
-            "enableServiceLinks": False,
-            "securityContext": {
-                "runAsNonRoot": True,
-                "runAsUser": _USER,
-                "runAsGroup": _USER,
-                "fsGroup": _USER,
-                "fsGroupChangePolicy": "OnRootMismatch",
-                "seccompProfile": {"type": "RuntimeDefault"},
-            },
-            "topologySpreadConstraints": [
-                {
-                    "topologyKey": "kubernetes.io/hostname",
-                    "maxSkew": 1,
-                    "whenUnsatisfiable": "ScheduleAnyway",
-                    "labelSelector": {"matchLabels": self._labels},
-                }
-            ],
+            **server.pod_defaults(self.rendezvous),
             "initContainers": [self._prepare(images)],
             "containers": [self._etcd(images)],
             "volumes": volumes,
@@ -248,7 +209,7 @@ class EtcdServer:
             "args": [*(f"--{key}={value}" for key, value in words.items()), *(["--v2"] if self.v2 else [])],
             "env": [{"name": name, "valueFrom": {"fieldRef": {"fieldPath": path}}} for name, path in fields.items()],
             "resources": _PREPARE,
-            "securityContext": _RESTRICTED,
+            "securityContext": server.RESTRICTED,
             "volumeMounts": [
                 {"name": "config", "mountPath": _CONFIG},
                 {"name": "data", "mountPath": _DATA, "readOnly": True},
@@ -281,7 +242,7 @@ class EtcdServer:
                 "failureThreshold": 6,
             },
             "resources": settings.get("resources") or _RESOURCES,
-            "securityContext": _RESTRICTED,
+            "securityContext": server.RESTRICTED,
             "volumeMounts": [
                 {"name": "config", "mountPath": _CONFIG, "readOnly": True},
                 {"name": "data", "mountPath": _DATA},
@@ -292,11 +253,9 @@ class EtcdServer:
     def observe(self, observed: Observed, world: World) -> World:
         """Whether enough members serve; the world itself is in etcd, where the operator does not look."""
         ready, wanted = observed.ready_replicas(self.name), self.members
-        there = f"{ready} of {wanted} members of etcd {self.name} are ready"
-        look = f"kubectl describe pods -n {self.rendezvous.namespace} -l {SERVER_LABEL}={self.rendezvous.name}"
+        there, look = f"{ready} of {wanted} members of etcd {self.name} are ready", server.look(self.rendezvous)
         if ready <= wanted // 2:
-            text = f"{there}, and {wanted // 2 + 1} have to be: {look}"
-            return replace(world, problems=[(NOT_READY, text), *world.problems], fatal=world.fatal | {NOT_READY})
+            return server.not_ready(world, f"{there}, and {wanted // 2 + 1} have to be: {look}")
         if ready < wanted:
             text = f"{there}; the others serve without it: {look}"
             return replace(world, problems=[*world.problems, ("ServerMemberNotReady", text)])
@@ -319,14 +278,14 @@ def provide(
     if rendezvous.endpoint is not None:
         secured = bool(rendezvous.settings.get("tls", False))
         return Provision(endpoint=rendezvous.endpoint, env=env or {}, config={**(tls if secured else {}), **config})
-    server = EtcdServer(rendezvous, v2)
+    etcd = EtcdServer(rendezvous, v2)
     return Provision(
-        endpoint=server.endpoint,
-        objects=server.objects(),
+        endpoint=etcd.endpoint,
+        objects=etcd.objects(),
         env=env or {},
-        config={**(tls if server.secured else {}), **config},
-        server=server.name,
-        certificates=server.certificates,
+        config={**(tls if etcd.secured else {}), **config},
+        server=etcd.name,
+        certificates=etcd.certificates,
     )
 
 

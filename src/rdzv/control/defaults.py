@@ -52,6 +52,11 @@ _STATEFUL_SET: Mapping[str, Any] = {
     "template": {"spec": _POD},
     "volumeClaimTemplates": Each({"spec": {"volumeMode": "Filesystem"}}),
 }
+#: Fields that are objects, and are filled in where the StatefulSet has none. The second one since Kubernetes 1.27.
+_OBJECTS: Mapping[str, Any] = {
+    "updateStrategy": {"type": "RollingUpdate", "rollingUpdate": {"partition": 0}},
+    "persistentVolumeClaimRetentionPolicy": {"whenDeleted": "Retain", "whenScaled": "Retain"},
+}
 #: Fields of a StatefulSet that the API server lets nobody change.
 FIXED = ("selector", "serviceName", "podManagementPolicy", "volumeClaimTemplates")
 
@@ -64,7 +69,7 @@ _SUFFIXES = {
 
 def stateful_set(spec: Mapping[str, Any]) -> dict[str, Any]:
     """The spec of a StatefulSet with the API server's defaults, in a form in which what means the same is the same."""
-    found: dict[str, Any] = _filled(spec, _STATEFUL_SET)
+    found: dict[str, Any] = _filled({**_OBJECTS, **spec}, _STATEFUL_SET)
     found["volumeClaimTemplates"] = [
         {**{key: value for key, value in claim.items() if key != "status"}, "spec": _sized(claim.get("spec") or {})}
         for claim in found.get("volumeClaimTemplates") or []
