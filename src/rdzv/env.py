@@ -28,8 +28,10 @@ CLIENT_PATH = "/var/run/secrets/rdzv.dev/client"
 
 #: What `init_process_group("env://")` reads (`torch/distributed/rendezvous.py`).
 ENV_METHOD = ("MASTER_ADDR", "MASTER_PORT", "WORLD_SIZE", "RANK")
-#: How the text begins that an agent leaves for the pod's status when its rendezvous is what it ends by.
-RENDEZVOUS_FAILED = "rendezvous failed: "
+
+#: How the text begins that an agent leaves for the pod's status when its rendezvous is what it ends by: it could not meet the others;
+#: or it had, and what the backend keeps was gone.
+RENDEZVOUS_FAILED, RENDEZVOUS_LOST = "rendezvous failed: ", "rendezvous lost: "
 
 #: Seconds. torchrun's `LaunchConfig` passes `timeout=900` to every handler when the user said nothing (`launcher/api.py`).
 LAUNCH_TIMEOUT = 900

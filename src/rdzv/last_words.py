@@ -12,10 +12,11 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
+from traceback import walk_tb
 from types import TracebackType
 from typing import Any
 
-from rdzv.env import RENDEZVOUS_FAILED
+from rdzv.env import RENDEZVOUS_FAILED, RENDEZVOUS_LOST
 
 #: Kubernetes' default for `terminationMessagePath`. kubelet makes the file, and it is there in containers only.
 TERMINATION_LOG = Path("/dev/termination-log")
@@ -47,9 +48,8 @@ def _ended(
     with suppress(Exception):  # It has failed, and that has been said: whatever is wrong here is worth nobody's time.
         text = words(error, environ, sys.argv)
         if text:
-            line = f"{RENDEZVOUS_FAILED}{text}\n"
-            sys.stderr.write(line)
-            _leave(line, log)
+            sys.stderr.write(f"{text}\n")
+            _leave(f"{text}\n", log)
 
 
 def _leave(line: str, log: Path) -> None:
@@ -59,7 +59,7 @@ def _leave(line: str, log: Path) -> None:
 
 
 def words(error: BaseException, environ: Mapping[str, str], argv: Sequence[str]) -> str:
-    """What is to be said of an error that ended this process; empty when it is none of the rendezvous.
+    """What is to be said of an error that ended this process, with how it begins; empty when it is none of the rendezvous.
 
     Args:
         error: as it was raised.
@@ -69,7 +69,9 @@ def words(error: BaseException, environ: Mapping[str, str], argv: Sequence[str])
     if not _is_of_rendezvous(error):
         return ""
     own_options = any(word.startswith(("--rdzv", "--standalone")) for word in argv)
-    return ("" if own_options else _wrong_server(environ)) or _described(error)
+    # torch's agent asks that only while its workers run.
+    met = any(function == "num_nodes_waiting" for _, function in _frames(error))
+    return f"{RENDEZVOUS_LOST if met else RENDEZVOUS_FAILED}{('' if own_options else _wrong_server(environ)) or _described(error)}"
 
 
 def _is_of_rendezvous(error: BaseException) -> bool:
@@ -78,15 +80,13 @@ def _is_of_rendezvous(error: BaseException) -> bool:
 
     if isinstance(error, SignalException) or not isinstance(error, Exception):
         return False
-    return isinstance(error, RendezvousError) or any(map(_is_in_room, _modules(error.__traceback__)))
+    return isinstance(error, RendezvousError) or any(_is_in_room(module) for module, _ in _frames(error))
 
 
-def _modules(trace: TracebackType | None) -> list[str]:
-    found = []
-    while trace is not None:
-        found.append(str(trace.tb_frame.f_globals.get("__name__")))
-        trace = trace.tb_next
-    return found
+def _frames(error: BaseException) -> list[tuple[str, str]]:
+    """Module and function of each frame that it came through."""
+    frames = [frame for frame, _ in walk_tb(error.__traceback__)]
+    return [(str(frame.f_globals.get("__name__")), frame.f_code.co_name) for frame in frames]
 
 
 def _is_in_room(module: str) -> bool:

@@ -30,6 +30,8 @@ _BLAND = frozenset({"Pending", "ContainerCreating", "PodInitializing", "Waiting"
 
 #: Seconds. kubelet counts a crash as the first one again when the run before it lasted longer.
 LONG_RUN = 600.0
+#: Seconds. No agent waits longer for the others, unless it is told to: 600 for c10d's store and 600 for the others.
+LONGEST_WAIT = 1800.0
 #: Seconds by which a run has to outlast the one before it, to be out of the loop.
 CALM = 60.0
 
@@ -165,9 +167,14 @@ def _looping_until(container: ReadOnlyObject) -> float:
         return math.inf
     last = (container.get("lastState") or {}).get("terminated") or {}
     began, ended, now_since = seconds(last.get("startedAt")), _ended(last), seconds(running.get("startedAt"))
-    if _count(container) < 2 or began is None or now_since is None or not 0 <= ended - began < LONG_RUN:
+    if began is None or now_since is None:
         return 0.0
-    return now_since + min(LONG_RUN, ended - began + CALM)
+    # An agent that could not meet the others may have waited for long: then kubelet does not make the next one wait, and counts anew.
+    long = bool(_of_rendezvous(last)) and ended - began >= LONG_RUN
+    longest, least = (LONGEST_WAIT, 1) if long else (LONG_RUN, 2)
+    if _count(container) < least or not 0 <= ended - began < longest:
+        return 0.0
+    return now_since + min(longest, ended - began + CALM)
 
 
 def _state(container: ReadOnlyObject, name: str) -> ReadOnlyObject:

@@ -17,6 +17,7 @@ _COLOURS = {
     "c10d-tuned": "#f59f00",
     "etcd": "#2b8a3e",
     "etcd-v2": "#862e9c",
+    "etcd-v3": "#0b7285",
 }
 _LABEL_HEIGHT = 14.0
 

@@ -9,7 +9,7 @@ from bench.plot import plot
 from bench.records import Record
 
 _BEGIN, _END = "<!-- begin: written by the benchmark -->", "<!-- end: written by the benchmark -->"
-_FLOOR, _OURS = "api-floor", "kubernetes"
+_FLOOR, _OURS, _OURS_BY_ETCD = "api-floor", "kubernetes", "etcd-v3"
 _TORCHS = ("c10d", "c10d-tuned", "etcd", "etcd-v2")
 
 
@@ -64,13 +64,15 @@ def _grid(records: Sequence[Record]) -> str:
 
 
 def _ratios(records: Sequence[Record]) -> str:
-    """Of medians of this run: the best of torch's backends over ours, and ours over the floor."""
+    """Of medians of this run: the best of torch's backends over ours, and ours over the floor and over each other."""
     lines = []
     sizes = sorted({record.n for record in records})
     by = {(record.backend, record.n): record for record in records}
     for name, top, bottom in (
         ("best of torch's / kubernetes", _TORCHS, (_OURS,)),
         ("kubernetes / api-floor", (_OURS,), (_FLOOR,)),
+        ("best of torch's etcds / etcd-v3", ("etcd", "etcd-v2"), (_OURS_BY_ETCD,)),
+        ("etcd-v3 / kubernetes", (_OURS_BY_ETCD,), (_OURS,)),
     ):
         cells = []
         for size in sizes:
@@ -81,7 +83,8 @@ def _ratios(records: Sequence[Record]) -> str:
                 cells.append("")
                 continue
             cells.append(f"{'> ' if best.timeout else ''}{best.median / below[0].median:.1f}")
-        lines.append(f"| *{name}* | {' | '.join(cells)} |")
+        if any(cells):
+            lines.append(f"| *{name}* | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
 

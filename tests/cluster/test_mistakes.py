@@ -31,7 +31,10 @@ GREEDY = "x = bytearray(400_000_000); print(len(x))"
 
 @dataclass(frozen=True)
 class Mistake:
-    """A workload `kind` of Rendezvous `world` with this container and pod spec; `column`: STATUS, `said`: in describe."""
+    """A workload `kind` of Rendezvous `world` with this container and pod spec; `column`: STATUS, `said`: in describe.
+
+    `rendezvous`: of its spec, beside the nodes. `torch`: torch is in the container.
+    """
 
     world: str
     column: str
@@ -42,12 +45,18 @@ class Mistake:
     pod: Object = field(default_factory=dict)
     spec: Object = field(default_factory=dict)
     labelled: bool = True
+    rendezvous: Object = field(default_factory=lambda: {"backend": "c10d"})
+    torch: bool = False
 
     def objects(self, images: Images) -> list[Object]:
         labels = {"app": self.world, **({"rdzv.dev/rendezvous": self.world} if self.labelled else {})}
         container = {"name": "train", "image": images.train, "command": [*self.command], **self.container}
+        if self.torch:
+            container["volumeMounts"] = [{"name": "torch", "mountPath": "/opt/torch", "readOnly": True}]
         restart = "OnFailure" if self.kind == "Job" else "Always"
         pod = {"restartPolicy": restart, "terminationGracePeriodSeconds": 1, "containers": [container], **self.pod}
+        if self.torch:
+            pod["volumes"] = [{"name": "torch", "hostPath": {"path": str(images.torch), "type": "Directory"}}]
         template = {"metadata": {"labels": labels}, "spec": pod}
         meta: Object = {"name": self.world}
         if not self.labelled:
@@ -63,7 +72,7 @@ class Mistake:
                 "apiVersion": "rdzv.dev/v1alpha1",
                 "kind": "Rendezvous",
                 "metadata": {"name": self.world},
-                "spec": {"backend": "c10d", "nodes": {"min": 1, "max": 1}},
+                "spec": {"nodes": {"min": 1, "max": 1}, **self.rendezvous},
             },
             {"apiVersion": version, "kind": self.kind, "metadata": meta, "spec": spec},
         ]
@@ -92,6 +101,14 @@ MISTAKES = [
         "Degraded: CrashLooping",
         ['exec: \\"torchrnu\\": executable file not found in $PATH'],
         ("torchrnu", "train.py"),
+    ),
+    Mistake(
+        "noetcd",
+        "Degraded: RendezvousFailed",
+        ["backend etcd-v2: kubernetes.default.svc:443 speaks TLS: set protocol=https and cacert"],
+        ("torchrun", "train.py"),
+        rendezvous={"backend": "etcd-v2", "endpoint": "kubernetes.default.svc:443"},
+        torch=True,
     ),
     Mistake(
         "forever",

@@ -12,7 +12,7 @@ from torch.distributed.elastic.rendezvous import RendezvousClosedError, Rendezvo
 from torch.distributed.elastic.rendezvous.registry import get_rendezvous_handler
 
 from rdzv import last_words
-from rdzv.env import RENDEZVOUS_FAILED
+from rdzv.env import RENDEZVOUS_FAILED, RENDEZVOUS_LOST
 
 POD = {"RDZV_POD_UID": "uid", "PET_RDZV_BACKEND": "c10d"}
 
@@ -80,11 +80,20 @@ def test_errors_of_the_rendezvous_are_told_from_others() -> None:
     from torch.distributed.elastic.rendezvous import RendezvousParameters
 
     unknown = raised(lambda: get_rendezvous_handler(RendezvousParameters("nobody's", "host:1", "run", 1, 1)))
-    assert words(unknown).startswith("ValueError: "), "it came from torch's registry"
+    assert words(unknown).startswith(f"{RENDEZVOUS_FAILED}ValueError: "), "it came from torch's registry"
     assert "nobody's" in words(unknown)
-    assert words(raised(fail(RendezvousClosedError()))) == "RendezvousClosedError"
+    assert words(raised(fail(RendezvousClosedError()))) == f"{RENDEZVOUS_FAILED}RendezvousClosedError"
     for other in (ValueError("of a worker"), SystemExit(1), KeyboardInterrupt(), SignalException("SIGTERM", 15)):
         assert not words(raised(fail(other)))
+
+
+def test_a_world_that_was_lost_is_told_from_one_that_never_was() -> None:
+    """torch raises from this call when the host of c10d's store is gone (pytorch#150916)."""
+
+    def num_nodes_waiting() -> None:
+        raise RendezvousConnectionError("gone")
+
+    assert last_words.words(raised(num_nodes_waiting), POD, []) == f"{RENDEZVOUS_LOST}RendezvousConnectionError: gone"
 
 
 def test_the_cause_that_torch_refers_to_is_there() -> None:
@@ -92,12 +101,16 @@ def test_the_cause_that_torch_refers_to_is_there() -> None:
         raise RendezvousConnectionError("See inner exception for details.") from OSError("timed out")
     except RendezvousConnectionError as error:
         found = last_words.words(error, POD, [])
-    assert found == "RendezvousConnectionError: See inner exception for details. from OSError: timed out"
+    assert (
+        found
+        == f"{RENDEZVOUS_FAILED}RendezvousConnectionError: See inner exception for details. from OSError: timed out"
+    )
 
 
 def test_a_server_that_torch_can_not_use_is_named_unless_the_command_line_names_another() -> None:
     environ = {**POD, "PET_RDZV_BACKEND": "etcd", "PET_RDZV_ENDPOINT": "127.0.0.1:1"}
     error = raised(fail(RendezvousConnectionError("see there")))
-    assert last_words.words(error, environ, ["torchrun", "train.py"]).startswith("backend etcd: 127.0.0.1:1 refuses")
+    found = last_words.words(error, environ, ["torchrun", "train.py"])
+    assert found.startswith(f"{RENDEZVOUS_FAILED}backend etcd: 127.0.0.1:1 refuses connections")
     own = ["torchrun", "--rdzv-endpoint=elsewhere:2379", "train.py"]
-    assert last_words.words(error, environ, own) == "RendezvousConnectionError: see there"
+    assert last_words.words(error, environ, own) == f"{RENDEZVOUS_FAILED}RendezvousConnectionError: see there"

@@ -15,8 +15,8 @@ from support.builders import member, pod_object, rendezvous, running
 from rdzv.backends import BackendError, Condition
 from rdzv.control.nearby import Found
 from rdzv.control.phase import Life, Problem, ready, summary
-from rdzv.control.status import NOTHING_BESIDE, Beside
-from rdzv.env import RENDEZVOUS_FAILED
+from rdzv.control.status import NOTHING_BESIDE, Beside, rfc3339
+from rdzv.env import RENDEZVOUS_FAILED, RENDEZVOUS_LOST
 from rdzv.observed import Observed
 from rdzv.protocol.records import CLOSED, Closure, Member, Round
 from rdzv.registry import backend_registry
@@ -213,6 +213,31 @@ def test_agents_that_end_because_their_backend_can_not_work_are_told_from_a_cras
     entry["state"], entry["restartCount"] = {"running": {"startedAt": "2026-11-23T10:00:10Z"}}, 3
     assert story.moment([pod], after=40)[0] == "Degraded: RendezvousFailed"
     assert story.moment([pod], after=60)[0] == "Running 1/1", "the server was put right"
+
+
+@pytest.mark.parametrize(
+    ("said", "lasted", "expected"),
+    [
+        (RENDEZVOUS_FAILED, 1205, "Degraded: RendezvousFailed"),
+        (RENDEZVOUS_LOST, 1205, "Running 1/1"),
+        (RENDEZVOUS_FAILED, 90_000, "Running 1/1"),
+        (RENDEZVOUS_FAILED, 5, "Running 1/1"),
+    ],
+    ids=["waited in vain", "lost its world", "trained for a day", "may have been too early"],
+)
+def test_an_agent_that_waited_long_for_a_store_that_is_not_there_is_told_from_one_that_had_met(
+    said: str, lasted: int, expected: str
+) -> None:
+    story = Story("c10d", 1)
+    (pod,) = pods("Running")
+    crashing(pod, 1, 1, f"{said}RendezvousConnectionError")
+    entry = pod["status"]["containerStatuses"][0]
+    entry["lastState"]["terminated"]["startedAt"] = rfc3339(NOW - 60 - lasted)
+    entry["lastState"]["terminated"]["finishedAt"] = rfc3339(NOW - 60)
+    entry["state"] = {"running": {"startedAt": rfc3339(NOW - 60)}}
+    assert story.moment([pod])[0] == expected
+    assert (story.status["conditions"][1]["status"] == "False") == (expected != "Running 1/1")
+    assert story.moment([pod], after=lasted + 60)[0] == "Running 1/1", "this run has outlasted the one before"
 
 
 def test_what_a_process_that_ended_well_says_of_its_rendezvous_is_no_failure() -> None:
