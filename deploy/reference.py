@@ -62,7 +62,10 @@ MEANINGS = {
     "PET_RDZV_ID": "the UID of the Rendezvous: one that is deleted and made anew is another world",
     "PET_RDZV_CONF": "`spec.config`, and what the backend adds: `KEY=VALUE,…`",
     "PET_NNODES": "`spec.nodes`: `N`, or `MIN:MAX`",
-    "PET_NPROC_PER_NODE": "`spec.nprocPerNode`",
+    "PET_NPROC_PER_NODE": "`spec.nprocPerNode`; where that is `auto` or `cpu`, the container's limit of CPUs if it has one",
+    "OMP_NUM_THREADS": "with a limit of CPUs: that of one process alone, 1 of several; not where the container says it itself",
+    "RDZV_NPROC_PER_NODE": "`spec.nprocPerNode`, if that comes before the container's limit",
+    "RDZV_OMP_NUM_THREADS": "1, if that comes before the container's limit",
     "PET_MAX_RESTARTS": "`spec.maxRestarts`",
     "PET_MONITOR_INTERVAL": "seconds between an agent's looks at its workers",
     "PET_LOCAL_ADDR": "the pod's address, by which others reach this agent",
@@ -91,7 +94,12 @@ MEANINGS |= {
     "LOCAL_RANK": "0, with `spec.launcher: none`",
     "LOCAL_WORLD_SIZE": "1, with `spec.launcher: none`",
 }
-_INSTEAD = {"PYTHONPATH": f"`{LIBRARY_PATH}`", "RANK": "ConfigMap `rdzv-NAME-ranks`"}
+_INSTEAD = {
+    "PYTHONPATH": f"`{LIBRARY_PATH}`",
+    "RANK": "ConfigMap `rdzv-NAME-ranks`",
+    "PET_NPROC_PER_NODE": "ConfigMap `rdzv-NAME`, `limits.cpu`",
+    "OMP_NUM_THREADS": "`limits.cpu`",
+}
 
 
 def filled(text: str) -> str:
@@ -133,7 +141,7 @@ def variables() -> str:
     """
     shared, own = of_config_map(), of_pod()
     rows = []
-    for name in [*shared, *own]:
+    for name in dict.fromkeys([*shared, *own]):
         backends = shared.get(name)
         everywhere = backends is None or len(backends) == len(backend_registry().names())
         source = _from(own[name], name) if name in own else "ConfigMap `rdzv-NAME`"
@@ -145,7 +153,8 @@ def of_config_map() -> dict[str, list[str]]:
     """The variables that ConfigMap `rdzv-NAME` may have, and with which backends."""
     found: dict[str, list[str]] = {}
     direct = _rendezvous("static", {"launcher": NO_LAUNCHER})
-    for rendezvous in [*map(_rendezvous, backend_registry().names()), direct]:
+    launched = [_rendezvous(name, {"nprocPerNode": count}) for count in (1, 2) for name in backend_registry().names()]
+    for rendezvous in [*launched, direct]:
         for name in render(rendezvous, backend_registry().provision(rendezvous)):
             found.setdefault(name, []).append(rendezvous.backend)
     return {name: [*dict.fromkeys(backends)] for name, backends in found.items()}
@@ -171,7 +180,7 @@ def _pods() -> Iterable[Mapping[str, object]]:
     for labels_ in [*marks, {GROUP_LABEL: "a", SLOT_LABEL: "0"}]:
         yield {
             "metadata": {"name": "pod", "labels": {LABEL: "mnist", **labels_}},
-            "spec": {"containers": [{"name": "train", "image": "train"}]},
+            "spec": {"containers": [{"name": "train", "image": "train", "resources": {"limits": {"cpu": "2"}}}]},
         }
 
 

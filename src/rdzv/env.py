@@ -84,6 +84,11 @@ def render(rendezvous: Rendezvous, provision: Provision, *, alike: bool = True) 
         "PET_MONITOR_INTERVAL": MONITOR_INTERVAL,
         **own,
     }
+    if rendezvous.nproc_per_node not in ("auto", "cpu"):
+        env[unless_limited("PET_NPROC_PER_NODE")] = rendezvous.nproc_per_node
+    if rendezvous.nproc_per_node != "1":
+        # What torchrun says itself where there are several processes: one alone may use all processors.
+        env[unless_limited("OMP_NUM_THREADS")] = "1"
     if alike and rendezvous.nproc_per_node.isdigit():
         # Without it agents exchange O(N) keys to learn what is the same everywhere (`elastic/agent/server/api.py`, pytorch#124982).
         env["TORCH_ELASTIC_WORKER_IDENTICAL"] = "1"
@@ -93,6 +98,11 @@ def render(rendezvous: Rendezvous, provision: Provision, *, alike: bool = True) 
 def ranks_name(config_map: str) -> str:
     """The ConfigMap that says, by its index, which rank a pod of `rdzv-NAME` has. Only with `launcher: none`."""
     return f"{config_map}-ranks"
+
+
+def unless_limited(variable: str) -> str:
+    """The key of ConfigMap `rdzv-NAME` whose value, if it is there, comes before what a container's limits say for this variable."""
+    return "RDZV_" + variable.removeprefix("PET_")
 
 
 def has_no_launcher(environ: Mapping[str, str]) -> bool:

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 from support.cluster_fixtures import LocalCluster
 from support.fault_proxy import FaultProxy
-from support.operator_process import Kube
+from support.operator_process import Kube, running_operator
+from support.played_kubelet import Kubelet
 from support.torchrun_fleet import install_crds
 
 
@@ -30,3 +31,13 @@ def proxy(control_plane: LocalCluster, tmp_path: Path) -> Iterator[FaultProxy]:
     """Before it."""
     with FaultProxy(control_plane.kubeconfig, tmp_path) as proxy:
         yield proxy
+
+
+@pytest.fixture
+def kubelet(control_plane: LocalCluster, light_namespace: str, tmp_path: Path) -> Iterator[Kubelet]:
+    """Runs pods of Rendezvous `mnist` in a namespace of its own, which the operator serves."""
+    install_crds(control_plane)
+    found = Kubelet(Kube(control_plane.kubeconfig), control_plane.kubeconfig, light_namespace, tmp_path)
+    with running_operator(control_plane.kubeconfig, tmp_path / "log", light_namespace):
+        yield found
+        found.stop()

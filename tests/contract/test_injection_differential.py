@@ -209,6 +209,11 @@ TEMPLATES: dict[str, Callable[[], Object]] = {
         )
         for kind, (labels, users, added, _) in ENVIRONMENTS.items()
     },
+    "limited to two processors": lambda: labelled({"containers": [{**MAIN, "resources": {"limits": {"cpu": "2"}}}]}),
+    "limited processors of a TrainJob": lambda: labelled(
+        {"containers": [{**MAIN, "resources": {"limits": {"cpu": "1500m"}}, "env": ENVIRONMENTS["TrainJob"][2]}]},
+        ENVIRONMENTS["TrainJob"][0],
+    ),
     "its own number of processes": lambda: labelled({"containers": [{**MAIN, "args": ["--nproc_per_node=2"]}]}),
     "deployment": lambda: labelled({"containers": [MAIN]}, {"pod-template-hash": "5d4f"}),
     "several containers, one named": lambda: labelled(

@@ -240,6 +240,13 @@ MISTAKES = [
         ["twice-a, twice-b", "index 0"],
     ),
     Mistake(
+        "mixed",
+        [pod("mixed", 0, container={"command": ["torchrun", "--nproc-per-node=4", "train.py"]}), pod("mixed", 1)],
+        "Degraded: MixedProcesses",
+        ["different numbers of processes: 2 in mixed-1, 4 in mixed-0", "say it in spec.nprocPerNode alone"],
+        spec={"nprocPerNode": 2},
+    ),
+    Mistake(
         "flags",
         [pod("flags", 0, container={"command": ["torchrun", "--standalone", "train.py"]}), pod("flags", 1)],
         "Degraded: SettingsShadowed",

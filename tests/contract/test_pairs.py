@@ -2,36 +2,13 @@
 
 from __future__ import annotations
 
-import socket
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
-import pytest
-from support.cluster_fixtures import LocalCluster
 from support.controllers import jobset, lws, pytorchjob
-from support.operated import rendezvous
-from support.operator_process import Kube, eventually, running_operator
-from support.played_kubelet import ADDRESS, Kubelet
-from support.torchrun_fleet import install_crds
-
-from rdzv.env import ENV_METHOD
+from support.operator_process import eventually
+from support.played_kubelet import Kubelet
 
 Object = dict[str, Any]
-
-
-@pytest.fixture
-def kubelet(control_plane: LocalCluster, light_namespace: str, tmp_path: Path) -> Iterator[Kubelet]:
-    install_crds(control_plane)
-    found = Kubelet(Kube(control_plane.kubeconfig), control_plane.kubeconfig, light_namespace, tmp_path)
-    with running_operator(control_plane.kubeconfig, tmp_path / "log", light_namespace):
-        yield found
-        found.stop()
-
-
-def wanted(kubelet: Kubelet, nodes: int, backend: str = "kubernetes", **spec: Any) -> None:
-    spec = {"nodes": {"min": nodes, "max": nodes}, "nprocPerNode": 1, **spec}
-    kubelet.kube.create(rendezvous(kubelet.namespace, backend, **spec))
 
 
 def degraded(kubelet: Kubelet) -> Object:
@@ -40,7 +17,7 @@ def degraded(kubelet: Kubelet) -> Object:
 
 
 def test_a_jobset_of_two_replicated_jobs_is_one_world_whose_ranks_survive_a_lost_pod(kubelet: Kubelet) -> None:
-    wanted(kubelet, 3)
+    kubelet.wants(3)
     pods = {"driver-0": jobset(0, 0), "workers-0": jobset(1, 0), "workers-1": jobset(1, 1)}
     for name in reversed(pods):
         kubelet.run(name, pods[name])
@@ -53,7 +30,7 @@ def test_a_jobset_of_two_replicated_jobs_is_one_world_whose_ranks_survive_a_lost
 
 
 def test_a_leaderworkerset_of_two_groups_is_one_world_though_its_labels_come_after_injection(kubelet: Kubelet) -> None:
-    wanted(kubelet, 4)
+    kubelet.wants(4)
     pods = {f"group-{group}-{worker}": lws(group, worker) for group in (0, 1) for worker in (0, 1)}
     for name in reversed(pods):
         labels = pods[name]
@@ -65,36 +42,16 @@ def test_a_leaderworkerset_of_two_groups_is_one_world_though_its_labels_come_aft
 
 
 def test_a_pytorchjob_with_master_and_worker_is_one_world_and_its_master_leads(kubelet: Kubelet) -> None:
-    wanted(kubelet, 2)
+    kubelet.wants(2)
     kubelet.run("a-worker", pytorchjob("worker", 0))
     kubelet.run("z-master", pytorchjob("master", 0))
     kubelet.await_ranks("z-master", "a-worker")
     kubelet.end()
 
 
-def test_plain_python_without_torchrun_meets_by_env_and_its_ranks_are_the_indexes(kubelet: Kubelet) -> None:
-    with socket.socket() as probe:
-        probe.bind((ADDRESS, 0))
-        endpoint = f"{ADDRESS}:{probe.getsockname()[1]}"
-    wanted(kubelet, 3, "static", launcher="none", endpoint=endpoint)
-    kubelet.launcher = ()
-    pods = {f"mnist-{index}": {"batch.kubernetes.io/job-completion-index": str(index)} for index in range(3)}
-    for name in reversed(pods):
-        kubelet.run(name, pods[name])
-    kubelet.await_ranks(*pods)
-    kubelet.end()
-    kubelet.kube.patch("Rendezvous", kubelet.namespace, "mnist", {"spec": {"launcher": "torchrun"}})
-
-    def told() -> Object:
-        return kubelet.told("mnist-1")
-
-    env = eventually(lambda: told() if "PET_RDZV_BACKEND" in told() else {})
-    assert not {*ENV_METHOD, "LOCAL_RANK", "LOCAL_WORLD_SIZE"} & env.keys(), "torchrun sets these itself"
-
-
 def test_two_workloads_are_one_world_when_their_user_says_so(kubelet: Kubelet) -> None:
     """A set of numbered pods, and pods without numbers, of which the user names the groups."""
-    wanted(kubelet, 3)
+    kubelet.wants(3)
     kubelet.run("b-1", {"rdzv.dev/group": "b", "apps.kubernetes.io/pod-index": "1"})
     kubelet.run("b-0", {"rdzv.dev/group": "b", "apps.kubernetes.io/pod-index": "0"})
     kubelet.run("c-xyz", {"rdzv.dev/group": "c", "pod-template-hash": "5d4f"})

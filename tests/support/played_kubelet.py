@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from typing import Any
 
 from rdzv.control.inject import InjectionSettings, inject
 from rdzv.spec import LABEL
+from support.operated import rendezvous
 from support.operator_process import ROOT, Kube, eventually
 
 Object = dict[str, Any]
@@ -52,6 +54,9 @@ def environment(pod: Object, config_maps: Mapping[str, Mapping[str, str]]) -> di
             assert value is not None or reference.get("optional"), reference
             if value is not None:
                 found[entry["name"]] = value
+        elif "resourceFieldRef" in source:
+            assert source["resourceFieldRef"] == {"resource": "limits.cpu", "divisor": "1"}
+            found[entry["name"]] = str(math.ceil(float(container["resources"]["limits"]["cpu"])))
         elif path.startswith("metadata.labels["):
             found[entry["name"]] = fields["metadata"]["labels"].get(path.split("'")[1], "")
         elif path:
@@ -73,18 +78,26 @@ class Kubelet:
     launcher: tuple[str, ...] = ("-m", "torch.distributed.run")
     running: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
 
+    def wants(self, nodes: int, backend: str = "kubernetes", **spec: Any) -> None:
+        """Makes the Rendezvous."""
+        spec = {"nodes": {"min": nodes, "max": nodes}, "nprocPerNode": 1, **spec}
+        self.kube.create(rendezvous(self.namespace, backend, **spec))
+
     def run(
         self,
         name: str,
         early: Mapping[str, str],
         later: Mapping[str, str] | None = None,
-        env: list[Object] | None = None,
+        **more: Any,
     ) -> None:
-        """Makes a pod with the labels of its controller, and runs `train.py` in it. `later`: what a webhook adds after injection."""
+        """Makes a pod with the labels of its controller, and runs `train.py` in it. `later`: what a webhook adds after injection.
+
+        `more`: of its container.
+        """
         container = {"name": "train", "image": "registry.invalid/train", "command": ["torchrun", "train.py"]}
         metadata: Object = {"name": name, "namespace": self.namespace, "labels": {LABEL: "mnist", **early}}
         pod: Object = {"apiVersion": "v1", "kind": "Pod", "metadata": metadata}
-        pod = inject({**pod, "spec": {"containers": [{**container, **({"env": env} if env else {})}]}}, SETTINGS)
+        pod = inject({**pod, "spec": {"containers": [{**container, **more}]}}, SETTINGS)
         pod["metadata"]["labels"] |= later or {}
         started = {"name": "train", "ready": True, "image": "", "imageID": "", "restartCount": 0}
         started["state"] = {"running": {"startedAt": "2026-01-01T00:00:00Z"}}

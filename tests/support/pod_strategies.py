@@ -28,7 +28,7 @@ _VARIABLES = [
     "RDZV_POD_UID",
 ]
 _VARIABLES += ["PYTHONPATH", "PET_NNODES", "PET_RDZV_BACKEND", "NCCL_DEBUG", "A", "MASTER_ADDR"]
-_VARIABLES += ["PET_NPROC_PER_NODE", "PYTHONUNBUFFERED", "PET_MASTER_ADDR", "RANK"]
+_VARIABLES += ["PET_NPROC_PER_NODE", "PYTHONUNBUFFERED", "PET_MASTER_ADDR", "RANK", "OMP_NUM_THREADS"]
 _VALUES = ["", "1", "auto", "0-node-0-0", "/opt/rdzv", "$(PET_RDZV_CONF),a=b", "$$(A) 'x' \"y\" \\ ~1/{}", "é→"]
 _VALUE_FROM: list[Object] = [
     {"fieldRef": {"fieldPath": "metadata.name"}},
@@ -53,6 +53,9 @@ _PATHS = [LIBRARY_PATH, f"{LIBRARY_PATH}/", "/opt", "/data", "/etc/config"]
 _RESOURCES: list[Object] = [
     {},
     {"limits": {"cpu": "2", "memory": "1Gi"}},
+    {"limits": {"cpu": "1500m", "memory": "1Gi"}},
+    {"limits": {"memory": "1Gi"}},
+    {"limits": {"cpu": "8", "nvidia.com/gpu": "1"}},
     {"requests": {"cpu": "0.5", "nvidia.com/gpu": "8"}, "limits": {"nvidia.com/gpu": "8"}},
 ]
 _SECURITY: list[Object] = [

@@ -6,7 +6,8 @@ from hypothesis import strategies as st
 from support.builders import rendezvous
 
 from rdzv.backends import Provision
-from rdzv.env import PodEnvironment, RendezvousEnvironmentError, parse_config, render, render_config
+from rdzv.control.inject import LIMITED
+from rdzv.env import PodEnvironment, RendezvousEnvironmentError, parse_config, render, render_config, unless_limited
 from rdzv.registry import backend_registry
 
 WORD = st.text("abcdefghijklmnopqrstuvwxyz_0123456789", min_size=1)
@@ -38,6 +39,24 @@ def test_what_a_pod_reads_is_what_the_operator_wrote() -> None:
 def test_workers_are_called_identical_only_when_they_are(nproc: str, identical: bool) -> None:
     environ = render(rendezvous(nprocPerNode=nproc), Provision(endpoint="store:1"))
     assert ("TORCH_ELASTIC_WORKER_IDENTICAL" in environ) == identical
+
+
+@pytest.mark.parametrize(
+    ("nproc", "over_limits"),
+    [
+        ("auto", {"RDZV_OMP_NUM_THREADS": "1"}),
+        ("cpu", {"RDZV_OMP_NUM_THREADS": "1"}),
+        ("gpu", {"RDZV_NPROC_PER_NODE": "gpu", "RDZV_OMP_NUM_THREADS": "1"}),
+        ("1", {"RDZV_NPROC_PER_NODE": "1"}),
+        ("4", {"RDZV_NPROC_PER_NODE": "4", "RDZV_OMP_NUM_THREADS": "1"}),
+    ],
+)
+def test_what_comes_before_a_containers_limits(nproc: str, over_limits: dict[str, str]) -> None:
+    """One process for each processor has one thread; one process alone has a thread for each."""
+    environ = render(rendezvous(nprocPerNode=nproc), Provision(endpoint="store:1"))
+    keys = map(unless_limited, LIMITED)
+    assert {key: environ[key] for key in keys if key in environ} == over_limits
+    assert environ["PET_NPROC_PER_NODE"] == nproc, "for containers without limits"
 
 
 def test_without_a_launcher_a_pod_has_what_env_wants_and_nothing_of_torchruns() -> None:

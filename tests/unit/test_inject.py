@@ -23,6 +23,7 @@ from rdzv.control.inject import (
     DELIVERIES,
     LIBRARY,
     LIBRARY_ANNOTATION,
+    LIMITED,
     YIELDING,
     InjectionSettings,
     first_of_controller,
@@ -30,7 +31,7 @@ from rdzv.control.inject import (
     is_injected,
     shadowed,
 )
-from rdzv.env import CLIENT_PATH, PodEnvironment, render
+from rdzv.env import CLIENT_PATH, PodEnvironment, render, unless_limited
 from rdzv.registry import backend_registry
 from rdzv.spec import LABEL, Rendezvous
 
@@ -133,6 +134,57 @@ def test_without_an_index_no_rank_is_made_up(labels: Object) -> None:
 
 def test_an_index_without_a_number_is_no_key_of_ranks() -> None:
     assert "RANK" not in {entry["name"] for entry in env_of(injected(pod(labels={"rdzv.dev/slot": ""})))}
+
+
+def limited(**container: Any) -> list[Object]:
+    """What a container of these limits gets for the number of its processes and their threads."""
+    resources = {"limits": {"cpu": "2", "memory": "1Gi"}}
+    result = injected(pod({"name": "main", "resources": resources, **container}))
+    return [entry for entry in env_of(result) if entry["name"] in LIMITED]
+
+
+def test_a_container_with_a_limit_of_processors_has_a_process_for_each_unless_its_rendezvous_says_a_number() -> None:
+    limit = {"resourceFieldRef": {"resource": "limits.cpu", "divisor": "1"}}
+    assert limited() == [
+        {"name": "PET_NPROC_PER_NODE", "valueFrom": limit},
+        of_config_map("PET_NPROC_PER_NODE", "rdzv-mnist", "RDZV_NPROC_PER_NODE"),
+        {"name": "OMP_NUM_THREADS", "valueFrom": limit},
+        of_config_map("OMP_NUM_THREADS", "rdzv-mnist", "RDZV_OMP_NUM_THREADS"),
+    ]
+
+
+@pytest.mark.parametrize(
+    "container",
+    [
+        {"resources": {}},
+        {"resources": {"limits": {"memory": "1Gi"}}},
+        {"resources": {"limits": {"cpu": "8", "nvidia.com/gpu": "1"}}},
+        {"resources": {"limits": {"cpu": "8"}, "claims": [{"name": "gpus"}]}},
+        {"envFrom": [{"configMapRef": {"name": "mine"}}]},
+        {"env": [{"name": "PET_NPROC_PER_NODE", "value": "3"}, {"name": "OMP_NUM_THREADS", "value": "2"}]},
+    ],
+    ids=[
+        "no limit",
+        "no limit of processors",
+        "devices",
+        "claimed devices",
+        "variables that can't be seen",
+        "its user's",
+    ],
+)
+def test_processes_stay_torchruns_matter_where_a_limit_says_nothing_or_the_user_something(container: Object) -> None:
+    assert limited(**container) == container.get("env", [])
+
+
+def test_what_a_controller_says_where_its_user_says_nothing_yields_to_the_limit() -> None:
+    labels, users, added, _ = ENVIRONMENTS["PyTorchJob"]
+    resources = {"limits": {"cpu": "2"}}
+    result = injected(pod({"name": "main", "resources": resources, "env": [*users, *added]}, labels=labels))
+    found = [entry.get("valueFrom", entry) for entry in env_of(result) if entry["name"] == "PET_NPROC_PER_NODE"]
+    assert ["value" in found[0], *("resourceFieldRef" in entry for entry in found[1:])] == [True, True, False]
+    assert found[-1]["configMapKeyRef"]["key"] == "RDZV_NPROC_PER_NODE"
+    assert ("main", "PET_NPROC_PER_NODE") not in shadowed(result)
+    assert inject(result, SETTINGS["none"]) == result
 
 
 def effective(container: Object) -> dict[str, Object]:
@@ -325,9 +377,10 @@ def test_of_each_name_users_variables_come_as_they_were(original: Object) -> Non
     for container in result["spec"]["containers"]:
         own, now = old[container["name"]], container.get("env", [])
         assert now[: len(own)] == own
-        added = [entry["name"] for entry in now[len(own) :]]
-        assert len(set(added)) == len(added)
+        added = [entry["name"] for entry in now[len(own) :] if "resourceFieldRef" not in entry.get("valueFrom", {})]
+        assert len(set(added)) == len(added), "a limit is the only thing that something else of ours follows"
         users = own[: first_of_controller(original, own)]
+        added += [entry["name"] for entry in now[len(own) :]]
         assert {entry["name"] for entry in users}.isdisjoint(added)
         assert {entry["name"] for entry in own}.intersection(added).issubset(YIELDING)
 
@@ -403,7 +456,8 @@ def test_whatever_the_operator_renders_into_the_environment_can_be_reported(back
     if backend != "kubernetes":
         spec["endpoint"] = "server:2379"
     rendezvous = Rendezvous.from_object({"metadata": {"name": "mnist", "namespace": "team", "uid": "u"}, "spec": spec})
-    names = render(rendezvous, backend_registry().provision(rendezvous))
+    keys = set(map(unless_limited, LIMITED))  # Read by their references, and by nobody as variables.
+    names = [name for name in render(rendezvous, backend_registry().provision(rendezvous)) if name not in keys]
     own = [{"name": name, "value": "mine"} for name in names]
     assert shadowed(injected(pod({"name": "main", "env": own}))) == [("main", name) for name in names]
 

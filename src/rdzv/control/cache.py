@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 from rdzv.control.children import MANAGED_BY_LABEL, RBAC
 from rdzv.control.inject import is_injected
-from rdzv.control.overrides import OWN_NPROC, Override, overrides
+from rdzv.control.overrides import Override, overrides, own_nproc, processors
 from rdzv.objects import Object, ReadOnlyObject
 from rdzv.observed import Observed, Pod
 from rdzv.protocol.records import Member, Round
@@ -94,7 +94,8 @@ def _read_pod(obj: ReadOnlyObject) -> tuple[frozenset[str], PodEntry]:
         phase=_shared(pod.phase),
         reason=_shared(pod.reason),
         service_account=_shared(pod.service_account),
-        own_nproc=any(each.name in OWN_NPROC for each in found),
+        own_nproc=_shared(own_nproc(obj, found)),
+        processors=processors(obj),
     )
     return _names(obj), PodEntry(pod, tuple(found))
 

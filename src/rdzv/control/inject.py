@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from rdzv.env import CLIENT_PATH, LIBRARY_PATH, ranks_name
+from rdzv.env import CLIENT_PATH, LIBRARY_PATH, ranks_name, unless_limited
 from rdzv.objects import ReadOnlyObject
 from rdzv.pairs import GROUP_LABEL, labels_of
 from rdzv.spec import GROUP, LABEL
@@ -74,6 +74,8 @@ YIELDING = (
     *("PET_RDZV_BACKEND", "PET_RDZV_ENDPOINT", "PET_RDZV_ID", "PET_RDZV_CONF", "PET_NNODES", "PET_NPROC_PER_NODE"),
     *("PET_MASTER_ADDR", "PET_MASTER_PORT"),
 )
+#: What follows from how many processors a container may use: how many processes torchrun starts, and threads of each.
+LIMITED = ("PET_NPROC_PER_NODE", "OMP_NUM_THREADS")
 _NPROC, _IDENTICAL = "PET_NPROC_PER_NODE", "TORCH_ELASTIC_WORKER_IDENTICAL"
 _NPROC_FLAG = re.compile(r"(?<![\w-])--nproc[-_]per[-_]node(?![\w-])", re.ASCII)
 _FLAG = re.compile(rf"(?<![\w-])--({'|'.join(_FLAGS).replace('-', '[-_]')})(?![\w-])")
@@ -111,8 +113,16 @@ def inject(pod: ReadOnlyObject, settings: InjectionSettings) -> dict[str, Any]:
         if not _refers(container, name):
             container["envFrom"] = [{"configMapRef": {"name": name}}, *(container.get("envFrom") or [])]
         own = container.get("env") or []
-        yielding = [_of_config_map(variable, name, variable) for variable in _yielding(result, own)]
-        container["env"] = [*own, *(entry for entry in env if entry["name"] not in _names(own)), *yielding]
+        yielding = _yielding(result, own)
+        limited = [
+            variable for variable in _limited(container, name) if variable not in _names(own) or variable in yielding
+        ]
+        container["env"] = [
+            *own,
+            *(entry for entry in env if entry["name"] not in _names(own)),
+            *(_of_config_map(variable, name, variable) for variable in yielding if variable not in limited),
+            *(entry for variable in limited for entry in _by_limit(name, variable)),
+        ]
         if _has_own_nproc(container, name) and _IDENTICAL not in _names(own):
             container["env"].append(dict(_DIFFERENT))
         for volume, path in ((LIBRARY, LIBRARY_PATH), (CLIENT, CLIENT_PATH)):
@@ -182,6 +192,30 @@ def _of_config_map(variable: str, config_map: str, key: str) -> dict[str, Any]:
     """The Rendezvous's own value, after which that of its name counts no more; where it has none, that one does."""
     reference = {"name": config_map, "key": key, "optional": True}
     return {"name": variable, "valueFrom": {"configMapKeyRef": reference}}
+
+
+def _limited(container: ReadOnlyObject, config_map: str) -> Sequence[str]:
+    """The variables that follow from how many processors the container may use, which neither torchrun nor OpenMP knows.
+
+    None where it has devices, which torchrun counts rightly, or variables of its user's that can't be seen from here.
+    """
+    resources = container.get("resources") or {}
+    limits, own = (
+        resources.get("limits") or {},
+        [source for source in container.get("envFrom") or [] if not _is_source(source, config_map)],
+    )
+    if "cpu" not in limits or own or resources.get("claims") or any("/" in name for name in limits):
+        return ()
+    return LIMITED
+
+
+def _by_limit(config_map: str, variable: str) -> list[dict[str, Any]]:
+    """One for each processor, and after that what the Rendezvous says, if it says a number."""
+    reference = {"resource": "limits.cpu", "divisor": "1"}
+    return [
+        {"name": variable, "valueFrom": {"resourceFieldRef": reference}},
+        _of_config_map(variable, config_map, unless_limited(variable)),
+    ]
 
 
 def _yielding(pod: ReadOnlyObject, env: Sequence[ReadOnlyObject]) -> list[str]:
@@ -331,9 +365,11 @@ def containers_of(pod: ReadOnlyObject) -> list[Any]:
 
 
 def _refers(container: ReadOnlyObject, config_map: str) -> bool:
-    return any(
-        (source.get("configMapRef") or {}).get("name") == config_map for source in container.get("envFrom") or []
-    )
+    return any(_is_source(source, config_map) for source in container.get("envFrom") or [])
+
+
+def _is_source(source: ReadOnlyObject, config_map: str) -> bool:
+    return bool((source.get("configMapRef") or {}).get("name") == config_map)
 
 
 def _mounts(container: ReadOnlyObject, path: str) -> bool:

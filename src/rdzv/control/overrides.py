@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Iterable, Mapping, Sequence, Set
 from typing import NamedTuple
 
-from rdzv.control.inject import containers_of, first_of_controller, shadowed
+from rdzv.control.inject import command_words, containers_of, first_of_controller, shadowed
+from rdzv.env import unless_limited
 from rdzv.objects import ReadOnlyObject
 
 #: With one of these a pod meets elsewhere than the others.
@@ -20,6 +23,10 @@ OWN_NPROC = frozenset({"PET_NPROC_PER_NODE", "--nproc-per-node"})
 #: Their values may be anybody's secrets, or long.
 _UNSHOWN = frozenset({"PET_RDZV_CONF", "PYTHONPATH"})
 _VALUE_LENGTH = 60
+_NPROC_FLAG = re.compile(r"(?<![\w-])--nproc[-_]per[-_]node(?:=|\s+)(\d{1,5})(?!\w)", re.ASCII)
+_NPROC_UNLESS = unless_limited("PET_NPROC_PER_NODE")
+#: A number of processors as the API server writes it.
+_PROCESSORS = re.compile(r"(\d{1,9})(m?)", re.ASCII)
 
 
 class Override(NamedTuple):
@@ -59,6 +66,30 @@ def apart(found: Mapping[str, Iterable[Override]], endpoint: str) -> dict[str, s
         for pod, of_pod in found.items()
     }
     return {pod: text for pod, text in harmful.items() if text}
+
+
+def own_nproc(pod: ReadOnlyObject, found: Iterable[Override]) -> str:
+    """How many processes the pod says itself that it has: a number, "?" for one that can't be seen, "" if it says nothing.
+
+    `found`: its overrides.
+    """
+    own = [each for each in found if each.name in OWN_NPROC]
+    if not own:
+        return ""
+    flags = [number for c in containers_of(pod) for number in _NPROC_FLAG.findall(" ".join(command_words(c)))]
+    variables = [each.value for each in own if each.value.isdecimal() and len(each.value) <= 5]
+    return next(iter((*flags, *variables)), "?")
+
+
+def processors(pod: ReadOnlyObject) -> int:
+    """How many processors the pod may use, as nprocPerNode `auto` means them; 0 where it means something else."""
+    for container in containers_of(pod):
+        told = [entry for entry in container.get("env") or [] if entry["name"] == "PET_NPROC_PER_NODE"]
+        reference = ((told[-1].get("valueFrom") or {}).get("configMapKeyRef") or {}) if told else {}
+        if reference.get("key") == _NPROC_UNLESS:
+            limit = _PROCESSORS.fullmatch(str(((container.get("resources") or {}).get("limits") or {}).get("cpu", "")))
+            return 0 if limit is None else math.ceil(int(limit[1]) / (1000 if limit[2] else 1))
+    return 0
 
 
 def variable_of(name: str) -> str:

@@ -272,6 +272,27 @@ def _reforming(seen: Seen) -> list[Problem]:
     return [Problem(REFORMING, text)]
 
 
+def _mixed(seen: Seen) -> list[Problem]:
+    """Numbers of processes that can be seen, and are not one."""
+    asked = seen.rendezvous.nproc_per_node
+    by_number: dict[str, str] = {}
+    for pod in seen.live:
+        by_limits = str(pod.processors or "") if asked in ("auto", "cpu") else asked
+        number = pod.own_nproc or by_limits
+        if number.isdecimal():
+            by_number[number] = min(pod.name, by_number.get(number, pod.name))
+    if len(by_number) < 2:
+        return []
+    some = ", ".join(
+        f"{number} in {name}" for number, name in sorted(by_number.items(), key=lambda item: int(item[0]))[:3]
+    )
+    text = (
+        f"pods have different numbers of processes: {some}. torch allows that, and few training scripts do: say it in spec.nprocPerNode "
+        "alone, or give all pods one limits.cpu"
+    )
+    return [Problem("MixedProcesses", text)]
+
+
 def _too_many(seen: Seen) -> list[Problem]:
     live, nodes = seen.live, seen.rendezvous.nodes
     if len(live) <= nodes.max:
@@ -328,6 +349,7 @@ _LADDER: Sequence[Callable[[Seen], list[Problem]]] = (
     _crash_looping,
     _reforming,
     _several_workloads,
+    _mixed,
     _too_many,
     _not_joined,
     _too_few,
