@@ -26,6 +26,9 @@ LIBRARY_PATH = "/opt/rdzv"
 #: Where injection mounts Secret `rdzv-NAME-client`, if there is one: what a client of the backend's server proves itself with.
 CLIENT_PATH = "/var/run/secrets/rdzv.dev/client"
 
+#: What the ConfigMap says where ranks follow the topology, so that an agent takes any slot, not only that of its index.
+RANKS, BY_TOPOLOGY = "RDZV_RANKS", "topology"
+
 #: Seconds. torchrun's `LaunchConfig` passes `timeout=900` to every handler when the user said nothing (`launcher/api.py`).
 LAUNCH_TIMEOUT = 900
 

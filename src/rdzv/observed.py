@@ -12,6 +12,7 @@ from rdzv.pairs import Pair, labels_of, pair_of, place_order
 from rdzv.pod_reasons import Runs
 from rdzv.protocol.records import Member, Round
 from rdzv.spec import LABEL, Nodes, index_of
+from rdzv.topology import NodeLabels
 
 if TYPE_CHECKING:
     from rdzv.spec import Rendezvous
@@ -38,6 +39,7 @@ class Pod:
     without help. `reason`: why it is not there yet ("" when it is); `bland`: that says nothing, and an Event may say more. `created`:
     RFC 3339, so that text order is time order. `ip`: its first address ("": it has none yet). `owner`: UID of its controller ("": it
     has none). `runs`: how its containers have run. `own_nproc`: it says itself how many processes it has.
+    `node`: where it runs, or is about to ("": nobody has said yet).
     """
 
     name: str
@@ -59,6 +61,7 @@ class Pod:
     owner: str = ""
     runs: Runs = _NEVER_RUN
     own_nproc: bool = False
+    node: str = ""
 
     @property
     def slot(self) -> int | None:
@@ -109,6 +112,7 @@ class Pod:
             bland=reason.bland,
             owner=next((owner["uid"] for owner in meta.get("ownerReferences") or [] if owner.get("controller")), ""),
             runs=pod_reasons.runs_of(status),
+            node=obj["spec"].get("nodeName") or "",
         )
 
 
@@ -117,7 +121,7 @@ class Observed:
     """Everything that a decision about one Rendezvous rests on, read at the start of a pass.
 
     `round` and `members`: the `kubernetes` backend's records; None and empty for any other. `gone`: UIDs that members name and of which the
-    API server says that no pod has them.
+    API server says that no pod has them. `node_labels`: of the nodes of its pods, where its ranks follow them.
     """
 
     pods: Sequence[Pod] = ()
@@ -125,6 +129,7 @@ class Observed:
     round: Round | None = None
     members: Sequence[Member] = ()
     gone: Set[str] = frozenset()
+    node_labels: NodeLabels = field(default_factory=NodeLabels)
 
     @property
     def candidates(self) -> list[Pod]:

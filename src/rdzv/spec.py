@@ -52,6 +52,7 @@ class Rendezvous:
     """One `Rendezvous` object.
 
     `settings` is the spec's member named after the backend (`spec.c10d` for c10d), `{}` when absent. `created`: RFC 3339.
+    `topology_keys`: labels of nodes that ranks follow, the coarsest first.
     """
 
     name: str
@@ -67,6 +68,7 @@ class Rendezvous:
     settings: Mapping[str, Any] = field(default_factory=dict)
     created: str = ""
     failures: FailurePolicy = FailurePolicy()
+    topology_keys: tuple[str, ...] = ()
 
     @property
     def child_name(self) -> str:
@@ -98,6 +100,7 @@ class Rendezvous:
             settings=dict(spec.get(settings_key(backend), {})),
             created=meta.get("creationTimestamp") or "",
             failures=_failure_policy(spec.get("failurePolicy", {})),
+            topology_keys=tuple(map(str, spec.get("ranks", {}).get("topologyKeys", ()))),
         )
 
 

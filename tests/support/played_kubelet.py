@@ -78,13 +78,18 @@ class Kubelet:
         early: Mapping[str, str],
         later: Mapping[str, str] | None = None,
         env: list[Object] | None = None,
+        node: str = "",
     ) -> None:
-        """Makes a pod with the labels of its controller, and runs plain `torchrun` in it. `later`: what a webhook adds after injection."""
+        """Makes a pod with the labels of its controller, and runs plain `torchrun` in it.
+
+        `later`: what a webhook adds after injection; `node`: where the pod is said to run.
+        """
         container = {"name": "train", "image": "registry.invalid/train", "command": ["torchrun", "train.py"]}
         metadata: Object = {"name": name, "namespace": self.namespace, "labels": {LABEL: "mnist", **early}}
         pod: Object = {"apiVersion": "v1", "kind": "Pod", "metadata": metadata}
         pod = inject({**pod, "spec": {"containers": [{**container, **({"env": env} if env else {})}]}}, SETTINGS)
         pod["metadata"]["labels"] |= later or {}
+        pod["spec"] |= {"nodeName": node} if node else {}
         started = {"name": "train", "ready": True, "image": "", "imageID": "", "restartCount": 0}
         started["state"] = {"running": {"startedAt": "2026-01-01T00:00:00Z"}}
         status = {"phase": "Running", "podIP": ADDRESS, "podIPs": [{"ip": ADDRESS}], "containerStatuses": [started]}

@@ -69,5 +69,5 @@ def test_settings_stand_under_the_backends_name(backend: str, key: str) -> None:
 
 
 def test_names_that_the_crd_refuses_are_those_of_other_fields() -> None:
-    fields = {"backend", "nodes", "nprocPerNode", "maxRestarts", "endpoint", "config", "failurePolicy"}
+    fields = {"backend", "nodes", "nprocPerNode", "maxRestarts", "endpoint", "config", "failurePolicy", "ranks"}
     assert {settings_key(name) for name in NOT_BACKENDS} == fields
