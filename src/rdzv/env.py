@@ -33,6 +33,9 @@ ENV_METHOD = ("MASTER_ADDR", "MASTER_PORT", "WORLD_SIZE", "RANK")
 #: or it had, and what the backend keeps was gone.
 RENDEZVOUS_FAILED, RENDEZVOUS_LOST = "rendezvous failed: ", "rendezvous lost: "
 
+#: What the ConfigMap says where ranks follow the topology, so that an agent takes any slot, not only that of its index.
+RANKS, BY_TOPOLOGY = "RDZV_RANKS", "topology"
+
 #: Seconds. torchrun's `LaunchConfig` passes `timeout=900` to every handler when the user said nothing (`launcher/api.py`).
 LAUNCH_TIMEOUT = 900
 

@@ -12,6 +12,7 @@ from rdzv.pairs import Pair, labels_of, pair_of, place_order
 from rdzv.pod_reasons import Runs
 from rdzv.protocol.records import Member, Round
 from rdzv.spec import LABEL, Nodes, index_of
+from rdzv.topology import NodeLabels
 
 if TYPE_CHECKING:
     from rdzv.spec import Rendezvous
@@ -40,6 +41,7 @@ class Pod:
     has none). `runs`: how its containers have run. `own_nproc`: how many processes it
     says itself that it has ("": nothing, "?": a number that can't be seen). `processors`: how many it may use, where nprocPerNode auto
     means those (0: it does not).
+    `node`: where it runs, or is about to ("": nobody has said yet).
     """
 
     name: str
@@ -62,6 +64,7 @@ class Pod:
     runs: Runs = _NEVER_RUN
     own_nproc: str = ""
     processors: int = 0
+    node: str = ""
 
     @property
     def slot(self) -> int | None:
@@ -112,6 +115,7 @@ class Pod:
             bland=reason.bland,
             owner=next((owner["uid"] for owner in meta.get("ownerReferences") or [] if owner.get("controller")), ""),
             runs=pod_reasons.runs_of(status),
+            node=obj["spec"].get("nodeName") or "",
         )
 
 
@@ -120,7 +124,7 @@ class Observed:
     """Everything that a decision about one Rendezvous rests on, read at the start of a pass.
 
     `round` and `members`: the `kubernetes` backend's records; None and empty for any other. `gone`: UIDs that members name and of which the
-    API server says that no pod has them.
+    API server says that no pod has them. `node_labels`: of the nodes of its pods, where its ranks follow them.
     """
 
     pods: Sequence[Pod] = ()
@@ -128,6 +132,7 @@ class Observed:
     round: Round | None = None
     members: Sequence[Member] = ()
     gone: Set[str] = frozenset()
+    node_labels: NodeLabels = field(default_factory=NodeLabels)
 
     @property
     def candidates(self) -> list[Pod]:

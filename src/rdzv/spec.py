@@ -64,6 +64,7 @@ class Rendezvous:
 
     `settings` is the spec's member named after the backend (`spec.c10d` for c10d), `{}` when absent. `created`: RFC 3339.
     `launcher`: what starts the workers in a pod, torchrun or `NO_LAUNCHER`.
+    `topology_keys`: labels of nodes that ranks follow, the coarsest first.
     """
 
     name: str
@@ -81,6 +82,7 @@ class Rendezvous:
     created: str = ""
     failures: FailurePolicy = FailurePolicy()
     network: Network = Network()
+    topology_keys: tuple[str, ...] = ()
 
     @property
     def child_name(self) -> str:
@@ -118,6 +120,7 @@ class Rendezvous:
             created=meta.get("creationTimestamp") or "",
             failures=_failure_policy(spec.get("failurePolicy", {})),
             network=Network(bool(network.get("isolate", isolate)), tuple(network.get("allow") or ())),
+            topology_keys=tuple(map(str, spec.get("ranks", {}).get("topologyKeys", ()))),
         )
 
 

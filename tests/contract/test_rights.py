@@ -24,6 +24,7 @@ Object = dict[str, Any]
 #: A verb on a resource of a group.
 Right = tuple[str, str, str]
 
+TOPOLOGY = "--set=topology.enabled=true"
 WEBHOOK = "--set=injection.mode=webhook"
 
 #: Nobody can grant what they lack: the operator has these for the Roles that it writes, and uses only some of them itself.
@@ -53,7 +54,7 @@ class Life:
 def life(control_plane: LocalCluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Life]:
     install_crds(control_plane)
     scratch, namespace = tmp_path_factory.mktemp("rights"), f"test-{secrets.token_hex(4)}"
-    release = (f"--namespace={namespace}", WEBHOOK)
+    release = (f"--namespace={namespace}", WEBHOOK, TOPOLOGY)
     control_plane.kubectl("create", "namespace", namespace)
     with (
         policies(control_plane, [namespace], *release) as name,
@@ -114,6 +115,12 @@ def live(kube: Kube, namespace: str) -> None:
         # No pod of an etcd ever runs here.
         expected = "ServerNotReady" if backend.startswith("etcd") else "Provisioned"
         eventually(lambda backend=backend, expected=expected: reason(f"with-{backend}") == expected)  # type: ignore[misc]
+
+    ranked = rendezvous(namespace, "kubernetes", ranks={"topologyKeys": ["rack"]})
+    kube.create(named(ranked, "ranked"))
+    on_a_node = pod_of("ranked", namespace)
+    on_a_node["spec"]["nodeName"] = "nowhere"
+    kube.create(on_a_node)
 
     for obj in (rendezvous(namespace), pod(namespace, "a", 0), pod(namespace, "b", 1)):
         kube.create(obj)

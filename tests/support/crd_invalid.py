@@ -414,6 +414,23 @@ REFUSED = [
     _admits("no-ports", "ports in body should have at least 1 items", {"ports": []}),
     _admits("a-port-twice", "ports[1]: Duplicate value", {"ports": [80, 80]}),
     Refused("network-too-many", "must have at most 16 items", {"network": {"allow": [{"ports": [80]}] * 17}}),
+    # ranks
+    Refused(
+        "ranks-with-c10d",
+        "spec.ranks: Invalid value: is for backend kubernetes only, because the agents of backend c10d give out ranks themselves: "
+        "remove it",
+        {"ranks": {"topologyKeys": ["rack"]}},
+    ),
+    Refused("ranks-by-nothing", "spec.ranks.topologyKeys: Required value", {"backend": "kubernetes", "ranks": {}}),
+    *(
+        Refused(f"ranks-{name}", text, {"backend": "kubernetes", "ranks": {"topologyKeys": keys}})
+        for name, text, keys in (
+            ("by-no-key", "should have at least 1 items", []),
+            ("by-five-keys", "must have at most 4 items", ["a", "b", "c", "d", "e"]),
+            ("by-a-key-twice", "spec.ranks.topologyKeys: Invalid value: has a key twice", ["rack", "rack"]),
+            ("by-no-label", "spec.ranks.topologyKeys[0]: Invalid value: is no key of a label", ["rack one"]),
+        )
+    ),
     # failurePolicy
     Refused(
         "failure-policy-with-c10d",

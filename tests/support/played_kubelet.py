@@ -88,17 +88,19 @@ class Kubelet:
         name: str,
         early: Mapping[str, str],
         later: Mapping[str, str] | None = None,
+        node: str = "",
         **more: Any,
     ) -> None:
         """Makes a pod with the labels of its controller, and runs `train.py` in it. `later`: what a webhook adds after injection.
 
-        `more`: of its container.
+        `node`: where the pod is said to run; `more`: of its container.
         """
         container = {"name": "train", "image": "registry.invalid/train", "command": ["torchrun", "train.py"]}
         metadata: Object = {"name": name, "namespace": self.namespace, "labels": {LABEL: "mnist", **early}}
         pod: Object = {"apiVersion": "v1", "kind": "Pod", "metadata": metadata}
         pod = inject({**pod, "spec": {"containers": [{**container, **more}]}}, SETTINGS)
         pod["metadata"]["labels"] |= later or {}
+        pod["spec"] |= {"nodeName": node} if node else {}
         started = {"name": "train", "ready": True, "image": "", "imageID": "", "restartCount": 0}
         started["state"] = {"running": {"startedAt": "2026-01-01T00:00:00Z"}}
         status = {"phase": "Running", "podIP": ADDRESS, "podIPs": [{"ip": ADDRESS}], "containerStatuses": [started]}

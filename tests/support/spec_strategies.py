@@ -37,6 +37,7 @@ OPERATORS_KEYS = {"c10d": {"is_host", "store_type"}, "static": {"rank"}}
 
 #: Fields of the spec, and what would become one by `settings_key`.
 NOT_BACKENDS = {
+    "ranks",
     "backend",
     "nodes",
     "nproc-per-node",

@@ -202,6 +202,16 @@ def test_releases_of_one_namespace_share_a_lease_unless_they_serve_others() -> N
     assert lease("--set", "watchNamespaces={a}") == "rdzv-system/second"
 
 
+@pytest.mark.parametrize("namespaces", [(), ("--set", "watchNamespaces={a}")])
+def test_nodes_are_read_one_at_a_time_and_only_where_that_is_wanted(namespaces: tuple[str, ...]) -> None:
+    def of_nodes(*arguments: str) -> list[Object]:
+        roles = of_kind(rendered(*namespaces, *arguments), "Role", "ClusterRole")
+        return [rule for role in roles for rule in role["rules"] if "nodes" in rule["resources"]]
+
+    assert of_nodes() == []
+    assert of_nodes("--set", "topology.enabled=true") == [{"apiGroups": [""], "resources": ["nodes"], "verbs": ["get"]}]
+
+
 def test_with_namespaces_named_the_operator_has_the_same_rights_there_and_nowhere_else() -> None:
     everywhere, named = rendered(), rendered(*FORMS["namespaced-values.yaml"])
     (role,) = (r for r in of_kind(everywhere, "ClusterRole") if r["metadata"]["name"] == "rendezvous-operator")

@@ -81,5 +81,6 @@ def test_names_that_the_crd_refuses_are_those_of_other_fields() -> None:
         "config",
         "failurePolicy",
         "network",
+        "ranks",
     }
     assert {settings_key(name) for name in NOT_BACKENDS} == fields

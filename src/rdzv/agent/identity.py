@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from ipaddress import ip_address
 from typing import TYPE_CHECKING
 
+from rdzv.env import BY_TOPOLOGY, RANKS
 from rdzv.kube.config import Config, ConfigError
 from rdzv.kube.credentials import TokenFile, bound_pod
 from rdzv.pairs import Pair, is_group, pair_of
@@ -41,9 +42,12 @@ def identify(params: RendezvousParameters, place: Place, environ: Mapping[str, s
     pair = _pair(params, environ) if slot is None else None
     if pair is not None and not pair.group:
         slot, pair = _bounded(pair.index), None
+    local = slot
+    if slot is not None and params.get("slot") is None and environ.get(RANKS) == BY_TOPOLOGY:
+        pair, slot = Pair("", slot), None
     pod, uid = place.pod
     owned = bool(uid and pod and not given)
-    name = str(given) if given else pod or _local_name(place.name, slot)
+    name = str(given) if given else pod or _local_name(place.name, local)
     return Identity(
         rendezvous=place.name,
         run_id=str(params.run_id),

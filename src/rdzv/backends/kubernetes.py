@@ -11,11 +11,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from rdzv.backends import FAILED, OF_FIXED_RANKS, SUCCEEDED, Backend, BackendError, Condition, Provision, World
+from rdzv.env import BY_TOPOLOGY, RANKS
 from rdzv.protocol import records, reforms
 from rdzv.protocol.encoding import MAX_SLOTS
 from rdzv.protocol.records import CLOSED, LIVE, RUNNING, SUCCESS, TOO_MANY_REFORMS, Member, Round
 from rdzv.protocol.roster import Absent, Roster
 from rdzv.spec import GROUP
+from rdzv.topology import problems as topology_problems
+from rdzv.topology import sites
 
 if TYPE_CHECKING:
     from torch.distributed.elastic.rendezvous import RendezvousHandler, RendezvousParameters
@@ -56,6 +59,7 @@ def provision(rendezvous: Rendezvous) -> Provision:
         config=rendezvous.config,
         # Its agents go by the bounds in the spec.
         unused=OF_FIXED_RANKS | {"PET_NNODES"},
+        env={RANKS: BY_TOPOLOGY} if rendezvous.topology_keys else {},
         rules=role_rules(rendezvous.name, with_store=rendezvous.config.get("store") == "kubernetes"),
     )
 
@@ -135,9 +139,13 @@ def _reasons(rendezvous: Rendezvous, observed: Observed) -> Mapping[str, str]:
 
 def _problems(rendezvous: Rendezvous, observed: Observed, failed: reforms.Reforms) -> Sequence[tuple[str, str]]:
     """A world that is closed to all, agents that the others can't reach, and a node that most failures were on."""
-    record = _round(rendezvous, observed)
+    record, keys = _round(rendezvous, observed), rendezvous.topology_keys
+    live = [pod for pod in observed.pods if pod.live]
+    unranked = (
+        topology_problems(keys, live, observed.node_labels, record, _members(rendezvous, observed)) if keys else []
+    )
     if record is None:
-        return ()
+        return unranked
     if record.closed is not None and record.closed.reason != SUCCESS:
         why = reforms.exceeded(failed, rendezvous.failures) if record.closed.reason == TOO_MANY_REFORMS else ""
         text = (
@@ -158,7 +166,7 @@ def _problems(rendezvous: Rendezvous, observed: Observed, failed: reforms.Reform
                 f"{suspect} of the last {rendezvous.failures.window} s: look at what its pods and the node logged",
             )
         )
-    return found
+    return found + unranked
 
 
 def is_awaited(rendezvous: Rendezvous, observed: Observed) -> bool:
@@ -207,7 +215,7 @@ def _members(rendezvous: Rendezvous, observed: Observed) -> Sequence[Member]:
 
 def _roster(rendezvous: Rendezvous, observed: Observed, beat: _Heartbeat, lately: reforms.Reforms) -> dict[str, Any]:
     """Who is expected, who leaves or is gone, and who will not come without help."""
-    live = [pod for pod in observed.pods if pod.live]
+    live, sited = [pod for pod in observed.pods if pod.live], bool(rendezvous.topology_keys)
     # An agent outside of pods is judged by its peers alone.
     gone = {member.pod_uid for member in _members(rendezvous, observed) if member.owned} & observed.gone
     failed = {pod.uid for pod in observed.pods if pod.phase == "Failed"}
@@ -216,15 +224,17 @@ def _roster(rendezvous: Rendezvous, observed: Observed, beat: _Heartbeat, lately
         min_nodes=rendezvous.nodes.min,
         max_nodes=rendezvous.nodes.max,
         known=True,
-        expected=frozenset(slot for slot in map(_slot, live) if slot is not None),
+        # Agents that take any slot are counted, not listed: an agent of an earlier release would wait for those in a list for ever.
+        expected=frozenset(() if sited else (slot for slot in map(_slot, live) if slot is not None)),
         expected_count=len(live),
-        hopeless=_hopeless(live),
+        hopeless=_hopeless(live, slots=not sited),
         draining=frozenset(pod.uid for pod in observed.pods if pod.terminating),
         dead=frozenset(gone | failed),
         heartbeat=beat.number,
         heartbeat_seconds=beat.seconds,
         ended=reforms.exceeded(lately, rendezvous.failures),
         ended_uid=lately.uid,
+        sites=sites(live, observed.node_labels) if sited else None,
     ).to_status()
 
 
@@ -232,14 +242,14 @@ def _slot(pod: Pod) -> int | None:
     return pod.slot if pod.slot is not None and pod.slot < MAX_SLOTS else None
 
 
-def _hopeless(live: Sequence[Pod]) -> tuple[Absent, ...]:
+def _hopeless(live: Sequence[Pod], *, slots: bool) -> tuple[Absent, ...]:
     """Those that will not start without help, in a stable order: all of them, unless there are thousands."""
     absent, room = [], MAX_HOPELESS
     for pod in sorted((pod for pod in live if pod.hopeless), key=lambda pod: pod.name):
         room -= len(json.dumps([pod.name, pod.reason])) + 40
         if room < 0:
             break
-        absent.append(Absent(pod.name, _slot(pod), pod.reason))
+        absent.append(Absent(pod.name, _slot(pod) if slots else None, pod.reason))
     return tuple(absent)
 
 

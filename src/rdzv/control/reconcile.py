@@ -20,6 +20,7 @@ from rdzv.control.children import child
 from rdzv.control.events import EventToPost, events_for, events_of_status, events_without_rendezvous, gave_way
 from rdzv.control.inquiry import Inquiry
 from rdzv.control.nearby import Found, meant
+from rdzv.control.nodes import Nodes
 from rdzv.control.noted import Noted
 from rdzv.control.overrides import apart, texts
 from rdzv.control.phase import outcome, summary_of
@@ -57,6 +58,7 @@ class Reconciler:
         self._noted = Noted()
         self._root = RootKey(api, os.environ)
         self._inquiry = Inquiry(api.some)
+        self._nodes = Nodes(api.node_labels)
 
     def reconcile(self, key: Key) -> float | None:
         """One pass over one Rendezvous (namespace, name).
@@ -77,6 +79,9 @@ class Reconciler:
 
         rendezvous = Rendezvous.from_object(view.rendezvous, isolate=self._isolate)
         observed = replace(view.observed, gone=self._confirmed_gone(key, view.observed)).told_apart(rendezvous)
+        on = [pod.node for pod in observed.pods if pod.live]
+        labels, nodes_again = self._nodes.labels(on, rendezvous.topology_keys, time.time())
+        observed = replace(observed, node_labels=labels)
         decided = plan(rendezvous, observed, self._registry)
         previous = view.rendezvous.get("status") or {}
         world = self._registry.observe(rendezvous, observed, previous, time.time())
@@ -102,7 +107,7 @@ class Reconciler:
         # No watch tells of somebody else's objects.
         taken = any(failure.reason == NAME_TAKEN for failure in executed.failures)
         look = random.uniform(0.8, 1.2) * look_again(previous, now) if taken else None  # noqa: S311 - jitter
-        waits = [later, world.again, renewal, computed.again, ask_again, look]
+        waits = [later, world.again, renewal, computed.again, ask_again, look, nodes_again]
         return min((wait for wait in waits if wait is not None), default=None)
 
     def _beside(

@@ -6,7 +6,7 @@ It asks for what they never need: parts of long lists, metadata alone, and watch
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from http.client import HTTPException
@@ -42,6 +42,7 @@ CONNECTIONS = 12
 _READ = 64 * 1024
 
 _METADATA = "application/json;as=PartialObjectMetadataList;v=v1;g=meta.k8s.io"
+_METADATA_OF_ONE = "application/json;as=PartialObjectMetadata;v=v1;g=meta.k8s.io"
 
 _PLURALS = {
     "ConfigMap": "configmaps",
@@ -50,6 +51,7 @@ _PLURALS = {
     "Event": "events",
     "Job": "jobs",
     "NetworkPolicy": "networkpolicies",
+    "Node": "nodes",
     "Pod": "pods",
     "PodDisruptionBudget": "poddisruptionbudgets",
     "Rendezvous": RENDEZVOUS.plural,
@@ -207,6 +209,17 @@ class Transport:
             raise
         finally:
             client.release(connection, reusable=reusable)
+
+    def node_labels(self, name: str) -> Mapping[str, str] | None:
+        """The labels of a node as of now, or None if there is none. The rest of it is not sent."""
+        call = Call("get", resource_of("v1", "Node"), None, name)
+        request = Request(call, "GET", self.client.target(call), safe=True, accept=_METADATA_OF_ONE)
+        try:
+            return self.client.run(request, None)["metadata"].get("labels") or {}
+        except ApiError as error:
+            if error.code != 404:
+                raise
+            return None
 
     def look(self, resource: Resource, namespace: str, name: str) -> Object | None:
         """One object as of now, or None if there is none."""

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from rdzv.pairs import place_order
 from rdzv.protocol.coordinator_state import note
 from rdzv.protocol.encoding import (
     MAX_SLOTS,
@@ -15,6 +14,7 @@ from rdzv.protocol.encoding import (
 )
 from rdzv.protocol.facts import Attendance, Facts, attend, one_per_pair
 from rdzv.protocol.fields import replace
+from rdzv.protocol.ranking import order, slots_of
 from rdzv.protocol.records import FORMING, LEAVING, LIVE, RUNNING, Leader, Member, Round
 from rdzv.protocol.roster import Roster
 
@@ -189,13 +189,13 @@ def missing(
 def commit(facts: Facts, own: Round, reason: str) -> Round:
     """The next round, which was wanted for this reason.
 
-    Who was in the last one comes before who was not; slots are kept, and allotted where there is none.
+    Who was in the last one comes before who was not. `ranking` says who gets which slot.
     """
     there = facts.attendance
     previous = dict(zip(own.fingerprints, own.slots, strict=True))
     had = {member.name: previous.get(fingerprint(own.salt, member.incarnation)) for member in there.joined}
-    order = sorted(there.joined, key=lambda m: (had[m.name] is None, *_order(m)))
-    slots = _allot(order[: min(there.most, MAX_SLOTS)], had)
+    first_come = sorted(there.joined, key=lambda m: (had[m.name] is None, *order(m)))
+    slots = slots_of(first_come[: min(there.most, MAX_SLOTS)], had, there.sites)
     ranked = sorted(slots)
     salt, fingerprints = salted_fingerprints([slots[slot].incarnation for slot in ranked])
     first = slots[ranked[0]]
@@ -215,34 +215,3 @@ def commit(facts: Facts, own: Round, reason: str) -> Round:
         left_out=own.left_out,
         uid=own.uid,
     )
-
-
-def _order(member: Member) -> tuple[bool, tuple[int, int, str, int], str]:
-    return place_order(member.claim, member.name)
-
-
-def _allot(chosen: Sequence[Member], had: dict[str, int | None]) -> dict[int, Member]:
-    """Slots: by the pod's pair; else the slot that a member had; else the one that it wishes; else any."""
-    slots: dict[int, Member] = {member.index: member for member in chosen if member.index is not None}
-    slots |= _allot_pairs(sorted((member for member in chosen if member.pair is not None), key=_order), slots)
-    others = [member for member in chosen if member.claim is None]
-    for wishes in (had, {member.name: member.slot for member in others}):
-        for member in list(others):
-            wish = wishes[member.name]
-            if wish is not None and slots.setdefault(wish, member) is member:
-                others.remove(member)
-    free = (slot for slot in range(MAX_SLOTS) if slot not in slots)
-    return slots | dict(zip(free, others, strict=False))
-
-
-def _allot_pairs(members: Sequence[Member], taken: Collection[int]) -> dict[int, Member]:
-    """Slots in the order of `members`: their indexes if there is only one group, else one after the other, behind those that are taken."""
-    pairs = [member.pair for member in members if member.pair is not None]
-    if not taken and len({pair.group for pair in pairs}) == 1 and pairs[-1].index < MAX_SLOTS:
-        slots: Iterable[int] = (pair.index for pair in pairs)
-    else:
-        behind = max(taken, default=-1) + 1
-        # With an index near the end there may be no room behind it; a place out of order is better than none.
-        first = behind if behind + len(members) <= MAX_SLOTS else 0
-        slots = (slot for slot in range(first, MAX_SLOTS) if slot not in taken)
-    return dict(zip(slots, members, strict=False))

@@ -5,10 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from rdzv.pairs import Pair
+
 if TYPE_CHECKING:
-    from rdzv.pairs import Pair
     from rdzv.protocol.records import Coordinator, Endpoint, Leader, Member, Round
 
+_FIRST = (Pair("", 0), Pair("0", 0))
 CLOSED_ERROR, TIMEOUT, CONNECTION, GRACEFUL = "closed", "timeout", "connection", "graceful"
 """Kinds of `Raise`."""
 INVALID_SECONDS = 5.0
@@ -19,7 +21,8 @@ INVALID_SECONDS = 5.0
 class Identity:
     """Who this agent is. `port` is the liveness listener's.
 
-    `slot` is the pod's index where that alone says which place is its own, else None. `pair`: its index within a group.
+    `slot` is the pod's index where that alone says which place is its own, else None. `pair`: its index within a group, or,
+    where ranks follow the topology, in none.
 
     `key`, a random one, stands in the Round while this agent coordinates (`Coordinator.key`).
     """
@@ -40,7 +43,7 @@ class Identity:
     @property
     def is_first(self) -> bool:
         """Nobody comes before it, as far as it can tell: it coordinates at once where nobody does."""
-        return self.slot == 0 or (self.pair is not None and (self.pair.group, self.pair.index) == ("0", 0))
+        return self.slot == 0 or self.pair in _FIRST
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from rdzv.protocol.encoding import (
 )
 from rdzv.protocol.pace import Pace
 from rdzv.protocol.records import LIVE, RUNNING, SUCCEEDED, Endpoint, LeftOut, Member, Round, birth
-from rdzv.protocol.roster import Roster
+from rdzv.protocol.roster import Roster, Site
 
 if TYPE_CHECKING:
     from rdzv.pairs import Pair
@@ -35,6 +35,7 @@ class Attendance:
         rejoining: who is in the running world and asks for the next one.
         suspected: those of them that are silent.
         names: of `present` and `rejoining`.
+        sites: `Roster.sites`, however old: where a node is does not change with time.
     """
 
     least: int
@@ -46,6 +47,7 @@ class Attendance:
     rejoining: frozenset[str]
     suspected: frozenset[str]
     names: Mapping[str, str]
+    sites: tuple[Site, ...] | None
 
 
 @dataclass(frozen=True)
@@ -175,6 +177,7 @@ def attend(
         rejoining=rejoining,
         suspected=frozenset(mark for mark, member in living.items() if member.incarnation in suspected),
         names={mark: member.name for mark, member in living.items()},
+        sites=roster.sites if roster else None,
     )
 
 

@@ -116,10 +116,14 @@ class Fields:
 
     def names(self, name: str) -> frozenset[str]:
         """A list of strings, as a set."""
+        return frozenset(self.texts(name))
+
+    def texts(self, name: str) -> tuple[str, ...]:
+        """A list of strings."""
         value = self.data.get(name, [])
         if not isinstance(value, list) or not all(isinstance(item, str) and _is_unicode(item) for item in value):
             raise ValueError(f"{self.name}.{name}: not a list of strings")
-        return frozenset(value)
+        return tuple(value)
 
     def child(self, name: str) -> Fields | None:
         """An object in this one, None when absent."""

@@ -225,7 +225,7 @@ class Member:
     allotted: bool = False
     """The slot is not the pod's index: a Round allotted it, and may allot another one."""
     pair: Pair | None = None
-    """Of a pod whose index counts within a group: the coordinator allots slots in the order of pairs."""
+    """Of a pod whose index is not its slot: it counts within a group, or ranks follow the topology. The coordinator allots slots."""
     state: str = LIVE
     node: str = ""
     owned: bool = True
@@ -270,7 +270,7 @@ class Member:
         if self.allotted:
             spec["allotted"] = True
         if self.pair is not None:
-            spec |= {"group": self.pair.group, "index": self.pair.index}
+            spec |= {"index": self.pair.index} | ({"group": self.pair.group} if self.pair.group else {})
         if self.unreachable:
             spec["unreachable"] = {"address": self.unreachable.address, "port": self.unreachable.port}
         if self.first_rv:
@@ -358,7 +358,7 @@ def _is_owned(metadata: Fields, name: str, incarnation: str) -> bool:
 
 def _pair(spec: Fields) -> Pair | None:
     group = spec.text("group")
-    if not group:
+    if not group and spec.data.get("index") is None:
         return None
     if not is_group(group):
         raise ValueError(f"spec.group: not a label's value: {group!r:.80}")

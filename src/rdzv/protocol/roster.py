@@ -30,6 +30,14 @@ class Absent:
 
 
 @dataclass(frozen=True)
+class Site:
+    """Pods (their UIDs) whose nodes have the same `labels`: the values of `spec.ranks.topologyKeys`, "" where a node has none."""
+
+    labels: tuple[str, ...]
+    pods: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class Roster:
     """What the Rendezvous says: bounds and pace from its spec and, when `known`, who is expected, from the operator's status.
 
@@ -37,6 +45,7 @@ class Roster:
     draining or dead; pods without a slot are in the number only. `draining` and `dead` are pod UIDs; `hopeless` are
     expected pods that will not join soon. `heartbeat` changes at least every `heartbeat_seconds` while a round forms;
     0 seconds means that it never goes stale. `ended`, if it is not empty, is why the world of Round `ended_uid` is to be closed.
+    `sites`: where the pods' nodes are, in the order that ranks are to follow; None: the spec does not ask for that.
     """
 
     run_id: str
@@ -54,6 +63,7 @@ class Roster:
     ended: str = ""
     ended_uid: str = ""
     pace: Pace = field(default_factory=Pace)
+    sites: tuple[Site, ...] | None = None
 
     def to_status(self) -> Object:
         """The value of `Rendezvous.status.roster`, as the operator writes it; at most MAX_SLOTS of each, as the CRD allows."""
@@ -69,11 +79,12 @@ class Roster:
             "heartbeat": self.heartbeat,
             "heartbeatSeconds": self.heartbeat_seconds,
             **({"ended": {"roundUID": self.ended_uid, "reason": self.ended[:_REASON_LENGTH]}} if self.ended else {}),
+            **({"sites": [{"labels": [*s.labels], "pods": [*s.pods]} for s in self.sites]} if self.sites else {}),
         }
 
     @staticmethod
     def from_object(obj: Mapping[str, Any]) -> Roster:
-        """Reads a Rendezvous: bounds from spec.nodes, the pace from spec.kubernetes, the rest from status.roster if it is there.
+        """Reads a Rendezvous: bounds, pace and whether ranks follow sites from its spec, the rest from status.roster if it is there.
 
         Raises ValueError.
         """
@@ -83,13 +94,15 @@ class Roster:
         if not 1 <= minimum <= maximum:
             raise ValueError(f"spec.nodes.max: {maximum} is below min {minimum}, or min is below 1")
         pace = Pace.of(Fields(obj, "spec").child("kubernetes"))
+        ranks = Fields(obj, "spec").child("ranks")
+        sited = ranks is not None and bool(ranks.texts("topologyKeys"))
         run_id = Fields(obj, "metadata").text("uid", required=True)
         status = Fields(obj, "status")
         roster = status.child("roster")
         ended = roster.child("ended") if roster is not None else None
         # A status that an operator wrote for another incarnation of this name says nothing about this one.
         if roster is None or status.text("runID") not in ("", run_id):
-            return Roster(run_id, minimum, maximum, pace=pace)
+            return Roster(run_id, minimum, maximum, pace=pace, sites=() if sited else None)
         return Roster(
             run_id,
             minimum,
@@ -106,7 +119,15 @@ class Roster:
             ended=ended.text("reason", most=_REASON_LENGTH) if ended is not None else "",
             ended_uid=ended.text("roundUID", required=True, most=UID_LENGTH) if ended is not None else "",
             pace=pace,
+            sites=_sites(roster) if sited else None,
         )
+
+
+def _sites(roster: Fields) -> tuple[Site, ...]:
+    sites = tuple(Site(each.texts("labels"), each.texts("pods")) for each in roster.children("sites"))
+    if sum(len(site.pods) for site in sites) > MAX_SLOTS:
+        raise ValueError(f"{roster.name}.sites: more than {MAX_SLOTS} pods")
+    return sites
 
 
 def _absent(fields: Fields) -> Absent:

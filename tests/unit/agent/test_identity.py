@@ -15,6 +15,7 @@ from rdzv.agent.place import Place
 from rdzv.kube.client import Client
 from rdzv.kube.config import Config
 from rdzv.kube.credentials import StaticCredentials, TokenFile, bound_pod
+from rdzv.pairs import Pair
 from rdzv.protocol.events import Identity
 
 
@@ -99,3 +100,17 @@ def test_a_slot_that_is_none(slot: str) -> None:
 )
 def test_other_tokens_are_bound_to_no_pod(authorization: str | None) -> None:
     assert bound_pod(authorization) is None
+
+
+def test_where_ranks_follow_the_topology_an_index_is_no_slot_unless_it_was_given_by_hand() -> None:
+    environ = {"RDZV_RANKS": "topology", "RDZV_SLOT": "3"}
+    found = identified("job", LAPTOP, environ)
+    assert (found.slot, found.pair) == (None, Pair("", 3))
+    assert found.name.endswith("-3")
+    assert not found.is_first
+    assert identified("job", LAPTOP, {**environ, "RDZV_SLOT": "0"}).is_first
+    by_hand = identified("job", LAPTOP, environ, slot="3")
+    assert (by_hand.slot, by_hand.pair) == (3, None)
+    grouped = identified("job", LAPTOP, {"RDZV_RANKS": "topology", "RDZV_GROUP": "a", "RDZV_INDEX": "1"})
+    assert (grouped.slot, grouped.pair) == (None, Pair("a", 1))
+    assert identified("job", LAPTOP, {"RDZV_RANKS": "topology"}).pair is None

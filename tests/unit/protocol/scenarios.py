@@ -64,6 +64,11 @@ class Schedule:
         self.pairs = self.slots and chance.random() < 0.4
         self.old = 0.4 if self.pairs and chance.random() < 0.4 else 0.0
         self.chance = chance
+        sited = random.Random(f"sites {seed}")
+        self.sited = self.slots and not self.pairs and sited.random() < 0.4
+        self.fixed = 0.3 if self.sited and sited.random() < 0.3 else 0.0
+        if self.sited:
+            scenario.sited, scenario.relabelled = sited, sited.choice((0.0, 0.0, 0.3))
         self.length = rnd.choice((0.5, 2.0, 5.0))
         self.fault_count = rnd.choice((0, 1, 2, 3, 5))
 
@@ -95,7 +100,8 @@ class Schedule:
 
     def new_pod(self, slot: int, name: str | None = None) -> Pod:
         old = self.chance.random() < self.old
-        return self.sim.add_pod(slot if self.slots else None, name, self.pairs, old)
+        movable = self.sited and self.chance.random() >= self.fixed
+        return self.sim.add_pod(slot if self.slots else None, name, self.pairs, movable, old)
 
     def heal(self) -> None:
         """No more faults; every pod that is to run does."""
@@ -184,7 +190,8 @@ class Schedule:
         )
         if self.slots and not self.old:
             ranked = sorted(inside, key=lambda p: record.rank_of(p.me.incarnation) or 0)
-            if ranked != sorted(inside, key=lambda p: p.pod.slot or 0):
+            told = sim.roster is not None and sim.roster.sites is not None and all(p.pod.movable for p in inside)
+            if not told and ranked != sorted(inside, key=lambda p: p.pod.slot or 0):
                 raise Violation(f"ranks do not follow the places of pods: {[p.pod.slot for p in ranked]}")
         least, most = len(self.expected()), len(self.expected(read_pairs=False) if self.old else self.expected())
         high = sim.scenario.bounds[1]

@@ -23,7 +23,7 @@ from rdzv.protocol.fields import replace
 from rdzv.protocol.member_state import MemberState, Standing
 from rdzv.protocol.pace import Pace
 from rdzv.protocol.records import CLOSED, LIVE, RUNNING, Coordinator, Endpoint, Member, Round
-from rdzv.protocol.roster import Roster
+from rdzv.protocol.roster import Roster, Site
 
 NAME = "job"
 Counted = dict[str, tuple[Member, int]]
@@ -58,6 +58,8 @@ class Pod:
     address: str
     grouped: bool = False
     """Its slot is not its own: it is told a pair that follows from it."""
+    movable: bool = False
+    """Its slot is its index, and it takes any other one."""
     old: bool = False
     """Its agent is of a release that knows no pairs: it has no index then, and ignores those of others."""
     boots: int = 0
@@ -92,10 +94,12 @@ class Process:
 
     def __init__(self, pod: Pod, incarnation: str, offset: float, rate: float, timing: ev.Timing, port: int) -> None:
         self.pod = pod
-        own = None if pod.grouped else pod.slot
+        own = None if pod.grouped or pod.movable else pod.slot
         me = ev.Identity(NAME, pod.run, pod.name, incarnation, pod.address, port, "node", own)
         if pod.grouped and pod.slot is not None and not pod.old:
             me = replace(me, pair=Pair(str(pod.slot // GROUP), pod.slot % GROUP))
+        if pod.movable and pod.slot is not None:
+            me = replace(me, pair=Pair("", pod.slot))
         self.me = me
         self.state = MemberState(self.me, timing)
         self.offset, self.rate = offset, rate
@@ -147,6 +151,7 @@ class Sim:
         self.run_id = "run-0"
         self.roster: Roster | None = None
         self.roster_frozen = False
+        self.racks: dict[str, str] = {}
         self.api_down = False
         self.links = Links()
         self.faults = True
@@ -367,6 +372,24 @@ class Sim:
         self.leaders[endpoint] = key
         self.committed[key], self.counted[key], self.accepted[key] = record, counted, {}
 
+    def check_order(self, before: Round | None, record: Round, counted: Counted) -> None:
+        """Where ranks are to follow sites: who stays keeps its order, whatever was told; of a new world it is as told."""
+        sites = self.roster.sites if self.roster is not None and self.roster.run_id == record.run_id else None
+        fixed = any(each.index is not None for each, _ in counted.values())
+        if sites is None or fixed or record.phase != RUNNING or before is None or before.round == record.round:
+            return
+        ranked = sorted(counted, key=lambda who: record.rank_of(who) or 0)
+        stay = [who for who in ranked if before.phase == RUNNING and before.rank_of(who) is not None]
+        if stay != sorted(stay, key=lambda who: before.rank_of(who) or 0):
+            raise Violation(f"who stays in round {record.round} is moved: {stay}")
+        told = {uid: position for position, site in enumerate(sites) for uid in site.pods}
+        places = [
+            (told.get(each.pod_uid, len(sites)), _place(each.claim) if each.claim else -1)
+            for each in (counted[who][0] for who in ranked)
+        ]
+        if not stay and places != sorted(places):
+            raise Violation(f"ranks in round {record.round} do not follow the sites: {places}")
+
     def check_closed(self, record: Round) -> None:
         done = {m.incarnation for _, _, m in self.member_log if m is not None and m.state == "succeeded"}
         world = self.counted.get((record.run_id, record.round), {})
@@ -407,9 +430,18 @@ class Sim:
     def processes(self) -> list[Process]:
         return [pod.process for pod in self.pods if pod.process is not None and pod.process.alive]
 
-    def add_pod(self, slot: int | None, name: str | None = None, grouped: bool = False, old: bool = False) -> Pod:
+    def add_pod(
+        self,
+        slot: int | None,
+        name: str | None = None,
+        grouped: bool = False,
+        movable: bool = False,
+        old: bool = False,
+    ) -> Pod:
         number = next(self.pod_names)
-        pod = Pod(name or f"pod-{number}", f"uid-{number}", slot, self.run_id, f"10.0.0.{number}", grouped, old)
+        pod = Pod(
+            name or f"pod-{number}", f"uid-{number}", slot, self.run_id, f"10.0.0.{number}", grouped, movable, old
+        )
         self.pods.append(pod)
         self.tell_roster()
         return pod
@@ -908,6 +940,7 @@ class Sim:
         }
 
         self.check_evicts(process, side, record, counted)
+        self.check_order(process.round[0], record, counted)
         self.taken_for_dead |= side.dead
         if side.state.lost is not None:
             self.taken_for_dead.add(side.state.lost.incarnation)
@@ -947,7 +980,8 @@ class Sim:
         if self.roster_frozen and self.roster is not None and self.roster.run_id == self.run_id:
             return
         if self.scenario.roster == "unknown" or self.roster_frozen:
-            self.roster = Roster(self.run_id, low, high, pace=self.scenario.policy.pace)
+            sites = () if self.scenario.sited is not None else None
+            self.roster = Roster(self.run_id, low, high, pace=self.scenario.policy.pace, sites=sites)
         else:
             pods = [pod for pod in self.pods if pod.run == self.run_id]
             here = [pod for pod in pods if not (pod.gone or pod.draining or pod.exited)]
@@ -956,7 +990,9 @@ class Sim:
                 low,
                 high,
                 known=True,
-                expected=frozenset(pod.slot for pod in here if pod.slot is not None and not pod.grouped),
+                expected=frozenset(
+                    pod.slot for pod in here if pod.slot is not None and not pod.grouped and self.scenario.sited is None
+                ),
                 expected_count=len(here),
                 draining=frozenset(pod.uid for pod in pods if pod.draining and not pod.gone),
                 dead=frozenset(pod.uid for pod in pods if pod.gone or pod.exited),
@@ -964,9 +1000,24 @@ class Sim:
                 heartbeat=1,
                 heartbeat_seconds=0.5 if self.scenario.roster == "stale" else 0.0,
                 pace=self.scenario.policy.pace,
+                sites=self.sites(here),
             )
         for process in self.processes():
             self.coordinate(process)
+
+    def sites(self, pods: Iterable[Pod]) -> tuple[Site, ...] | None:
+        """Where the pods' nodes are, as their labels say now: one of three racks, or not known. Labels may change at any time."""
+        chance = self.scenario.sited
+        if chance is None:
+            return None
+        racks: dict[str, list[str]] = {}
+        for pod in pods:
+            if chance.random() < self.scenario.relabelled:
+                self.racks.pop(pod.uid, None)
+            rack = self.racks.setdefault(pod.uid, chance.choice(("", "a", "b", "c")))
+            if rack:
+                racks.setdefault(rack, []).append(pod.uid)
+        return tuple(Site((rack,), tuple(racks[rack])) for rack in sorted(racks))
 
     # A whole schedule.
 
@@ -988,6 +1039,10 @@ class Scenario:
     lost: float = 0.1
     unreachable: float = 0.05
     ending: bool = False
+    sited: random.Random | None = None
+    """Draws where nodes are; None: ranks do not follow that."""
+    relabelled: float = 0.0
+    """How often that is another place when the operator looks."""
     pauses: tuple[float, ...] = (0.0,)
     """Between a handler's construction and its next_rendezvous."""
     policy: Policy = field(

@@ -13,7 +13,17 @@ import pytest
 from unit.protocol.scenarios import play
 from unit.protocol.sim import Sim
 
-from rdzv.protocol import candidacy, completion, coordinator, exclusion, facts, joining, member, own_record, rivalry
+from rdzv.protocol import (
+    candidacy,
+    coordinator,
+    exclusion,
+    facts,
+    joining,
+    member,
+    own_record,
+    ranking,
+    rivalry,
+)
 from rdzv.protocol import events as ev
 from rdzv.protocol.coordinator_state import View
 from rdzv.protocol.member_state import MemberState, OwnRecord, Standing
@@ -355,7 +365,30 @@ def lets_the_unreachable_lead(patch: pytest.MonkeyPatch) -> None:
 @bug
 def ranks_by_name(patch: pytest.MonkeyPatch) -> None:
     """Allots slots in the order of names, as of pods without an index."""
-    patch.setattr(completion, "_order", lambda each: (False, (0, 0, "", 0), each.name))
+    patch.setattr(ranking, "order", lambda each: (False, (0, 0, "", 0), each.name))
+
+
+@bug
+def ranks_by_what_is_told_now(patch: pytest.MonkeyPatch) -> None:
+    """Sorts who stays as well by where the nodes are, so that labels that change, or come late, move them."""
+    wrap(
+        patch,
+        ranking,
+        "_by_site",
+        lambda real: lambda chosen, had, sites: real(chosen, dict.fromkeys(had, None), sites),
+    )
+
+
+@bug
+def ranks_in_another_order_of_sites(patch: pytest.MonkeyPatch) -> None:
+    """Takes the sites the other way round."""
+    wrap(patch, ranking, "_by_site", lambda real: lambda chosen, had, sites: real(chosen, had, sites[::-1]))
+
+
+@bug
+def moves_agents_that_can_not_be_moved(patch: pytest.MonkeyPatch) -> None:
+    """Gives an agent with a slot of its own another one, as its site wants: it never accepts such a world."""
+    patch.setattr(Member, "index", property(lambda member: None))
 
 
 def first_caught(limit: int) -> tuple[int, str] | None:
