@@ -16,6 +16,7 @@ from types import TracebackType
 from typing import Any
 
 from rdzv.env import RENDEZVOUS_FAILED
+from rdzv.redaction import without_password
 
 #: Kubernetes' default for `terminationMessagePath`. kubelet makes the file, and it is there in containers only.
 TERMINATION_LOG = Path("/dev/termination-log")
@@ -69,7 +70,7 @@ def words(error: BaseException, environ: Mapping[str, str], argv: Sequence[str])
     if not _is_of_rendezvous(error):
         return ""
     own_options = any(word.startswith(("--rdzv", "--standalone")) for word in argv)
-    return ("" if own_options else _wrong_server(environ)) or _described(error)
+    return without_password(("" if own_options else _wrong_server(environ)) or _described(error))
 
 
 def _is_of_rendezvous(error: BaseException) -> bool:
