@@ -17,6 +17,7 @@ from types import TracebackType
 from typing import Any
 
 from rdzv.env import RENDEZVOUS_FAILED, RENDEZVOUS_LOST
+from rdzv.redaction import without_password
 
 #: Kubernetes' default for `terminationMessagePath`. kubelet makes the file, and it is there in containers only.
 TERMINATION_LOG = Path("/dev/termination-log")
@@ -71,7 +72,8 @@ def words(error: BaseException, environ: Mapping[str, str], argv: Sequence[str])
     own_options = any(word.startswith(("--rdzv", "--standalone")) for word in argv)
     # torch's agent asks that only while its workers run.
     met = any(function == "num_nodes_waiting" for _, function in _frames(error))
-    return f"{RENDEZVOUS_LOST if met else RENDEZVOUS_FAILED}{('' if own_options else _wrong_server(environ)) or _described(error)}"
+    why = ("" if own_options else _wrong_server(environ)) or _described(error)
+    return f"{RENDEZVOUS_LOST if met else RENDEZVOUS_FAILED}{without_password(why)}"
 
 
 def _is_of_rendezvous(error: BaseException) -> bool:

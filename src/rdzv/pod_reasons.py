@@ -11,6 +11,7 @@ from datetime import datetime, timezone
 
 from rdzv.env import RENDEZVOUS_FAILED
 from rdzv.objects import ReadOnlyObject
+from rdzv.redaction import without_password
 
 #: Characters of a reason. Of a longer one the middle goes: what it is comes first, and what to do about it last.
 MAX_REASON = 500
@@ -196,8 +197,9 @@ def said(word: str, message: str | None) -> str:
 
 
 def one_line(text: str) -> str:
-    """Without line breaks and control characters."""
-    return " ".join("".join(char if char.isprintable() else " " for char in _ends(text, _MAX_READ)).split())
+    """Without line breaks and control characters, and without passwords of addresses: a process ends with what it was given."""
+    printable = "".join(char if char.isprintable() else " " for char in _ends(text, _MAX_READ))
+    return without_password(" ".join(printable.split()))
 
 
 def shortened(text: str, most: int = MAX_REASON) -> str:

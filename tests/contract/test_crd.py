@@ -112,7 +112,7 @@ ACCEPTED: dict[str, Object] = {
 #: How each answer begins; what begins with <nil> is the API server's own remark about the object as a whole, and what begins with
 #: a dot is its remark that subresource scale can't read the field.
 ANSWER = re.compile(
-    r"(?<!\.)(?:spec|metadata)[.\w]*(?:\[\w*])?: (?:Invalid value|Unsupported value|Required value|Too long|Too many)"
+    r"(?<!\.)(?:spec|metadata)[.\w\[\]]*: (?:Invalid value|Unsupported value|Duplicate value|Required value|Too long|Too many)"
 )
 
 

@@ -100,6 +100,9 @@ CONTROLLERS = (
     Part("trainer", "github.com/kubeflow/trainer/v2", "3 min on 2 cores"),
 )
 
+#: What enforces NetworkPolicies: built only when tests/contract/test_isolation.py asks for it.
+ENFORCER = Part("network-policies", "sigs.k8s.io/kube-network-policies", "2 min on 2 cores")
+
 
 @dataclass(frozen=True)
 class Tools:
@@ -184,6 +187,11 @@ def etcds() -> dict[str, Path]:
 def build_controller(name: str) -> Path:
     """The program of one of CONTROLLERS; it is built if it is missing."""
     return next(build(_controller(name)).iterdir())
+
+
+def build_enforcer() -> Path:
+    """The program that enforces NetworkPolicies; it is built if it is missing."""
+    return build(ENFORCER) / "cmd"
 
 
 def module_folder(name: str) -> Path:

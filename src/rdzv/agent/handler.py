@@ -39,6 +39,7 @@ from rdzv.kube.client import Client
 from rdzv.protocol.coordinator_state import Policy
 from rdzv.protocol.events import CLOSED_ERROR, GRACEFUL, TIMEOUT, Timing
 from rdzv.protocol.records import ROUND_KIND, Endpoint
+from rdzv.redaction import without_password
 from rdzv.spec import API_VERSION
 
 if TYPE_CHECKING:
@@ -319,8 +320,8 @@ def _endpoint(text: str, environ: Mapping[str, str]) -> tuple[str, str]:
         return told
     if len(parts) != 2 or not all(_NAME.fullmatch(part) for part in parts):
         raise ValueError(
-            f"endpoint {(text or '')[:_REASON_LENGTH]!r} of backend {KUBERNETES}, which has no server: write NAMESPACE/NAME, where NAME "
-            "is the Rendezvous"
+            f"endpoint {without_password(text or '')[:_REASON_LENGTH]!r} of backend {KUBERNETES}, which has no server: write "
+            "NAMESPACE/NAME, where NAME is the Rendezvous"
         )
     return parts[0], parts[1]
 

@@ -12,6 +12,7 @@ from rdzv.cli.probe import BACKEND
 from rdzv.env import RendezvousEnvironmentError, parse_config
 from rdzv.etcd.config import ConfigError, parse
 from rdzv.etcd.diagnosis import Diagnosis, diagnose, look_up
+from rdzv.redaction import without_password
 
 _SUBJECT = "endpoint"
 _HOST_PORT = re.compile(r"(?P<host>\[[0-9A-Fa-f:.%]+\]|[^\s:/@\[\]]+):(?P<port>[0-9]{1,5})")
@@ -45,7 +46,12 @@ def _etcd(found: Diagnosis) -> Finding:
 def _dialled(text: str, backend: str) -> Finding:
     match = _HOST_PORT.fullmatch(text)
     if match is None or not 0 < int(match["port"]) < 65536:
-        return Finding(_SUBJECT, PROBLEM, f"{text[:80]!r} is not HOST:PORT", fix="correct spec.endpoint, or the flag")
+        return Finding(
+            _SUBJECT,
+            PROBLEM,
+            f"{without_password(text)[:80]!r} is not HOST:PORT",
+            fix="correct spec.endpoint, or the flag",
+        )
     host, port = match["host"].strip("[]"), int(match["port"])
     if wrong := look_up(host, port):
         fix = "see the pod's dnsPolicy; a Service is NAME.NAMESPACE.svc (rdzv explain POD looks at both)"

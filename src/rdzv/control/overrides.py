@@ -10,6 +10,7 @@ from typing import NamedTuple
 from rdzv.control.inject import command_words, containers_of, first_of_controller, shadowed
 from rdzv.env import unless_limited
 from rdzv.objects import ReadOnlyObject
+from rdzv.redaction import without_password
 
 #: With one of these a pod meets elsewhere than the others.
 APART = frozenset(
@@ -47,7 +48,7 @@ def _override(pod: ReadOnlyObject, container: str, name: str, env: Sequence[Read
     number = max((i for i, entry in enumerate(env) if entry["name"] == name), default=None)
     if number is None:
         return Override(name, "", f"{name} in container {container}")
-    value = "" if name in _UNSHOWN else str(env[number].get("value") or "")[:_VALUE_LENGTH]
+    value = "" if name in _UNSHOWN else without_password(str(env[number].get("value") or ""))[:_VALUE_LENGTH]
     by = " (set by its controller)" if number >= first_of_controller(pod, env) else ""
     return Override(name, value, f"{name}{'=' if value else ''}{value} in container {container}{by}")
 

@@ -11,6 +11,7 @@ from typing import Any
 from rdzv.kube.config import Config as Server
 from rdzv.kube.credentials import Certificate, StaticCredentials
 from rdzv.kube.kubeconfig import ConfigError
+from rdzv.redaction import without_password
 
 __all__ = ["Config", "ConfigError", "Server", "parse"]
 
@@ -85,11 +86,14 @@ def _addresses(endpoint: str) -> list[str]:
         match = _HOST_PORT.fullmatch(part)
         if match is None or not 0 < int(match["port"] or PORT) < 65536:
             raise ConfigError(
-                f"endpoint {endpoint!r} of backend etcd-v3: write HOST:PORT of an etcd server, several separated by commas"
+                f"endpoint {without_password(endpoint)!r} of backend etcd-v3: write HOST:PORT of an etcd server, several separated by "
+                "commas"
             )
         found.append(f"{match['host']}:{match['port'] or PORT}")
     if len(found) > _MAX_SERVERS:
-        raise ConfigError(f"endpoint {endpoint[:80]!r}… of backend etcd-v3 has more than {_MAX_SERVERS} servers")
+        raise ConfigError(
+            f"endpoint {without_password(endpoint)[:80]!r}… of backend etcd-v3 has more than {_MAX_SERVERS} servers"
+        )
     return found
 
 
