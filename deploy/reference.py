@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 from rdzv.backends import server
-from rdzv.control import children, election, inject
+from rdzv.control import children, election, inject, webhook_certificates
 from rdzv.env import LIBRARY_PATH, render
 from rdzv.pairs import GROUP_LABEL, SLOT_LABEL, SOURCES
 from rdzv.registry import backend_registry
@@ -53,6 +53,11 @@ OF_OURS = {
     records.LETTER: ("label", "RendezvousStore", "the store that this letter of a client is for"),
     records.SHARD: ("label", "RendezvousStore", "the part of the store that it is for"),
     election.RELEASE_ANNOTATION: ("annotation", "the operator's Lease", "the release that its holder is of"),
+    webhook_certificates.MARK[0]: (
+        "annotation",
+        "the webhook's configuration",
+        f"`{webhook_certificates.MARK[1]}` where the operator makes the webhook's certificates",
+    ),
     election.VERSION_ANNOTATION: ("annotation", "the operator's Lease", "the holder's version"),
 }
 #: What each variable says.
@@ -85,10 +90,8 @@ MEANINGS = {
     "TORCH_ELASTIC_WORKER_IDENTICAL": "1 where every node runs the same number of workers, so that torch need not ask; "
     "0 on a pod that says itself how many it has",
     "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1: each round has a fresh store, as torch's shared one does not survive its host",
-}
-MEANINGS |= {
-    "MASTER_ADDR": "as PET_MASTER_ADDR, with `spec.launcher: none`",
-    "MASTER_PORT": "as PET_MASTER_PORT, with `spec.launcher: none`",
+    "MASTER_ADDR": "as `PET_MASTER_ADDR`, with `spec.launcher: none`",
+    "MASTER_PORT": "as `PET_MASTER_PORT`, with `spec.launcher: none`",
     "WORLD_SIZE": "`spec.nodes.min`, with `spec.launcher: none`",
     "RANK": "the pod's index, with `spec.launcher: none`",
     "LOCAL_RANK": "0, with `spec.launcher: none`",
@@ -143,6 +146,8 @@ def variables() -> str:
     rows = []
     for name in dict.fromkeys([*shared, *own]):
         backends = shared.get(name)
+        if name == "RANK":
+            backends = shared["WORLD_SIZE"]
         everywhere = backends is None or len(backends) == len(backend_registry().names())
         source = _from(own[name], name) if name in own else "ConfigMap `rdzv-NAME`"
         rows.append((f"`{name}`", source, "all" if everywhere else _listed(backends or ()), MEANINGS[name]))

@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 
 from deploy import cli_reference, reference
+from deploy.local.cluster import pytorch
+from deploy.local.cluster.tools import PARTS
 
 ROOT = Path(__file__).parents[2]
 SOURCES = sorted((ROOT / "src/rdzv").rglob("*.py"))
@@ -103,3 +105,10 @@ def test_no_page_or_message_installs_a_name_that_is_not_published() -> None:
     pages = [ROOT / "README.md", *(ROOT / "docs").rglob("*.md"), *(ROOT / "charts").rglob("*.md"), *SOURCES]
     found = [path.name for path in pages if re.search(r"(pip|pipx) install rendezvous-operator\b", path.read_text())]
     assert found == []
+
+
+def test_the_page_of_compatibility_names_the_versions_that_are_built_for_the_tests() -> None:
+    page = (ROOT / "docs/compatibility.md").read_text()
+    parts = {part.name: part.version.lstrip("v") for part in PARTS}
+    versions = [parts[name] for name in ("kubernetes", "containerd", "etcd", "helm")]
+    assert [version for version in [*versions, pytorch.VERSION] if f"| {version}" not in page] == []
