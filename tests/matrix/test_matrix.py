@@ -3,26 +3,25 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 from support import matrix_table
-from support.cluster_fixtures import LocalCluster
-from support.workload_controllers import LABEL, Controllers
+from support.workload_controllers import Controllers
 from support.workloads import Place, pod_template, rendezvous, workload
 
-from deploy.demo import demo
 from deploy.demo.demo import Images
-from deploy.demo.kube import Cluster
 
 pytestmark = pytest.mark.cluster
 
 Object = dict[str, Any]
 PAGE = Path(__file__).parents[2] / "docs/workloads.md"
 STAY = {"STAY": "1"}
+#: Seconds: torch's own backends wait for a lost node.
+LONG = 300.0
 
 
 def job(images: Images) -> list[Object]:
@@ -136,35 +135,11 @@ NOT = {
 CELLS = [(kind, backend) for kind in KINDS for backend in BACKENDS if (kind, backend) not in NOT]
 
 
-@pytest.fixture(scope="module")
-def images(cluster: LocalCluster) -> Iterator[Images]:
-    target = Cluster(cluster.kubeconfig, cluster.dir)
-    found = demo.images_for(target)
-    demo.install(target, found)
-    yield found
-    demo.uninstall(target)
-
-
-@pytest.fixture(scope="module")
-def controllers(
-    cluster: LocalCluster, images: Images, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Controllers]:
-    found = Controllers(cluster, tmp_path_factory.mktemp("controllers"), images.train)
-    yield found
-    found.stop()
-
-
 def record(kind: str, backend: str, outcome: str) -> None:
     """Writes a cell into the page at once: the run may be interrupted in the next one."""
     if os.environ.get("RDZV_MATRIX") == "write":
         page = matrix_table.written(PAGE.read_text(), list(KINDS), BACKENDS, NOT, {(kind, backend): outcome})
         PAGE.write_text(page)
-
-
-@pytest.fixture
-def place(cluster: LocalCluster, namespace: str) -> Place:
-    cluster.kubectl("label", "namespace", namespace, f"{LABEL}=true")
-    return Place(cluster, namespace)
 
 
 def told(worlds: list[Object]) -> list[list[str | None]]:
@@ -181,7 +156,7 @@ def test_a_world_forms_and_forms_again_without_a_pod(
     controllers.start(*of_kind.controllers)
     try:
         place.apply(rendezvous(backend, of_kind.pods), *of_kind.make(images))
-        before = place.await_world(of_kind.pods)
+        before = place.await_world(of_kind.pods, LONG)
         assert not ordered or told(before) == of_kind.pairs, before
         lost = before[-1]["pod"]
         uid = place.get(f"pod/{lost}")["metadata"]["uid"]
@@ -192,7 +167,7 @@ def test_a_world_forms_and_forms_again_without_a_pod(
             return uid not in pods and len(pods) == of_kind.pods
 
         place.wait(again, 120, lambda: f"no pod in place of {lost}")
-        after = place.await_world(of_kind.pods)
+        after = place.await_world(of_kind.pods, LONG)
         assert not ordered or told(after) == of_kind.pairs, after
         place.kubectl("wait", "--for=condition=Degraded=False", "rdzv/world", "--timeout=30s")
     except (AssertionError, RuntimeError) as error:
