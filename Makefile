@@ -27,9 +27,13 @@ test-contract: venv
 test-cluster: venv
 	$(BIN)/pytest tests/cluster
 
-faults: venv ## the long forms: hundreds of histories of the store under faults, seeded bugs, 50 kills of the operator that leads, hostile input, and 100,000 schedules
-	RDZV_FAULTS=long $(BIN)/pytest tests/faults tests/contract/test_operator_election.py tests/unit/test_hostile_replies.py \
-	  tests/unit/protocol/test_hostile_records.py tests/unit/agent/test_admission.py tests/unit/protocol/test_schedules.py
+FAULTS ?= tests/faults tests/contract/test_operator_election.py tests/unit/test_hostile_replies.py \
+  tests/unit/protocol/test_hostile_records.py tests/unit/agent/test_admission.py tests/unit/protocol/test_schedules.py \
+  tests/unit/protocol/test_seeded_bugs.py
+
+faults: venv ## the long forms: the operator's and the store's lives under faults, changes of a Rendezvous, seeded bugs, hostile input, 100,000 schedules; writes docs/reliability.md (FAULTS=paths for parts)
+	rm -f .local/faults.jsonl
+	RDZV_FAULTS=long $(BIN)/pytest $(FAULTS); ended=$$?; $(BIN)/python tests/faults/report.py; exit $$ended
 
 matrix: venv ## kinds of workloads by their real controllers, each with each backend, on the cluster: the table in docs/workloads.md
 	RDZV_MATRIX=write $(BIN)/pytest tests/matrix

@@ -63,6 +63,8 @@ PASSES = 8
 LAST_WRITE_SECONDS = 4.0
 #: Seconds between looks at whether this process leads by now.
 AWAIT_TURN = 0.25
+#: Seconds from one reading of the credentials to the next at the least: an API server may refuse them all for a while.
+LOGIN_SECONDS = 2.0
 #: Seconds that kopf may take to end. Its shutdown can hang (seen after errors of all its watches), and would then be alive and deaf.
 EXIT = 10.0
 
@@ -320,12 +322,21 @@ async def _fill(api: KubernetesAPI, cache: Cache, feeds: Sequence[Feed], wake: W
 
 
 @kopf.on.login()
-def login(settings: kopf.OperatorSettings, **kwargs: Any) -> kopf.ConnectionInfo | None:
-    """Re-reads the service account's token every ten minutes: kopf alone reads it once (kopf#926)."""
-    info = kopf.login_with_service_account(settings=settings, **kwargs)
-    if info is None:
-        return kopf.login_with_kubeconfig(settings=settings, **kwargs)
-    return replace(info, expiration=datetime.datetime.now(datetime.timezone.utc) + datetime.timedelta(minutes=10))
+async def login(settings: kopf.OperatorSettings, memo: kopf.Memo, **kwargs: Any) -> kopf.ConnectionInfo | None:
+    """Reads the credentials again every ten minutes, and when the API server has refused them.
+
+    kopf alone reads a token once (kopf#926), ends when the same credentials are refused twice, and asks for others without pause.
+    """
+    now = time.monotonic()
+    early = memo.get("login_at", now - LOGIN_SECONDS) + LOGIN_SECONDS - now
+    memo.login_at = max(now, now + early)
+    await asyncio.sleep(max(0.0, early))
+    for way in (kopf.login_with_service_account, kopf.login_with_kubeconfig):
+        if info := way(settings=settings, **kwargs):
+            # What expires later is not the same to kopf.
+            expiration = datetime.datetime.now(datetime.timezone.utc) + datetime.timedelta(minutes=10)
+            return replace(info, expiration=expiration)
+    return None
 
 
 @kopf.on.event(GROUP, VERSION, PLURAL)

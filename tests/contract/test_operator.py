@@ -66,35 +66,6 @@ def test_either_order_ends_in_the_same_state(kube: Kube, light_namespace: str, o
     assert state["Rendezvous mnist"]["nodes"]["summary"] == "0/2"
 
 
-#: Each write of provisioning: where the Service leads, the Service, the ConfigMap, the status.
-STEPS = [("POST", "/endpointslices"), ("POST", "/services"), ("POST", "/configmaps"), ("PATCH", "/status")]
-
-
-@pytest.mark.parametrize(("method", "step"), STEPS)
-@pytest.mark.parametrize("when", ["cut-before", "lose-reply"])
-def test_killed_in_the_middle_of_each_step_it_ends_in_the_same_state(
-    kube: Kube,
-    control_plane: LocalCluster,
-    light_namespace: str,
-    tmp_path: Path,
-    proxy: FaultProxy,
-    method: str,
-    step: str,
-    when: str,
-) -> None:
-    set_up(kube, light_namespace, "pods first")
-    fault = proxy.inject(when, method=method, path=step)
-    with running_operator(proxy.kubeconfig, tmp_path / "log", light_namespace) as operator:
-        assert fault.hit.wait(30), "the operator never got to this step"
-        operator.kill()
-        operator.start()
-        eventually(lambda: is_provisioned(kube, light_namespace))
-        state = outcome(kube, light_namespace)
-        children = {f"{kind} rdzv-mnist" for kind in ("ConfigMap", "Service", "EndpointSlice")}
-        assert set(state) == {*children, "Pod a", "Pod b", "Rendezvous mnist"}
-        assert state["EndpointSlice rdzv-mnist"]["leads to"] == [("a", ["10.1.2.1"])]
-
-
 @pytest.mark.parametrize("kind", ["ConfigMap", "Service", "EndpointSlice"])
 def test_a_child_deleted_by_hand_comes_back(kube: Kube, light_namespace: str, provisioned: Object, kind: str) -> None:
     child = kube.get(kind, light_namespace, "rdzv-mnist")

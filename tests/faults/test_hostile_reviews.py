@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import io
 import json
-import os
 import random
 from collections import Counter
 from collections.abc import Iterator
@@ -13,13 +12,14 @@ from typing import Any
 
 import aiohttp
 import pytest
+from faults.tally import LONG, Tally
 from support.accounts import account
 from support.cluster_fixtures import LocalCluster
 from support.hostile_reviews import hostile, review
 from support.operator_process import eventually
 from support.webhook_process import WebhookProcess, serving
 
-REVIEWS = 100_000 if os.environ.get("RDZV_FAULTS") == "long" else 2_000
+REVIEWS = 100_000 if LONG else 2_000
 CLIENTS = 8
 #: Bytes by which the process may have grown: freed memory stays with it in pieces.
 GROWTH = 48 << 20
@@ -53,7 +53,7 @@ async def post(session: aiohttp.ClientSession, webhook: WebhookProcess, data: An
         return reply.status, await reply.text()
 
 
-def test_whatever_it_is_sent_it_answers_and_stays_as_it_was(webhook: WebhookProcess) -> None:
+def test_whatever_it_is_sent_it_answers_and_stays_as_it_was(webhook: WebhookProcess, tally: Tally) -> None:
     async def send(number: int, statuses: Counter[int], reviews: int) -> None:
         chance = random.Random(number)
         async with client(webhook) as session:
@@ -69,15 +69,16 @@ def test_whatever_it_is_sent_it_answers_and_stays_as_it_was(webhook: WebhookProc
         await asyncio.gather(*(send(number, statuses, reviews // CLIENTS) for number in range(CLIENTS)))
         return statuses
 
-    asyncio.run(scenario(400))
-    before = webhook.rss()
-    statuses = asyncio.run(scenario(REVIEWS))
-    print(dict(statuses), f"{before >> 20} MiB before, {webhook.rss() >> 20} MiB after")
-    assert statuses.total() == REVIEWS // CLIENTS * CLIENTS
-    assert set(statuses) == {200, 400}, webhook.log.read_text().partition("Traceback")[2][:3000]
-    assert webhook.rss() - before < GROWTH
-    assert "Traceback" not in webhook.log.read_text()
-    assert asyncio.run(is_served(webhook))
+    with tally.injected("Hostile input", "AdmissionReviews: answered, none with 5xx", REVIEWS):
+        asyncio.run(scenario(400))
+        before = webhook.rss()
+        statuses = asyncio.run(scenario(REVIEWS))
+        print(dict(statuses), f"{before >> 20} MiB before, {webhook.rss() >> 20} MiB after")
+        assert statuses.total() == REVIEWS // CLIENTS * CLIENTS
+        assert set(statuses) == {200, 400}, webhook.log.read_text().partition("Traceback")[2][:3000]
+        assert webhook.rss() - before < GROWTH
+        assert "Traceback" not in webhook.log.read_text()
+        assert asyncio.run(is_served(webhook))
 
 
 def test_large_slow_and_many_bodies_neither_fill_its_memory_nor_keep_others_waiting(webhook: WebhookProcess) -> None:

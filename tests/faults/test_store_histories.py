@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -19,10 +18,10 @@ from faults import campaign
 from faults.campaign import KINDS, Nursery, Outcome
 from faults.checker import Operation, verdicts
 from faults.seeded import BUGS
+from faults.tally import LONG, Tally
 from support.cluster_fixtures import LocalCluster
 from support.torchrun_fleet import install_crds
 
-LONG = os.environ.get("RDZV_FAULTS") == "long"
 HISTORIES = range(15) if LONG else range(1)
 """Of each kind of fault."""
 ATTEMPTS = 8
@@ -87,26 +86,43 @@ def _judge(outcome: Outcome, place: Path) -> None:
 @pytest.mark.parametrize("number", HISTORIES)
 @pytest.mark.parametrize("fault", KINDS)
 def test_every_history_has_an_order_under(
-    fault: str, number: int, nursery: Nursery, kubeconfig: Path, tmp_path: Path
+    fault: str, number: int, nursery: Nursery, kubeconfig: Path, tmp_path: Path, tally: Tally
 ) -> None:
     clients = 4 + number % 5
     by_name = (number + KINDS.index(fault)) % 2 == 1
-    outcome = campaign.run(nursery, kubeconfig, tmp_path / "h", fault, number, clients=clients, by_name=by_name)
-    assert len(outcome.history) > 20
-    _judge(outcome, tmp_path / "h")
+    with tally.injected("Store", f"histories of 16 operations by 4 to 8 clients: {fault}"):
+        outcome = campaign.run(nursery, kubeconfig, tmp_path / "h", fault, number, clients=clients, by_name=by_name)
+        assert len(outcome.history) > 20
+        _judge(outcome, tmp_path / "h")
 
 
 @pytest.mark.parametrize("number", range(15 if LONG else 2))
-def test_histories_of_torchs_own_store_have_an_order(number: int, nursery: Nursery, tmp_path: Path) -> None:
-    _judge(campaign.run_tcp(nursery, tmp_path / "h", number, clients=4 + number % 5), tmp_path / "h")
+def test_histories_of_torchs_own_store_have_an_order(
+    number: int, nursery: Nursery, tmp_path: Path, tally: Tally
+) -> None:
+    with tally.injected("Store", "histories of torch's own TCPStore, the control"):
+        _judge(campaign.run_tcp(nursery, tmp_path / "h", number, clients=4 + number % 5), tmp_path / "h")
 
 
 def test_add_and_compare_set_count_once_however_many_replies_are_lost(
-    nursery: Nursery, kubeconfig: Path, tmp_path: Path
+    nursery: Nursery, kubeconfig: Path, tmp_path: Path, tally: Tally
 ) -> None:
-    outcome = campaign.run(
-        nursery, kubeconfig, tmp_path / "h", "lose-reply", 1, clients=LOST_CLIENTS, operations=LOST_ADDS, work="count"
-    )
+    with tally.injected("Store", "replies to add and compare_set lost: each counts once", 0) as lost:
+        outcome = campaign.run(
+            nursery,
+            kubeconfig,
+            tmp_path / "h",
+            "lose-reply",
+            1,
+            clients=LOST_CLIENTS,
+            operations=LOST_ADDS,
+            work="count",
+        )
+        lost.injected = outcome.lost
+        _judge_counts(outcome)
+
+
+def _judge_counts(outcome: Outcome) -> None:
     assert (outcome.problems, outcome.unknown, outcome.refused) == ([], 0, 0)
     total = LOST_CLIENTS * LOST_ADDS
     done = Counter(op.op for op in outcome.history if op.returned)
@@ -119,13 +135,14 @@ def test_add_and_compare_set_count_once_however_many_replies_are_lost(
 
 
 @pytest.mark.parametrize("bug", SEEDED)
-def test_the_checker_sees_that(bug: str, nursery: Nursery, kubeconfig: Path, tmp_path: Path) -> None:
+def test_the_checker_sees_that(bug: str, nursery: Nursery, kubeconfig: Path, tmp_path: Path, tally: Tally) -> None:
     started = time.monotonic()
     for attempt in range(ATTEMPTS):
         place = tmp_path / f"h{attempt}"
         seed = BUGS[bug]
         outcome = campaign.run(nursery, kubeconfig, place, seed.fault, attempt, operations=seed.operations, bug=bug)
         if verdicts([outcome.history]) == ["illegal"]:
+            tally.caught("store", bug)
             print(f"{bug}: seen in history {attempt + 1}, after {time.monotonic() - started:.0f} s")
             return
     pytest.fail(f"not seen in {ATTEMPTS} histories")

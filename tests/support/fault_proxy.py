@@ -14,6 +14,7 @@ Kinds of faults for one request (`inject`; the first that matches and has `times
 - `reply`: answered here with `status` (a `Status` object with `reason`, `message`; `retry_after` as a header)
 - `cut-before`: the connection is cut; the API server never sees the request
 - `lose-reply`: forwarded and carried out; the connection is cut instead of the reply
+- `hold-reply`: forwarded and carried out; no reply comes, and the connection is cut when `fault.release` is set
 - `black-hole`: swallowed; nothing ever comes back, the connection stays open (until `fault.release` is set)
 - `delay`: forwarded after `seconds`
 - `trickle`: the reply comes byte by byte, one each `seconds`
@@ -22,6 +23,7 @@ Kinds of faults for one request (`inject`; the first that matches and has `times
 - `error-event`: a watch that is accepted and sends an ERROR event with `status`, `reason`, `message`
 - `tear`: a watch whose next event is cut in the middle of its line
 - `lossy`: a watch that ends as it should and whose bookmarks arrive, but none of its events
+- `late`: a watch of which everything arrives `seconds` later
 
 And for all connections: `cut()`, `freeze()` (half-open: those that exist stay open and go silent), `down()`, `up()`.
 """
@@ -39,6 +41,7 @@ import ssl
 import subprocess
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -99,6 +102,8 @@ class FaultProxy:
         """`anonymous` takes the requests that have an Authorization header."""
         self.upstream, self.anonymous = upstream, anonymous
         self.requests: list[Seen] = []
+        self.decide: Callable[[str, str, bytes], Fault | None] = lambda method, target, body: None
+        """Asked first which fault a request gets, by its method, target and body."""
         self.lost = 0
         """Requests that were carried out, and whose reply was not passed on."""
         self._faults: list[Fault] = []
@@ -138,7 +143,9 @@ class FaultProxy:
                 fault.release.set()
             self._faults.clear()
 
-    def fault_for(self, method: str, target: str) -> Fault | None:
+    def fault_for(self, method: str, target: str, body: bytes) -> Fault | None:
+        if chosen := self.decide(method, target, body):
+            return chosen
         with self._lock:
             for fault in self._faults:
                 if fault.times and fault.method in ("", method) and re.search(fault.path, target):
@@ -250,7 +257,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         )
         method = "WATCH" if watch else self.command
         proxy.requests.append(Seen(method, self.path, time.monotonic(), self.headers.get("Authorization")))
-        fault = proxy.fault_for(method, self.path)
+        fault = proxy.fault_for(method, self.path, body)
         try:
             while proxy.frozen(self) and self.rfile.read(1):
                 pass
@@ -290,18 +297,27 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(body)
 
-    def forward(self, body: bytes, fault: Fault | None) -> None:
+    def upstream_reply(self, body: bytes) -> http.client.HTTPResponse:
         own = "Authorization" in self.headers
         if own not in self.up:
             self.up[own] = _connect(self.server.proxy.anonymous if own else self.server.proxy.upstream)
         headers = {key: value for key, value in self.headers.items() if key.lower() not in {*HOP_HEADERS, "host"}}
         self.up[own].request(self.command, self.path, body or None, headers)
-        response = self.up[own].getresponse()
+        return self.up[own].getresponse()
+
+    def lose(self, response: http.client.HTTPResponse, fault: Fault) -> None:
+        response.read()
+        self.server.proxy.lost += 1
+        if fault.kind == "hold-reply":
+            fault.hit.set()
+            fault.release.wait()
+        raise _CutError
+
+    def forward(self, body: bytes, fault: Fault | None) -> None:
+        response = self.upstream_reply(body)
         kind = fault.kind if fault else ""
-        if kind == "lose-reply":
-            response.read()
-            self.server.proxy.lost += 1
-            raise _CutError
+        if fault and kind in {"lose-reply", "hold-reply"}:
+            self.lose(response, fault)
         self.send_response(response.status)
         for key, value in response.getheaders():
             if key.lower() not in {*HOP_HEADERS, "date", "server"}:
@@ -318,6 +334,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
                 raise _CutError
             if self.server.proxy.frozen(self):
                 continue
+            if fault and kind == "late":
+                fault.release.wait(fault.seconds)
             for part in [data[i : i + 1] for i in range(len(data))] if kind == "trickle" else [data] if data else []:
                 self.chunk(part)
                 if fault and kind == "trickle" and fault.release.wait(fault.seconds):

@@ -57,11 +57,13 @@ class Kube:
         target = resource.subresources["status"] if status else resource
         target.patch(body=body, name=name, namespace=namespace, content_type="application/merge-patch+json")
 
-    def replace(self, obj: Object) -> Object:
-        """PUT: the object as it is given, compared by its resourceVersion."""
-        replaced: Object = (
-            self._resource(obj["kind"]).replace(body=obj, namespace=obj["metadata"]["namespace"]).to_dict()
-        )
+    def replace(self, obj: Object, *, strict: bool = False) -> Object:
+        """PUT: the object as it is given, compared by its resourceVersion. `strict`: unknown fields are refused, as kubectl asks."""
+        resource, meta = self._resource(obj["kind"]), obj["metadata"]
+        path = resource.path(name=meta["name"], namespace=meta["namespace"])
+        replaced: Object = self._dynamic.request(
+            "put", f"{path}?fieldValidation=Strict" if strict else path, body=obj
+        ).to_dict()
         return replaced
 
     def delete(self, kind: str, namespace: str, name: str) -> None:
@@ -76,8 +78,9 @@ class Kube:
             raise
         return found
 
-    def list(self, kind: str, namespace: str) -> list[Object]:
-        items: list[Object] = self._resource(kind).get(namespace=namespace).to_dict()["items"]
+    def list(self, kind: str, namespace: str, selector: str = "") -> list[Object]:
+        found = self._resource(kind).get(namespace=namespace, label_selector=selector)
+        items: list[Object] = found.to_dict()["items"]
         return items
 
 

@@ -116,3 +116,31 @@ def test_a_key_that_takes_long_rests_longer_and_the_more_comes_meanwhile_is_one_
         assert min(pauses) >= queue_module.REST * 0.05
 
     asyncio.run(scenario())
+
+
+def test_what_has_failed_for_hours_is_tried_again_within_half_a_minute(monkeypatch: pytest.MonkeyPatch) -> None:
+    """That the API server is back shows by trying only."""
+    monkeypatch.setattr(queue_module, "BACKOFF_FIRST", 0.5)
+    pauses: list[float] = []
+    sleep = asyncio.sleep
+
+    async def slept(seconds: float) -> None:
+        pauses.append(seconds)
+        await sleep(0)
+
+    async def scenario() -> None:
+        done = asyncio.Event()
+
+        async def work(_key: str) -> None:
+            if len(pauses) > 200:
+                done.set()
+            raise RuntimeError("the API server is away")
+
+        queue = WorkQueue(work)
+        queue.add("a")
+        await done.wait()
+        await queue.close()
+
+    monkeypatch.setattr(asyncio, "sleep", slept)
+    asyncio.run(scenario())
+    assert 10 < max(pauses) < 30

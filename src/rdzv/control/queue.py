@@ -21,7 +21,8 @@ DEBOUNCE = 0.05
 #: A pass over thousands of pods takes long, and while they come each of them asks for one: pauses are so many times as long as passes,
 #: up to so many seconds.
 REST, REST_MAX = 4.0, 1.0
-BACKOFF_FIRST, BACKOFF_MAX = 0.5, 60.0
+#: Only by trying is it seen that an outage is over, so the longest pause is also what a pass may be late after one.
+BACKOFF_FIRST, BACKOFF_MAX = 0.5, 20.0
 
 
 class WorkQueue(Generic[Key]):

@@ -10,17 +10,18 @@ import time
 from concurrent.futures import ProcessPoolExecutor
 
 import pytest
+from faults.tally import LONG, Tally
 from unit.protocol.scenarios import play_many
 
 CHUNK = 500
-_USUAL = "100000" if os.environ.get("RDZV_FAULTS") == "long" else "30000"
+_USUAL = "100000" if LONG else "30000"
 COUNT = int(os.environ.get("RDZV_SCHEDULES", _USUAL))
 #: RDZV_SCHEDULES_FROM=N begins at another seed, for schedules that were never tried.
 FIRST = int(os.environ.get("RDZV_SCHEDULES_FROM", "0"))
 
 
 @pytest.mark.timeout(1800)
-def test_random_schedules(capsys: pytest.CaptureFixture[str]) -> None:
+def test_random_schedules(capsys: pytest.CaptureFixture[str], tally: Tally) -> None:
     started, last = time.monotonic(), FIRST + COUNT
     chunks = [range(first, min(first + CHUNK, last)) for first in range(FIRST, last, CHUNK)]
     with ProcessPoolExecutor() as pool:
@@ -30,4 +31,5 @@ def test_random_schedules(capsys: pytest.CaptureFixture[str]) -> None:
         print(
             f"\n{COUNT} schedules in {seconds:.0f} s ({COUNT / max(seconds, 1e-9):.0f}/s), {len(failures)} violations"
         )
-    assert not failures, "\n".join([f"{len(failures)} of {COUNT} schedules:", *failures[:20]])
+    with tally.injected("Agents", "random schedules of the protocol in the simulator", COUNT):
+        assert not failures, "\n".join([f"{len(failures)} of {COUNT} schedules:", *failures[:20]])

@@ -10,6 +10,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from faults.tally import Tally
 from unit.protocol.scenarios import play
 from unit.protocol.sim import Sim
 
@@ -400,10 +401,11 @@ def first_caught(limit: int) -> tuple[int, str] | None:
 
 
 @pytest.mark.parametrize("plant", BUGS, ids=lambda plant: plant.__name__)
-def test_caught(plant: Patch, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_caught(plant: Patch, monkeypatch: pytest.MonkeyPatch, tally: Tally) -> None:
     plant(monkeypatch)
     caught = first_caught(LIMIT)
     assert caught is not None, f"{LIMIT} schedules did not notice: {plant.__doc__}"
+    tally.caught("protocol", plant.__name__.replace("_", " "))
     print(f"caught by schedule {caught[0]}: {caught[1]}")
 
 

@@ -1,0 +1,123 @@
+"""Mistakes in the operator, each as a replaced function of it: a plug-in plants one when the operator loads its plug-ins.
+
+Nothing in the operator knows of tests.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rdzv.control import apply, cache, compare, feed, plan, reconcile
+from rdzv.kube.api import ApiError
+
+NOTHING, AFTER, REFUSED, HIDDEN = "nothing", "killed after each write", "each write refused once", "hidden changes"
+
+
+@dataclass(frozen=True)
+class Bug:
+    """One mistake, what is seen of it, what has to happen for that, and in which of the lives."""
+
+    plant: Callable[[], None]
+    shows: str
+    harm: str = NOTHING
+    life: int = 0
+
+
+def _put(place: Any, name: str, mistake: Any) -> None:
+    assert hasattr(place, name)
+    setattr(place, name, mistake)
+
+
+def _whose_it_is_does_not_matter() -> None:
+    _put(plan, "_belongs", lambda obj, rendezvous: obj["metadata"]["name"].startswith(rendezvous.child_name))
+
+
+def _pods_are_let_in_first() -> None:
+    real = apply.KubernetesAPI.execute
+
+    def execute(self: Any, decided: Any, *rest: Any) -> Any:
+        if decided.release is not None:
+            self._attempt([], self._put_right, decided.release, [])
+        return real(self, decided, *rest)
+
+    _put(apply.KubernetesAPI, "execute", execute)
+
+
+def _a_server_is_not_waited_for() -> None:
+    _put(plan, "_awaits_server", lambda provision, observed: False)
+
+
+def _a_pass_that_failed_is_not_made_again() -> None:
+    real = reconcile.Reconciler.reconcile
+
+    def one_pass(self: Any, key: Any) -> Any:
+        try:
+            return real(self, key)
+        except ApiError:
+            return None
+
+    _put(reconcile.Reconciler, "reconcile", one_pass)
+
+
+def _what_is_gone_stays_in_memory() -> None:
+    _put(cache.Cache, "remove", lambda self, kind, obj: set())
+
+
+def _the_status_is_written_once() -> None:
+    _put(reconcile, "_differs", lambda previous, status: not previous)
+
+
+def _owners_are_not_compared() -> None:
+    real = compare._metadata_differs
+
+    def differs(actual: Any, wanted: Any) -> bool:
+        meta = {**actual["metadata"], "ownerReferences": wanted["metadata"]["ownerReferences"]}
+        return real({**actual, "metadata": meta}, wanted)
+
+    _put(compare, "_metadata_differs", differs)
+    _put(compare, "is_of_predecessor", lambda obj, name, uid: False)
+
+
+def _content_is_not_compared() -> None:
+    _put(compare, "_content", lambda obj, wanted: {})
+
+
+def _memory_is_never_compared() -> None:
+    def compared(_self: Any, *_: Any) -> int:
+        time.sleep(1.0)
+        return 0
+
+    _put(feed.Comparison, "compare", compared)
+
+
+BUGS = {
+    "whose an object is does not matter": Bug(_whose_it_is_does_not_matter, "ConfigMap rdzv-NAME-theirs"),
+    "pods are let in before what they rely on is there": Bug(_pods_are_let_in_first, "is there before", AFTER),
+    "pods are let in before their server is ready": Bug(_a_server_is_not_waited_for, "is ready", AFTER, 1),
+    "a pass that failed is not made again": Bug(_a_pass_that_failed_is_not_made_again, "is     null", REFUSED),
+    "what is gone stays in memory": Bug(_what_is_gone_stays_in_memory, "its host goes: "),
+    "the status is written once": Bug(_the_status_is_written_once, "Rendezvous NAME:"),
+    "children of an earlier Rendezvous are taken over as they are": Bug(
+        _owners_are_not_compared, "uid of what is gone"
+    ),
+    "what is in a child is not compared": Bug(_content_is_not_compared, "changed: ConfigMap rdzv-NAME:"),
+    "memory is never compared with what is there": Bug(_memory_is_never_compared, "is not back", HIDDEN),
+}
+
+
+def plugin(directory: Path, bug: str) -> Path:
+    """A directory for PYTHONPATH with a plug-in that plants this bug."""
+    tests = Path(__file__).parents[1]
+    info = directory / "seeded-1.0.dist-info"
+    info.mkdir(parents=True)
+    (directory / "seeded_bug.py").write_text(
+        f"import sys\nsys.path.append({str(tests)!r})\nfrom faults.operator_bugs import BUGS\nBUGS[{bug!r}].plant()\n"
+        "def backend():\n    return lambda rendezvous: None\n"
+    )
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: seeded\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("[rdzv.backends]\nseeded = seeded_bug:backend\n")
+    return directory
