@@ -90,6 +90,7 @@ MEANINGS = {
     "TORCH_ELASTIC_WORKER_IDENTICAL": "1 where every node runs the same number of workers, so that torch need not ask; "
     "0 on a pod that says itself how many it has",
     "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1: each round has a fresh store, as torch's shared one does not survive its host",
+    "RDZV_RANKS": "`topology` with `spec.ranks`: any slot may be this agent's, not only that of its index",
     "MASTER_ADDR": "as `PET_MASTER_ADDR`, with `spec.launcher: none`",
     "MASTER_PORT": "as `PET_MASTER_PORT`, with `spec.launcher: none`",
     "WORLD_SIZE": "`spec.nodes.min`, with `spec.launcher: none`",

@@ -36,6 +36,9 @@ RENDEZVOUS_FAILED, RENDEZVOUS_LOST = "rendezvous failed: ", "rendezvous lost: "
 #: What the ConfigMap says where ranks follow the topology, so that an agent takes any slot, not only that of its index.
 RANKS, BY_TOPOLOGY = "RDZV_RANKS", "topology"
 
+#: Seconds of silence after which an agent is taken for dead; where the ConfigMap does not say, the agents' own default holds.
+SILENCE = "RDZV_SILENCE_TIMEOUT"
+
 #: Seconds. torchrun's `LaunchConfig` passes `timeout=900` to every handler when the user said nothing (`launcher/api.py`).
 LAUNCH_TIMEOUT = 900
 

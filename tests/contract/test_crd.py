@@ -198,7 +198,9 @@ def test_generated_specs_are_accepted(api: LocalCluster) -> None:
 
 
 @pytest.mark.parametrize(
-    "path", sorted((ROOT / "deploy/samples").glob("rendezvous-*.yaml")), ids=lambda path: path.stem
+    "path",
+    [*sorted((ROOT / "deploy/samples").glob("rendezvous-*.yaml")), ROOT / "deploy/samples/topology.yaml"],
+    ids=lambda path: path.stem,
 )
 def test_samples_are_accepted(api: LocalCluster, path: Path) -> None:
     apply(api, yaml.safe_load(path.read_text()))

@@ -8,6 +8,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 
 from rdzv.agent.liveness import Callbacks, Liveness
+from rdzv.agent.liveness_server import SILENCE_SECONDS
 from rdzv.agent.loop import Loop, pipe
 from rdzv.protocol.records import Coordinator
 
@@ -74,11 +75,14 @@ class Agent:
     found: list[Coordinator] = field(default_factory=list)
     dialled: list[float] = field(default_factory=list)
     connect: Callable[[str, int], socket.socket] | None = None
+    silence: float = SILENCE_SECONDS
 
     def __post_init__(self) -> None:
         callbacks = Callbacks(lost=self.lost.append, found=self.found.append, peers=lambda: None)
         self.loop = self.clock.loop()
-        self.liveness = Liveness(self.loop, self.name, "127.0.0.1", callbacks, self.key, self.connect or self.dial)
+        self.liveness = Liveness(
+            self.loop, self.name, "127.0.0.1", callbacks, self.key, self.connect or self.dial, self.silence
+        )
         self.listening[self.liveness.port] = self
 
     @property

@@ -393,6 +393,8 @@ REFUSED = [
         for setting, value, bound in (
             ("replacementWait", -1, "greater than or equal to 0"),
             ("replacementWait", 3601, "less than or equal to 3600"),
+            ("silenceTimeout", 2, "greater than or equal to 3"),
+            ("silenceTimeout", 121, "less than or equal to 120"),
             ("minRoundDuration", 86_401, "less than or equal to 86400"),
             ("scaleUpWindow", 86_401, "less than or equal to 86400"),
         )
@@ -428,7 +430,11 @@ REFUSED = [
             ("by-no-key", "should have at least 1 items", []),
             ("by-five-keys", "must have at most 4 items", ["a", "b", "c", "d", "e"]),
             ("by-a-key-twice", "spec.ranks.topologyKeys: Invalid value: has a key twice", ["rack", "rack"]),
-            ("by-no-label", "spec.ranks.topologyKeys[0]: Invalid value: is no key of a label", ["rack one"]),
+            (
+                "by-no-label",
+                'spec.ranks.topologyKeys[0]: Invalid value: "rack one": is no key of a label',
+                ["rack one"],
+            ),
         )
     ),
     # failurePolicy

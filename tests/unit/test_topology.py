@@ -74,6 +74,14 @@ def test_agents_are_told_sites_and_no_indexes_and_pods_that_they_take_any_slot()
     assert unranked.env == {}
 
 
+def test_pods_are_told_what_silence_is_a_death_where_the_spec_says() -> None:
+    provision = plan(
+        rendezvous("kubernetes", kubernetes={"silenceTimeout": 7}), Observed(), backend_registry()
+    ).provision
+    assert provision is not None
+    assert provision.env == {"RDZV_SILENCE_TIMEOUT": "7"}
+
+
 def world(*order: int, **changes: Any) -> tuple[list[dict[str, Any]], Round, list[Member]]:
     """Pod i runs on node ni, and has the rank that its number has in this order."""
     pods = [on(f"n{i}", i) for i in sorted(order)]

@@ -14,6 +14,7 @@ import threading
 import time
 import weakref
 from datetime import timedelta
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from torch.distributed import PrefixStore, TCPStore
@@ -30,6 +31,7 @@ from torch.distributed.elastic.rendezvous import (
 from rdzv.agent.agent import Agent
 from rdzv.agent.identity import identify, pod_of_token
 from rdzv.agent.interface import AgentError, AgentSettings
+from rdzv.agent.liveness import Liveness, silence_of
 from rdzv.agent.place import Place
 from rdzv.agent.store_port import StorePort
 from rdzv.env import LAUNCH_TIMEOUT
@@ -95,7 +97,7 @@ class AgentRendezvousHandler(RendezvousHandler):  # type: ignore[misc]  # torch 
         self._shut_down = False
         settings = AgentSettings(place.namespace, identity, timing, policy, self._port.rebind)
         # The agent's threads know nothing of this handler: one that is dropped without `shutdown` ends them.
-        self._agent = Agent(place.client, settings)
+        self._agent = Agent(place.client, settings, partial(Liveness, silence=silence_of(os.environ)))
         weakref.finalize(self, _dropped, self._agent, self._port).atexit = False
 
     def get_backend(self) -> str:

@@ -17,16 +17,33 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from rdzv.agent.liveness_client import LivenessClient, UnreachablePeer, dial
-from rdzv.agent.liveness_server import LivenessServer
+from rdzv.agent.liveness_server import SILENCE_SECONDS, LivenessServer
 from rdzv.agent.probe import Prober
+from rdzv.env import SILENCE
 from rdzv.protocol.records import Coordinator, Endpoint
 
 if TYPE_CHECKING:
     from rdzv.agent.loop import Loop
 
-__all__ = ["Callbacks", "Liveness", "listen"]
+__all__ = ["Callbacks", "Liveness", "listen", "silence_of"]
 
 PING_SECONDS = 1.0
+
+
+_LEAST_SILENCE, _MOST_SILENCE = 3, 120
+"""Seconds, as the CRD allows. With a word each second, less would be chance."""
+
+
+def silence_of(environ: Mapping[str, str]) -> float:
+    """Seconds of silence after which another agent is dead, as the environment says.
+
+    Raises:
+        ValueError: it says something else.
+    """
+    text = environ.get(SILENCE) or f"{SILENCE_SECONDS:g}"
+    if not (text.isascii() and text.isdigit() and len(text) < 4 and _LEAST_SILENCE <= int(text) <= _MOST_SILENCE):
+        raise ValueError(f"{SILENCE}={text[:80]}: write seconds as a whole number, {_LEAST_SILENCE} to {_MOST_SILENCE}")
+    return float(text)
 
 
 def listen(address: str, backlog: int = 1024) -> socket.socket:
@@ -59,6 +76,7 @@ class Liveness:
         incarnation: the own one.
         address: where to listen, a literal IP address.
         key: what members have to know while this agent coordinates (`Identity.key`).
+        silence: seconds of silence after which the other end of a connection is dead.
     """
 
     def __init__(
@@ -69,15 +87,16 @@ class Liveness:
         callbacks: Callbacks,
         key: str,
         connect: Callable[[str, int], socket.socket] = dial,
+        silence: float = SILENCE_SECONDS,
     ) -> None:
         self.incarnation = incarnation
         listener = listen(address)
         listener.setblocking(False)
         self.port: int = listener.getsockname()[1]
         self._loop = loop
-        self._server = LivenessServer(loop, listener, incarnation, key, callbacks.peers)
+        self._server = LivenessServer(loop, listener, incarnation, key, callbacks.peers, silence)
         self._prober = Prober(loop, callbacks.peers, connect)
-        self._client = LivenessClient(loop, incarnation, callbacks.lost, callbacks.found, connect)
+        self._client = LivenessClient(loop, incarnation, callbacks.lost, callbacks.found, connect, silence)
         self._ticked: float | None = None
         self._contested: frozenset[str] = frozenset()
 

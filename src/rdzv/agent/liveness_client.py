@@ -15,7 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from rdzv.agent.liveness_server import DEAD_SECONDS, QUESTION
+from rdzv.agent.liveness_server import QUESTION, SILENCE_SECONDS
 from rdzv.agent.proof import COORDINATOR, LINE_LIMIT, MEMBER, Exchange, decode, encode, proves
 from rdzv.protocol.records import Coordinator
 
@@ -101,7 +101,9 @@ class LivenessClient:
         lost: Callable[[Coordinator], None],
         found: Callable[[Coordinator], None],
         connect: Callable[[str, int], socket.socket] = dial,
+        silence: float = SILENCE_SECONDS,
     ) -> None:
+        self._silence = silence
         self.unreachable: UnreachablePeer | None = None
         self.announced = 0
         """resourceVersion of the last Round that the coordinator told of; 0 when it told of none."""
@@ -159,7 +161,7 @@ class LivenessClient:
         link = self._link
         if link is None or not link.established:
             return
-        if self._loop.clock() - link.heard >= DEAD_SECONDS:
+        if self._loop.clock() - link.heard >= self._silence:
             self._broken("silent")
         else:
             self._send(link, b".")

@@ -16,9 +16,8 @@ if TYPE_CHECKING:
 
 __all__ = ["NEWS", "LivenessServer", "Verdict", "judge"]
 
-SUSPECT_SECONDS = 5.0
-DEAD_SECONDS = 10.0
-"""Silence on an open connection."""
+SILENCE_SECONDS = 4.0
+"""Silence on an open connection after which its other end is dead, unless another limit is set; after half of it, it is suspected."""
 RECONNECT_SECONDS = 1.0
 """How long a peer whose connection broke has to connect again."""
 FIRST_SECONDS = 15.0
@@ -59,19 +58,21 @@ class Verdict:
     connected: frozenset[str] = frozenset()
 
 
-def judge(peers: Mapping[str, Peer], now: float) -> tuple[frozenset[str], frozenset[str], frozenset[str]]:
-    """Who is dead, who is suspected, and who is doubted."""
+def judge(
+    peers: Mapping[str, Peer], now: float, most: float = SILENCE_SECONDS
+) -> tuple[frozenset[str], frozenset[str], frozenset[str]]:
+    """Who is dead, who is suspected, and who is doubted. `most`: seconds of silence."""
     dead, suspected, doubted = set(), set(), set()
     for incarnation, peer in peers.items():
         if peer.connected:
-            silence, limit = now - peer.heard, DEAD_SECONDS
+            silence, limit = now - peer.heard, most
         elif peer.gone is not None:
             silence, limit = now - peer.gone, RECONNECT_SECONDS
         else:
             silence, limit = now - peer.since, FIRST_SECONDS
         if silence >= limit:
             dead.add(incarnation)
-        elif peer.connected and silence >= SUSPECT_SECONDS:
+        elif peer.connected and silence >= most / 2:
             suspected.add(incarnation)
         if silence >= DOUBT_SECONDS or peer.asked or peer.gone is not None:
             doubted.add(incarnation)
@@ -81,7 +82,16 @@ def judge(peers: Mapping[str, Peer], now: float) -> tuple[frozenset[str], frozen
 class LivenessServer:
     """Everything runs in the loop's thread; `verdict` may be read from any. `changed` is called when it is another one."""
 
-    def __init__(self, loop: Loop, listener: socket.socket, me: str, key: str, changed: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        loop: Loop,
+        listener: socket.socket,
+        me: str,
+        key: str,
+        changed: Callable[[], None],
+        silence: float = SILENCE_SECONDS,
+    ) -> None:
+        self._silence = silence
         self.verdict = Verdict()
         self._loop, self._me, self._changed = loop, me, changed
         self._expected: dict[str, Peer] = {}
@@ -135,7 +145,7 @@ class LivenessServer:
 
     def judge(self) -> None:
         """Find out who is dead or suspected by now."""
-        verdict = Verdict(*judge(self._expected, self._loop.clock()), frozenset(self._connected))
+        verdict = Verdict(*judge(self._expected, self._loop.clock(), self._silence), frozenset(self._connected))
         if verdict != self.verdict:
             self.verdict = verdict
             self._changed()

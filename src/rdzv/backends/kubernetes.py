@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from rdzv.backends import FAILED, OF_FIXED_RANKS, SUCCEEDED, Backend, BackendError, Condition, Provision, World
-from rdzv.env import BY_TOPOLOGY, RANKS
+from rdzv.env import BY_TOPOLOGY, RANKS, SILENCE
 from rdzv.protocol import records, reforms
 from rdzv.protocol.encoding import MAX_SLOTS
 from rdzv.protocol.records import CLOSED, LIVE, RUNNING, SUCCESS, TOO_MANY_REFORMS, Member, Round
@@ -59,9 +59,15 @@ def provision(rendezvous: Rendezvous) -> Provision:
         config=rendezvous.config,
         # Its agents go by the bounds in the spec.
         unused=OF_FIXED_RANKS | {"PET_NNODES"},
-        env={RANKS: BY_TOPOLOGY} if rendezvous.topology_keys else {},
+        env=_environment(rendezvous),
         rules=role_rules(rendezvous.name, with_store=rendezvous.config.get("store") == "kubernetes"),
     )
+
+
+def _environment(rendezvous: Rendezvous) -> dict[str, str]:
+    """What agents go by that can't change while they run."""
+    silence = rendezvous.settings.get("silenceTimeout")
+    return ({RANKS: BY_TOPOLOGY} if rendezvous.topology_keys else {}) | ({SILENCE: str(silence)} if silence else {})
 
 
 def role_rules(name: str, *, with_store: bool) -> list[dict[str, Any]]:

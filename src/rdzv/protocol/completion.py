@@ -12,7 +12,7 @@ from rdzv.protocol.encoding import (
     fingerprint,
     salted_fingerprints,
 )
-from rdzv.protocol.facts import Attendance, Facts, attend, one_per_pair
+from rdzv.protocol.facts import Attendance, Facts, Silent, attend, one_per_pair
 from rdzv.protocol.fields import replace
 from rdzv.protocol.ranking import order, slots_of
 from rdzv.protocol.records import FORMING, LEAVING, LIVE, RUNNING, Leader, Member, Round
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from rdzv.protocol.coordinator_state import CoordinatorState, Policy
 
 _NAMED = 5
+_NOBODY = Silent()
 _APPEAR_SECONDS = 2.0
 """For the pod of a replacement to be made, once that of the lost one is gone or leaves."""
 
@@ -113,17 +114,17 @@ def _expected(there: Attendance) -> Outstanding:
     return Outstanding((*stuck, *coming), hopeless=not coming)
 
 
-def _absent(there: Attendance, roster: Roster, without: frozenset[int] = frozenset()) -> tuple[list[str], list[str]]:
+def _absent(there: Attendance, roster: Roster, without: Silent = _NOBODY) -> tuple[list[str], list[str]]:
     """Of the expected pods that have not joined those that will not soon, and those that may, in words.
 
-    None if all have. Slots in `without` are not looked at.
+    None if all have. Those in `without` are not looked for.
     """
-    slots = {member.index for member in there.joined} | without
+    slots = {member.index for member in there.joined} | without.slots
     names = {member.name for member in there.joined}
     hopeless = [absent for absent in roster.hopeless if absent.pod not in names]
     hopeless_slots = {absent.slot for absent in hopeless if absent.slot is not None}
     missing = [slot for slot in sorted(roster.expected) if slot not in slots]
-    pods = sum(member.owned for member in there.joined) + len(without & roster.expected)
+    pods = sum(member.owned for member in there.joined) + len(without.slots & roster.expected) + without.more
     unnamed = max(0, roster.expected_count - pods - len(missing))
     if not missing and not unnamed:
         return [], []
@@ -144,7 +145,7 @@ def _replacements(facts: Facts) -> Outstanding | None:
     stuck, coming = _absent(there, there.roster, facts.silent)
     if coming:
         return Outstanding(tuple(coming), seconds=wait)
-    if stuck or facts.silent:
+    if stuck or facts.silent != _NOBODY:
         return None
     return Outstanding(("replacements, of which there are no pods yet",), seconds=min(wait, _APPEAR_SECONDS))
 

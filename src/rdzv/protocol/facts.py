@@ -51,6 +51,17 @@ class Attendance:
 
 
 @dataclass(frozen=True)
+class Silent:
+    """Those who are lost although their connection stands: nobody replaces them soon, whatever the operator says of their pods.
+
+    `slots` of those whose index is their slot, and how many `more` pods there are, which the roster counts and does not list.
+    """
+
+    slots: frozenset[int] = frozenset()
+    more: int = 0
+
+
+@dataclass(frozen=True)
 class Facts:
     """All that decisions go by.
 
@@ -74,7 +85,7 @@ class Facts:
         name_at: when (seconds) there may be more of them; None: not by time alone.
         askers: by name, those whose store may be connected to.
         contested: incarnations of the running world for whose slot a later agent asks.
-        silent: slots of those who are lost although their connection stands: nobody replaces them soon.
+        silent: those who are lost although their connection stands.
         ended: why the operator ends the world of this Round; empty: it does not.
     """
 
@@ -96,7 +107,7 @@ class Facts:
     name_at: float | None
     askers: Mapping[str, Member]
     contested: frozenset[str]
-    silent: frozenset[int]
+    silent: Silent
     ended: str
 
 
@@ -149,7 +160,7 @@ def gather(state: CoordinatorState, view: View, own: Round | None, now: float) -
         askers={member.name: member for member in askers},
         contested=contested,
         ended=roster.ended if roster is not None and own is not None and own.uid == roster.ended_uid else "",
-        silent=_silent(members, view, own, world - done - here),
+        silent=_silent(members, view, own, world - done - here, roster),
     )
 
 
@@ -250,12 +261,15 @@ def _contested(alive: Sequence[tuple[Member, int]], own: Round | None) -> frozen
     )
 
 
-def _silent(members: Sequence[Member], view: View, own: Round | None, lost: frozenset[str]) -> frozenset[int]:
+def _silent(
+    members: Sequence[Member], view: View, own: Round | None, lost: frozenset[str], roster: Roster | None
+) -> Silent:
     if own is None or not lost:
-        return frozenset()
-    standing = {fingerprint(own.salt, m.incarnation) for m in members if m.incarnation in view.connected}
-    slots = dict(zip(own.fingerprints, own.slots, strict=True))
-    return frozenset(slots[mark] for mark in lost & standing)
+        return Silent()
+    standing = [m for m in members if m.incarnation in view.connected and fingerprint(own.salt, m.incarnation) in lost]
+    uncounted = roster.dead | roster.draining if roster is not None else frozenset()
+    more = sum(member.index is None and member.owned and member.pod_uid not in uncounted for member in standing)
+    return Silent(frozenset(member.index for member in standing if member.index is not None), more)
 
 
 def _is_involved(member: Member, own: Round | None, world: frozenset[str]) -> bool:

@@ -9,7 +9,9 @@ import pytest
 from support.clocked_loop import Agent, Clock, clocked
 
 from rdzv.agent import liveness_client
-from rdzv.agent.liveness_server import Peer, judge
+from rdzv.agent.liveness import silence_of
+from rdzv.agent.liveness_server import SILENCE_SECONDS, Peer, judge
+from rdzv.env import SILENCE
 from rdzv.protocol.records import Coordinator, Endpoint
 
 
@@ -67,7 +69,7 @@ DEAD, SUSPECTED, DOUBTED = range(3)
     ],
 )
 def test_judging(peer: Peer, verdicts: set[int]) -> None:
-    found = judge({"m": peer}, 100)
+    found = judge({"m": peer}, 100, most=10)
     assert {number for number, who in enumerate(found) if who} == verdicts
 
 
@@ -135,9 +137,9 @@ def test_a_member_that_falls_silent_is_suspected_then_dead_and_is_back_with_its_
 ) -> None:
     coordinator, member = pair
     clock.loops.remove(member.loop)  # Its machine is gone: nothing is said, nothing closed.
-    clock.run(6)
+    clock.run(SILENCE_SECONDS / 2 + 1)
     assert verdict(coordinator) == ([], ["m"])
-    clock.run(5)
+    clock.run(SILENCE_SECONDS / 2 + 1)
     assert verdict(coordinator) == (["m"], [])
     clock.loops.append(member.loop)
     clock.run(2)
@@ -183,7 +185,7 @@ def test_a_coordinator_that_is_lost_is_so_in_its_later_term(pair: tuple[Agent, A
 def test_who_is_expected_anew_has_been_silent_for_as_long_as_before(pair: tuple[Agent, Agent], clock: Clock) -> None:
     coordinator, member = pair
     clock.loops.remove(member.loop)
-    clock.run(9)
+    clock.run(SILENCE_SECONDS - 1)
     coordinator.liveness.expect([])
     clock.settle()
     coordinator.liveness.expect(["m"])
@@ -251,9 +253,9 @@ def test_a_coordinator_that_ends_is_lost_once_tried_each_second_and_found_when_i
 def test_a_coordinator_that_falls_silent_is_lost(pair: tuple[Agent, Agent], clock: Clock) -> None:
     coordinator, member = pair
     clock.loops.remove(coordinator.loop)
-    clock.run(9)
+    clock.run(SILENCE_SECONDS - 1)
     assert member.lost == []
-    clock.run(4)
+    clock.run(5)
     assert member.lost == [coordinator.record]
     assert member.liveness.unreachable is not None
     assert member.liveness.unreachable.why == "no answer"
@@ -353,3 +355,36 @@ def test_who_does_not_answer_for_the_one_that_was_asked_for_is_not_taken_for_it(
     member.liveness.follow(gone)
     clock.run(1)
     assert member.lost == [gone]
+
+
+@pytest.mark.parametrize(
+    ("environ", "seconds"), [({}, SILENCE_SECONDS), ({SILENCE: "7"}, 7.0), ({SILENCE: ""}, SILENCE_SECONDS)]
+)
+def test_the_environment_says_how_long_a_silence_is_a_death(environ: dict[str, str], seconds: float) -> None:
+    assert silence_of(environ) == seconds
+
+
+@pytest.mark.parametrize("text", ["2", "121", "4.5", "-4", "4s", "٤", "4" * 5000])
+def test_a_limit_on_silence_that_is_none_is_refused_by_name(text: str) -> None:
+    with pytest.raises(ValueError, match=r"^RDZV_SILENCE_TIMEOUT=.{1,80}: write seconds as a whole number, 3 to 120$"):
+        silence_of({SILENCE: text})
+
+
+def test_both_sides_wait_for_as_long_as_they_are_told(pair: tuple[Agent, Agent], clock: Clock) -> None:
+    listening = pair[0].listening
+    coordinator, member = Agent(clock, listening, "c2", silence=20.0), Agent(clock, listening, "m2", silence=20.0)
+    member.liveness.follow(coordinator.record)
+    coordinator.liveness.expect(["m2"])
+    clock.run(1)
+    clock.loops.remove(member.loop)
+    clock.run(18)
+    assert verdict(coordinator) == ([], ["m2"])
+    clock.run(3)
+    assert verdict(coordinator) == (["m2"], [])
+    clock.loops.append(member.loop)
+    clock.run(3)
+    clock.loops.remove(coordinator.loop)
+    clock.run(18)
+    assert member.lost == []
+    clock.run(5)
+    assert member.lost == [coordinator.record]

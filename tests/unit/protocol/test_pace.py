@@ -8,6 +8,7 @@ import pytest
 from unit.protocol.clusters import cluster, run_until_formed
 from unit.protocol.test_coordinator import WORLD, Bench, member, reform, roster, running
 
+from rdzv.pairs import Pair
 from rdzv.protocol.coordinator_state import Decision
 from rdzv.protocol.fields import Fields
 from rdzv.protocol.pace import Pace
@@ -69,6 +70,18 @@ def test_survivors_do_not_wait_for_who_will_not_come(who: Roster) -> None:
 
 def test_the_pod_of_a_silent_agent_is_no_replacement() -> None:
     assert lost(roster(0, 1, 2, pace=PACE), connected=True).wrote(100.4).slots == (0, 1)
+
+
+def test_the_pod_of_a_silent_agent_is_no_replacement_where_places_are_pairs_either() -> None:
+    """The roster counts such pods, and does not list them."""
+    world = [replace(member(number), slot=None, pair=Pair("", number)) for number in range(3)]
+    bench = Bench(world, running([member(number) for number in range(3)]), roster(pace=PACE, expected_count=3))
+    bench.at(0.0)
+    bench.dead.add(GONE)
+    bench.at(100.0)
+    bench.wrote(100.3)
+    bench.put(*(replace(each, want_round=2, port=each.port + 1) for each in world[:2]))
+    assert bench.wrote(100.4).size == 2
 
 
 def test_agents_outside_of_pods_are_not_waited_for() -> None:
