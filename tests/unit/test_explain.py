@@ -490,6 +490,18 @@ def test_no_library() -> None:
             "kubectl logs --previous",
         ),
         (
+            {
+                "state": {"waiting": {"reason": "CrashLoopBackOff"}},
+                "lastState": {
+                    "terminated": {"exitCode": 1, "message": "rendezvous failed: backend etcd: h:1 refuses\n"}
+                },
+                "restartCount": 4,
+            },
+            "CrashLooping: 4 restarts, the last run ended with exit code 1: rendezvous failed: backend etcd: h:1 refuses",
+            "",
+            "do as the agent says",
+        ),
+        (
             {"state": {"terminated": {"exitCode": 137, "reason": "OOMKilled"}}},
             "Ended: OOMKilled (exit code 137), it used more memory than resources.limits.memory allows",
             "",

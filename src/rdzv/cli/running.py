@@ -9,7 +9,7 @@ from rdzv.cli.pod_facts import AGAIN, PodFacts, ago, mounted, names, training_co
 from rdzv.cli.probe import BACKEND
 from rdzv.cli.snapshot import Node, nodes
 from rdzv.control.inject import CONTAINERS_ANNOTATION, LIBRARY, LIBRARY_ANNOTATION
-from rdzv.env import LIBRARY_PATH
+from rdzv.env import LIBRARY_PATH, RENDEZVOUS_FAILED
 from rdzv.objects import ReadOnlyObject
 from rdzv.observed import EARLIER
 from rdzv.spec import NO_LAUNCHER
@@ -154,6 +154,7 @@ def _init_containers(facts: PodFacts) -> list[Finding]:
 #: What to do about a reason that says so itself to nobody who does not know it.
 _REMEDIES = {
     "OOMKilled": "raise resources.limits.memory, or make batches or workers fewer",
+    RENDEZVOUS_FAILED: "do as the agent says; in a pod that stays, python -m rdzv doctor looks at the endpoint again",
     "CrashLooping": "see kubectl logs --previous for why it ended",
     "Ended": "see kubectl logs for why it ended",
     "Failed": "see kubectl logs for why it ended",
