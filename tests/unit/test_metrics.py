@@ -344,6 +344,6 @@ def test_the_service_finds_the_port_of_every_deployment() -> None:
 
 
 def test_without_metrics_there_is_nothing_of_them() -> None:
-    text = render.template("--set", "metrics.enabled=false,networkPolicy.enabled=true")
+    text = render.template("--set", "metrics.enabled=false,networkPolicy.enabled=true,crds.enabled=false")
     assert "metrics" not in text
     assert "METRICS" not in text
