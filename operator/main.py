@@ -11,6 +11,7 @@ Of several processes that share a Lease one writes at a time (docs/adr/0006-elec
 - `RDZV_METRICS_LISTEN`: address:port where `GET /metrics` is answered. Unset: nowhere.
 - `RDZV_ISOLATE`: `true`: a Rendezvous that does not say `spec.network.isolate` is isolated.
 - `RDZV_METRICS_RENDEZVOUS`: of how many Rendezvous there are metrics of their own. Unset: of none.
+- `RDZV_LOG_FORMAT`: json for lines of JSON (`rdzv.control.logs`).
 - `RDZV_ROOT_SECRET`: namespace/name of the key that certificates follow from (`rdzv.control.root_key`).
 - `RDZV_WEBHOOK_CONFIGURATION`, `RDZV_WEBHOOK_SECRET`, `RDZV_WEBHOOK_HOST`: where the webhook's certificates go
   (`rdzv.control.webhook_certificates`). Unset: somebody else cares for them.
@@ -37,6 +38,7 @@ import kopf
 from aiohttp import web
 
 import rdzv
+from rdzv.control import logs
 from rdzv.control.apply import KubernetesAPI
 from rdzv.control.cache import KINDS, RENDEZVOUS, Cache, Key
 from rdzv.control.election import Candidate
@@ -54,6 +56,7 @@ from rdzv.registry import backend_registry
 from rdzv.spec import GROUP, PLURAL, VERSION
 
 _log = logging.getLogger("rdzv.operator")
+logs.as_asked(os.environ)  # kopf has set the log up before it reads this file
 
 #: Seconds between passes over everything, from memory: for what depends on time, and for what nobody thought of.
 RESYNC = 300.0
@@ -152,7 +155,7 @@ def _measured(reconciler: Reconciler, progress: Progress, metrics: OperatorMetri
     def one_pass(key: Key) -> float | None:
         progress.began(key, time.monotonic())
         try:
-            with metrics.passing():
+            with logs.about(*key), metrics.passing():
                 return reconciler.reconcile(key)
         finally:
             progress.ended(key, time.monotonic())

@@ -1,7 +1,8 @@
 """Admission by webhook, for clusters without MutatingAdmissionPolicy: the same function, asked over HTTPS.
 
 Run as `kopf run operator/webhook.py --all-namespaces --standalone`. It keeps no state, needs no permission and watches nothing; kopf
-reads the API server's list of resources once, when it starts. The chart sets the environment variables that it reads.
+reads the API server's list of resources once, when it starts. The chart sets the environment variables that it reads; `RDZV_LOG_FORMAT`
+is json for lines of JSON (`rdzv.control.logs`).
 """
 
 from __future__ import annotations
@@ -18,10 +19,13 @@ from typing import Any
 import kopf
 from aiohttp import web
 
+from rdzv.control import logs
 from rdzv.control.inject import InjectionSettings, inject
 from rdzv.control.metrics import ALLOWED, BUSY, ERROR, LATE, MALFORMED, WebhookMetrics, serve
 from rdzv.control.review import NotAReview, checked_review
 from rdzv.spec import LABEL
+
+logs.as_asked(os.environ)  # kopf has set the log up before it reads this file
 
 #: Bytes. The API server takes requests of up to 3 MiB; kopf's own server stops at 1 MiB.
 MAX_BODY = 4 << 20

@@ -11,11 +11,14 @@ from urllib.request import urlopen
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
+from support.builders import running
 from support.cluster_fixtures import LocalCluster
 from support.hostile_reviews import review
-from support.operated import is_provisioned, set_up
+from support.operated import is_provisioned, rendezvous, set_up
 from support.operator_process import Kube, eventually, running_operator
 from support.webhook_process import serving
+
+from rdzv.protocol.records import Member
 
 Values = dict[tuple[str, frozenset[str]], float]
 
@@ -71,6 +74,43 @@ def test_an_operator_tells_prometheus_of_its_passes_and_of_a_rendezvous(
         kube.delete("Rendezvous", light_namespace, "mnist")
         eventually(lambda: sum(phases(scraped(port)).values()) == 0)
         assert ("rdzv_rendezvous_nodes_expected", frozenset({light_namespace, "mnist"})) not in scraped(port)
+
+
+def test_worlds_that_form_are_timed_and_those_that_form_anew_counted_by_what_for_and_the_log_says_whose_they_are(
+    control_plane: LocalCluster, kube: Kube, light_namespace: str, tmp_path: Path, port: int
+) -> None:
+    env = {"RDZV_METRICS_LISTEN": f"127.0.0.1:{port}", "RDZV_LOG_FORMAT": "json"}
+    log = tmp_path / "log"
+    with running_operator(control_plane.kubeconfig, log, light_namespace, env=env):
+        set_up(kube, light_namespace, "rendezvous first")
+        eventually(lambda: is_provisioned(kube, light_namespace))
+        eventually(lambda: phases(scraped(port))["Forming"] == 1)
+        for name in ("a", "b"):
+            kube.patch("Pod", light_namespace, name, {"status": {"phase": "Running"}}, status=True)
+        eventually(lambda: status_word(kube, light_namespace) == "Running")
+        assert of(scraped(port), "rdzv_time_to_form_seconds_count") == 1
+
+        elastic = rendezvous(light_namespace, "kubernetes")
+        elastic["metadata"]["name"] = "elastic"
+        uid = kube.create(elastic)["metadata"]["uid"]
+        agents = [Member(f"elastic-{i}", "elastic", uid, f"uid-{i}/1", "10.0.0.1", 29400, 1) for i in (0, 1)]
+        first = running(agents, 1, name="elastic", run_id=uid).to_object(light_namespace)
+        kube.create(first)
+        eventually(lambda: seen_round(kube, light_namespace) == 1)
+        stored = kube.get("RendezvousRound", light_namespace, "elastic") or {}
+        anew = running(agents, 2, name="elastic", run_id=uid, want_reason="gone: slot 1 (node-b)")
+        kube.replace({**stored, "spec": anew.to_object(light_namespace)["spec"]})
+        eventually(lambda: of(scraped(port), "rdzv_rounds_total", "lost") == 1)
+        assert sum(value for (name, _), value in scraped(port).items() if name == "rdzv_rounds_total") == 1
+    lines = [json.loads(line) for line in log.read_text().splitlines()]
+    assert {"time", "level", "logger", "message"} <= set.intersection(*(set(line) for line in lines))
+    assert any("created" in line["message"] and line.get("name") == "mnist" for line in lines)
+    assert {line["namespace"] for line in lines if "namespace" in line} == {light_namespace}
+
+
+def seen_round(kube: Kube, namespace: str) -> int:
+    found = kube.get("Rendezvous", namespace, "elastic") or {}
+    return int((found.get("status") or {}).get("round", 0))
 
 
 def test_a_webhook_tells_prometheus_how_its_reviews_ended(

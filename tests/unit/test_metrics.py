@@ -23,6 +23,7 @@ from rdzv.control.metrics import OperatorMetrics, Readings, WebhookMetrics
 from rdzv.control.phase import Life, Problem
 from rdzv.control.readiness import Progress
 from rdzv.kube.api import ApiError
+from rdzv.protocol import reforms
 from rdzv.spec import Nodes
 
 FILES = render.CHART / "files"
@@ -71,8 +72,63 @@ def test_rendezvous_are_counted_as_the_last_pass_left_them(counted: OperatorMetr
 def test_a_round_of_the_same_run_is_a_world_formed_anew(counted: OperatorMetrics) -> None:
     rounds = [status(round=0), status(round=1), status(round=1), status(round=4), status(round=3)]
     for each in [*rounds, status(round=9) | {"runID": "another"}]:
-        counted.tell(("a", "x"), each)
-    assert value(counted, "rdzv_rounds_total") == 3
+        counted.tell(("a", "x"), each, "grew")
+    assert by_reason(counted) == {"grew": 1, "other": 2}, "what the two before the last were for nobody has seen"
+
+
+def by_reason(counted: OperatorMetrics) -> dict[str, float]:
+    found = {kind: value(counted, "rdzv_rounds_total", reason=kind) or 0.0 for kind in reforms.KINDS}
+    return {kind: count for kind, count in found.items() if count}
+
+
+def test_what_a_backend_calls_a_reason_is_one_of_a_few_words(counted: OperatorMetrics) -> None:
+    for number, reason in enumerate([reforms.LOST, reforms.LOST, "mnist-3", ""], 1):
+        counted.tell(("a", "x"), status(round=number), reason)
+    assert by_reason(counted) == {"lost": 1, "other": 2}
+    (family,) = (family for family in counted.registry.collect() if family.name == "rdzv_rounds")
+    assert {sample.labels["reason"] for sample in family.samples} == {*reforms.KINDS}
+
+
+class Clock:
+    """Goes forward when the test says so."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.mark.parametrize(
+    ("told", "formed"),
+    [
+        (["Forming 0/2", "Forming 1/2", "Running 2/2"], [2.0]),
+        (["Waiting: no pod yet", "Forming 1/2", "Running 2/2", "Forming 1/2", "Running 2/2"], [1.0, 1.0]),
+        (["Forming 1/2", "Degraded: Unschedulable", "Running 2/2"], [2.0]),
+        (["Running 2/2", "Degraded: CrashLoop", "Running 2/2"], []),
+        (["Forming 1/2", "Waiting: no pod left", "Running 2/2"], []),
+        (["Forming 1/2", None, "Running 2/2"], []),
+        (["Running 2/2"], []),
+    ],
+)
+def test_the_time_to_form_is_from_forming_to_running(told: list[str | None], formed: list[float]) -> None:
+    clock = Clock()
+    counted = OperatorMetrics(clock=clock)
+    counted.readings = Readings(leads=lambda: True)
+    for summary in told:
+        counted.tell(("a", "x"), None if summary is None else status(summary))
+        clock.now += 1.0
+    assert value(counted, "rdzv_time_to_form_seconds_count") == len(formed)
+    assert value(counted, "rdzv_time_to_form_seconds_sum") == sum(formed)
+
+
+def test_another_run_or_another_leader_does_not_go_on_with_the_clock(counted: OperatorMetrics) -> None:
+    counted.tell(("a", "x"), status("Forming 1/2"))
+    counted.tell(("a", "x"), status("Running 2/2") | {"runID": "another"})
+    counted.tell(("a", "x"), status("Forming 1/2"))
+    counted.forget()
+    counted.tell(("a", "x"), status("Running 2/2"))
+    assert value(counted, "rdzv_time_to_form_seconds_count") == 0
 
 
 def test_series_of_single_rendezvous_have_a_limit(counted: OperatorMetrics) -> None:
@@ -288,6 +344,6 @@ def test_the_service_finds_the_port_of_every_deployment() -> None:
 
 
 def test_without_metrics_there_is_nothing_of_them() -> None:
-    text = render.template("--set", "metrics.enabled=false,networkPolicy.enabled=true")
+    text = render.template("--set", "metrics.enabled=false,networkPolicy.enabled=true,crds.enabled=false")
     assert "metrics" not in text
     assert "METRICS" not in text

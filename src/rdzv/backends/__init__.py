@@ -103,6 +103,7 @@ class World:
         fatal: reasons among them for which nobody can meet, or that nothing but somebody's hand ends: condition Ready is False.
         outcome: Succeeded or Failed when the agents say that the job has ended; empty when they do not, or can't be heard.
         reasons: of pods that run and have not joined, by name: what the backend knows of why.
+        formed_for: what the latest round was formed for, one of a few words that are counted; empty when that is not known.
         status: further fields of `Rendezvous.status`, which this backend's agents read.
         indexes: indexes of its pods are below this number.
         again: seconds until the status has to be computed anew though nothing has changed; None: it need not.
@@ -117,6 +118,7 @@ class World:
     fatal: frozenset[str] = frozenset()
     outcome: str = ""
     reasons: Mapping[str, str] = field(default_factory=dict)
+    formed_for: str = ""
 
 
 def observe_pods(

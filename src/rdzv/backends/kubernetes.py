@@ -104,7 +104,8 @@ def observe(rendezvous: Rendezvous, observed: Observed, previous: Mapping[str, A
     agents = _agents(rendezvous, observed)
     beat = _heartbeat(is_awaited(rendezvous, observed), previous.get("roster") or {}, now)
     before = reforms.Reforms.from_status(previous if previous.get("runID") == rendezvous.uid else {})
-    failed = reforms.count(before, _round(rendezvous, observed), rendezvous.failures, now)
+    record = _round(rendezvous, observed)
+    failed = reforms.count(before, record, rendezvous.failures, now)
     moments = [at for at in (beat.due_in, reforms.due_in(failed, rendezvous.failures, now)) if at is not None]
     return World(
         formed=_formed(rendezvous, observed, agents),
@@ -120,6 +121,7 @@ def observe(rendezvous: Rendezvous, observed: Observed, previous: Mapping[str, A
         fatal=frozenset({_CLOSED}),
         outcome=_outcome(rendezvous, observed),
         reasons=_reasons(rendezvous, observed),
+        formed_for=reforms.kind(record.want_reason) if record is not None else "",
     )
 
 

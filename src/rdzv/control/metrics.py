@@ -21,13 +21,17 @@ from prometheus_client.registry import Collector
 
 from rdzv.control.cache import Key
 from rdzv.kube.api import ApiError
+from rdzv.protocol import reforms
 
 #: How a pass ends: it is through, the API server refused something or was not reached, or it is a mistake of ours.
 DONE, REFUSED, CRASHED = "done", "refused", "crashed"
 OUTCOMES = (DONE, REFUSED, CRASHED)
 #: First words of a status' summary (`rdzv.control.phase`).
-PHASES = ("Waiting", "Suspended", "Forming", "Running", "Degraded", "Succeeded", "Failed")
+FORMING, RUNNING, DEGRADED = "Forming", "Running", "Degraded"
+PHASES = ("Waiting", "Suspended", FORMING, RUNNING, DEGRADED, "Succeeded", "Failed")
 OTHER_PHASE = "other"
+#: A world that forms may have a problem meanwhile. One that has a problem while it runs does not form.
+_ON_THE_WAY = (FORMING, DEGRADED)
 #: How a review ends: the pod is let through; it was no review of a pod's creation; not read, or not its turn, in time; our mistake.
 ALLOWED, MALFORMED, LATE, BUSY, ERROR = "allowed", "malformed", "late", "busy", "error"
 RESULTS = (ALLOWED, MALFORMED, LATE, BUSY, ERROR)
@@ -35,6 +39,7 @@ RESULTS = (ALLOWED, MALFORMED, LATE, BUSY, ERROR)
 UNANSWERED = "none"
 
 _PASS_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
+_FORM_BUCKETS = (0.5, 1.0, 2.5, 5.0, 10.0, 20.0, 30.0, 60.0, 120.0, 300.0, 600.0, 1800.0)
 _REVIEW_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)
 
 #: Seconds that somebody who has connected may be silent: each connection has a thread.
@@ -50,10 +55,11 @@ class Told:
     joined: int
     run_id: str
     round: int
+    formed_for: str = reforms.OTHER
 
     @classmethod
-    def by(cls, status: Mapping[str, Any]) -> Told:
-        """Of a status that a pass has computed."""
+    def by(cls, status: Mapping[str, Any], formed_for: str = "") -> Told:
+        """Of a status that a pass has computed. `formed_for`: by the backend, which may be anybody's."""
         word = str(status.get("summary", "")).partition(" ")[0].rstrip(":")
         nodes = status.get("nodes") or {}
         return cls(
@@ -62,6 +68,7 @@ class Told:
             joined=nodes.get("joined", 0),
             run_id=status.get("runID", ""),
             round=status.get("round", 0),
+            formed_for=formed_for if formed_for in reforms.KINDS else reforms.OTHER,
         )
 
 
@@ -78,8 +85,9 @@ class Readings:
 class OperatorMetrics:
     """Of the operator. Thread-safe."""
 
-    def __init__(self, limit: int = 0) -> None:
+    def __init__(self, limit: int = 0, clock: Callable[[], float] = time.monotonic) -> None:
         """`limit`: of how many Rendezvous there are series of their own."""
+        self._clock = clock
         self.registry = CollectorRegistry()
         self._passes = Histogram(
             "rdzv_pass_seconds",
@@ -96,11 +104,20 @@ class OperatorMetrics:
         )
         self._rounds = Counter(
             "rdzv_rounds",
-            "Rounds that the operator saw begin after the first that it knew of a run, which means: worlds formed anew.",
+            "Rounds that the operator saw begin after the first that it knew of a run, which means: worlds formed anew, by what for.",
+            ["reason"],
+            registry=self.registry,
+        )
+        self._forming = Histogram(
+            "rdzv_time_to_form_seconds",
+            "From the moment that a world was seen to form until it was whole, at first and again.",
+            buckets=_FORM_BUCKETS,
             registry=self.registry,
         )
         for outcome in OUTCOMES:
             self._passes.labels(outcome)
+        for reason in reforms.KINDS:
+            self._rounds.labels(reason)
         self._world = _World(limit)
         self.registry.register(self._world)
 
@@ -130,18 +147,38 @@ class OperatorMetrics:
         """A request has ended; `code` 0: without an answer."""
         self._requests.labels(verb, str(code) if code else UNANSWERED).inc()
 
-    def tell(self, key: Key, status: Mapping[str, Any] | None) -> None:
+    def tell(self, key: Key, status: Mapping[str, Any] | None, formed_for: str = "") -> None:
         """The status that a pass has left; None: there is no such Rendezvous, or it is another operator's.
 
         Counts for nothing when this process does not lead any more: a pass may end after that, and the one that does tells of it.
+
+        Args:
+            key: of the Rendezvous.
+            status: its status.
+            formed_for: what its latest round was formed for.
         """
         if not self.readings.leads():
             return
-        self._rounds.inc(self._world.tell(key, None if status is None else Told.by(status)))
+        told = None if status is None else Told.by(status, formed_for)
+        news = self._world.tell(key, told, self._clock())
+        if told is not None and news.rounds:
+            # Of those before the last nobody has seen what they were for.
+            self._rounds.labels(told.formed_for).inc()
+            self._rounds.labels(reforms.OTHER).inc(news.rounds - 1)
+        if news.formed_after is not None:
+            self._forming.observe(news.formed_after)
 
     def forget(self) -> None:
         """This process does not lead any more."""
         self._world.forget()
+
+
+@dataclass(frozen=True)
+class _News:
+    """What has happened since the same run was told of: rounds that began; seconds from forming to being whole, if that is now."""
+
+    rounds: int = 0
+    formed_after: float | None = None
 
 
 class _World(Collector):
@@ -151,21 +188,27 @@ class _World(Collector):
         self._limit, self.readings = limit, Readings()
         self._lock = threading.Lock()
         self._told: dict[Key, Told] = {}
+        self._forming: dict[Key, float] = {}
+        """Those that form, and since when (of any clock that goes forward)."""
 
-    def tell(self, key: Key, told: Told | None) -> int:
-        """Returns how many rounds have begun since the same run was told of."""
+    def tell(self, key: Key, told: Told | None, now: float) -> _News:
         with self._lock:
             before = self._told.pop(key, None)
+            since = self._forming.pop(key, None)
             if told is None:
-                return 0
+                return _News()
             self._told[key] = told
-        if before is None or before.run_id != told.run_id or not before.round:
-            return 0
-        return max(0, told.round - before.round)
+            if before is None or before.run_id != told.run_id:
+                before, since = None, None
+            if told.phase in _ON_THE_WAY and (since is not None or told.phase == FORMING):
+                self._forming[key] = now if since is None else since
+        rounds = max(0, told.round - before.round) if before is not None and before.round else 0
+        return _News(rounds, now - since if since is not None and told.phase == RUNNING else None)
 
     def forget(self) -> None:
         with self._lock:
             self._told.clear()
+            self._forming.clear()
 
     def collect(self) -> Iterator[GaugeMetricFamily]:
         """Called for each answer."""

@@ -46,9 +46,12 @@ class Reconciler:
         api: KubernetesAPI,
         cache: Cache,
         registry: BackendRegistry,
-        told: Callable[[Key, Mapping[str, Any] | None], object] = lambda key, status: None,
+        told: Callable[[Key, Mapping[str, Any] | None, str], object] = lambda key, status, formed_for: None,
     ) -> None:
-        """`told`: called with the status that a pass has left; None: the Rendezvous is gone, or another operator's."""
+        """`told`: called with the status that a pass has left, and what its latest round was formed for.
+
+        No status: the Rendezvous is gone, or another operator's.
+        """
         self._told = told
         self._isolate = os.environ.get("RDZV_ISOLATE") == "true"
         self._api, self._cache, self._registry = api, cache, registry
@@ -73,7 +76,7 @@ class Reconciler:
         if view.rendezvous is None and view.observed.pods:
             view = self._look_again(key)
         if view.rendezvous is None or "deletionTimestamp" in view.rendezvous["metadata"]:
-            self._told(key, None)
+            self._told(key, None, "")
             names = self._cache.names(key[0]) - {key[1]} if view.observed.pods else ()
             return self._post(events_without_rendezvous(*key, view.observed.pods, meant(key[1], names)))
 
@@ -89,14 +92,14 @@ class Reconciler:
         secrets, unsigned, renewal = self._certificates(rendezvous, decided)
         executed = self._api.execute(decided, rendezvous, secrets, unsigned)
         if executed.gave_way:
-            self._told(key, None)
+            self._told(key, None, "")
             return self._post([gave_way(rendezvous, decided.newer)])
         now = time.time()
         beside, ask_again = self._beside(rendezvous, observed, world, decided, view, now)
         computed = compute_status(rendezvous, observed, world, decided, previous, now, executed.failures, beside)
         if _differs(previous, computed.status):
             self._api.write_status(rendezvous.namespace, rendezvous.name, computed.status)
-        self._told(key, computed.status)
+        self._told(key, computed.status, world.formed_for)
         told = events_for(rendezvous, decided, executed.failures, observed.pods, beside.overridden)
         if decided.refused is None:
             told += events_of_status(rendezvous, computed.status, now)

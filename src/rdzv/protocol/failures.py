@@ -7,6 +7,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 GONE, ASKED_AGAIN = "gone", "asked to join again"
+#: After a number, where nobody has failed: who is let in, and that there are more than there may be.
+MORE, TOO_MANY = "more joined", "members, at most"
 _NAMED = 10
 _NODE = r"[a-z0-9](?:[-a-z0-9.]{0,251}[a-z0-9])?"
 _SLOTS = rf"\d{{1,5}}(?: \({_NODE}\))?"

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from rdzv.protocol.coordinator_state import note
 from rdzv.protocol.encoding import fingerprint
 from rdzv.protocol.facts import Facts
-from rdzv.protocol.failures import ASKED_AGAIN, GONE, describe
+from rdzv.protocol.failures import ASKED_AGAIN, GONE, MORE, TOO_MANY, describe
 from rdzv.protocol.records import Member, Round
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ def _failure(state: CoordinatorState, facts: Facts, own: Round, now: float) -> C
 def _surplus(facts: Facts, now: float) -> Cause | None:
     there = facts.attendance
     here = len(there.present | there.rejoining)
-    return Cause(now, f"{here} members, at most {there.most} are wanted") if here > there.most else None
+    return Cause(now, f"{here} {TOO_MANY} {there.most} are wanted") if here > there.most else None
 
 
 def _growth(state: CoordinatorState, facts: Facts, own: Round, late: list[Member]) -> Cause | None:
@@ -52,7 +52,7 @@ def _growth(state: CoordinatorState, facts: Facts, own: Round, late: list[Member
     full = len(there.present | there.rejoining) + len(late) >= there.most
     wait = 0.0 if full or _nobody_else(facts, own) else there.pace.scale_up_window
     at = max(state.since["late"] + wait, state.since["formed"] + there.pace.min_round)
-    return Cause(at, f"{len(late)} more joined")
+    return Cause(at, f"{len(late)} {MORE}")
 
 
 def _late(facts: Facts, own: Round) -> list[Member]:

@@ -2,19 +2,31 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from rdzv.protocol.failures import Failure, read
+from rdzv.protocol.failures import ASKED_AGAIN, GONE, MORE, TOO_MANY, Failure, read
 from rdzv.protocol.records import Round
 from rdzv.spec import FailurePolicy
 
 #: As many are kept, and so many may `spec.failurePolicy.maxReforms` allow.
 MOST = 100
+#: What a round was formed for: somebody was lost, asked again because workers failed, came, was too many; or something else.
+LOST, RESTARTED, GREW, SHRANK, OTHER = "lost", "restarted", "grew", "shrank", "other"
+KINDS = (LOST, RESTARTED, GREW, SHRANK, OTHER)
 #: Worlds that one node has to lose, and that have to be more than half of all, until it is suspected.
 SUSPICIOUS = 3
+
+#: How the reasons of `reforming` begin.
+_KINDS = (
+    (re.compile(rf"{GONE}: "), LOST),
+    (re.compile(rf"{ASKED_AGAIN}: "), RESTARTED),
+    (re.compile(rf"\d+ {MORE}"), GREW),
+    (re.compile(rf"\d+ {TOO_MANY} "), SHRANK),
+)
 
 
 @dataclass(frozen=True)
@@ -74,6 +86,14 @@ def count(before: Reforms, record: Round | None, policy: FailurePolicy, now: flo
         recent = (*recent, Reform(number, int(now), failures))
     recent = tuple(reform for reform in recent if now < reform.at + policy.window)[-MOST - 1 :]
     return Reforms(record.uid, max(number, before.counted), recent)
+
+
+def kind(why: str) -> str:
+    """Which of `KINDS` the reason of a Round is, whatever somebody wrote there; of several, the first."""
+    for begin, found in _KINDS:
+        if begin.match(why):
+            return found
+    return OTHER
 
 
 def exceeded(reforms: Reforms, policy: FailurePolicy) -> str:

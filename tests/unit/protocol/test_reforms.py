@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from unit.protocol.test_coordinator import WORLD, Bench, member, reform, roster, running
 
+from rdzv.protocol import reforms
 from rdzv.protocol.coordinator_state import Decision
 from rdzv.protocol.failures import ASKED_AGAIN, GONE, Failure, describe, read
 from rdzv.protocol.records import CLOSED, FORMING, RUNNING, Round
@@ -51,6 +52,21 @@ def test_what_is_said_is_understood(groups: dict[str, list[int]], nodes: dict[in
 @pytest.mark.parametrize("reason", ["", "created", "2 more joined", "4 members, at most 3 are wanted", "opened again"])
 def test_other_reasons_are_no_failures(reason: str) -> None:
     assert read(reason) == ()
+
+
+@pytest.mark.parametrize(
+    ("why", "found"),
+    [
+        (describe({GONE: [2], ASKED_AGAIN: [1]}, {2: "n"}) + "; slow", reforms.LOST),
+        (describe({ASKED_AGAIN: [1]}, {}), reforms.RESTARTED),
+        ("2 more joined; mnist-1 leaves", reforms.GREW),
+        ("4 members, at most 3 are wanted", reforms.SHRANK),
+        *((why, reforms.OTHER) for why in ("", "created", "opened again", "gone", "x gone: slot 1", "gone\n: slot 1")),
+    ],
+)
+def test_every_reason_is_one_of_a_few_kinds(why: str, found: str) -> None:
+    assert reforms.kind(why) == found
+    assert found in reforms.KINDS
 
 
 def test_a_reason_that_is_cut_off_names_those_that_are_whole() -> None:
