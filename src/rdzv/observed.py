@@ -38,10 +38,9 @@ class Pod:
     user says which group it is of, or its controller has groups. `started`: a container of it runs or ran. `hopeless`: it won't start
     without help. `reason`: why it is not there yet ("" when it is); `bland`: that says nothing, and an Event may say more. `created`:
     RFC 3339, so that text order is time order. `ip`: its first address ("": it has none yet). `owner`: UID of its controller ("": it
-    has none). `runs`: how its containers have run. `own_nproc`: how many processes it
-    says itself that it has ("": nothing, "?": a number that can't be seen). `no_services`: why it can't look up Services, and what to do
-    ("": it can, as far as it shows). `processors`: how many it may use, where nprocPerNode auto
-    means those (0: it does not).
+    has none). `runs`: how its containers have run. `own_nproc`: how many processes it says itself that it has ("": nothing, "?": a number
+    that can't be seen). `processors`: how many it may use, where nprocPerNode auto means those (0: it does not). `no_services`: why it
+    can't look up Services, and what to do ("": it can, as far as it shows).
     `node`: where it runs, or is about to ("": nobody has said yet).
     """
 
