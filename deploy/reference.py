@@ -160,7 +160,8 @@ def of_config_map() -> dict[str, list[str]]:
     found: dict[str, list[str]] = {}
     direct = _rendezvous("static", {"launcher": NO_LAUNCHER})
     launched = [_rendezvous(name, {"nprocPerNode": count}) for count in (1, 2) for name in backend_registry().names()]
-    for rendezvous in [*launched, direct]:
+    placed = _rendezvous("kubernetes", {"ranks": {"topologyKeys": ["zone"]}})
+    for rendezvous in [*launched, direct, placed]:
         for name in render(rendezvous, backend_registry().provision(rendezvous)):
             found.setdefault(name, []).append(rendezvous.backend)
     return {name: [*dict.fromkeys(backends)] for name, backends in found.items()}

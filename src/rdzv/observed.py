@@ -38,9 +38,9 @@ class Pod:
     user says which group it is of, or its controller has groups. `started`: a container of it runs or ran. `hopeless`: it won't start
     without help. `reason`: why it is not there yet ("" when it is); `bland`: that says nothing, and an Event may say more. `created`:
     RFC 3339, so that text order is time order. `ip`: its first address ("": it has none yet). `owner`: UID of its controller ("": it
-    has none). `runs`: how its containers have run. `own_nproc`: how many processes it
-    says itself that it has ("": nothing, "?": a number that can't be seen). `processors`: how many it may use, where nprocPerNode auto
-    means those (0: it does not).
+    has none). `runs`: how its containers have run. `own_nproc`: how many processes it says itself that it has ("": nothing, "?": a number
+    that can't be seen). `processors`: how many it may use, where nprocPerNode auto means those (0: it does not). `no_services`: why it
+    can't look up Services, and what to do ("": it can, as far as it shows).
     `node`: where it runs, or is about to ("": nobody has said yet).
     """
 
@@ -65,6 +65,7 @@ class Pod:
     own_nproc: str = ""
     processors: int = 0
     node: str = ""
+    no_services: str = ""
 
     @property
     def slot(self) -> int | None:
@@ -116,6 +117,7 @@ class Pod:
             owner=next((owner["uid"] for owner in meta.get("ownerReferences") or [] if owner.get("controller")), ""),
             runs=pod_reasons.runs_of(status),
             node=obj["spec"].get("nodeName") or "",
+            no_services=": ".join(filter(None, no_services(obj["spec"]))),
         )
 
 
@@ -186,6 +188,24 @@ class Observed:
         inside = [pod for pod in live if pod.there and (agents is None or pod.name in agents)]
         ended = [pod for pod in self.candidates if not pod.live]
         return [*inside, *ended[: max(0, nodes.max - len(live))]][: nodes.max]
+
+
+def no_services(spec: ReadOnlyObject) -> tuple[str, str]:
+    """Why a pod with this spec can't look up Services, and what to do; empty texts: it can, as far as the spec shows."""
+    policy = str(spec.get("dnsPolicy") or "ClusterFirst")
+    if spec.get("hostNetwork") and policy == "ClusterFirst":
+        cause = "with hostNetwork, dnsPolicy ClusterFirst means the node's own DNS, which has no Services"
+        return cause, "set dnsPolicy: ClusterFirstWithHostNet in the pod's template"
+    searches = (spec.get("dnsConfig") or {}).get("searches") or []
+    if policy == "Default" or (policy == "None" and not any("svc" in str(search) for search in searches)):
+        return f"dnsPolicy {policy} leads to a DNS that has no Services", "leave dnsPolicy out of the pod's template"
+    return "", ""
+
+
+def is_service(endpoint: str) -> bool:
+    """Whether this HOST:PORT is a Service's."""
+    host = endpoint.rpartition(":")[0]
+    return host.endswith(".svc") or ".svc." in host
 
 
 def _rank(obj: ReadOnlyObject, pair: Pair | None) -> int | None:

@@ -343,6 +343,14 @@ def test_an_elastic_rendezvous_can_be_scaled(api: LocalCluster, light_namespace:
         scaled(1)
 
 
+def test_a_fixed_world_that_is_scaled_is_told_that_it_is_fixed(api: LocalCluster, light_namespace: str) -> None:
+    apply(api, rendezvous(ACCEPTED["static-max"]), namespace=light_namespace, dry_run=False)
+    with pytest.raises(
+        RuntimeError, match="static has a fixed world: set min and max to the same number, or choose an elastic"
+    ):
+        api.kubectl("scale", "rdzv", "mnist", "-n", light_namespace, "--replicas=8")
+
+
 def test_operators_status_is_kept_and_shown(api: LocalCluster, light_namespace: str) -> None:
     def get(*words: str) -> str:
         return api.kubectl("get", "rdzv", "mnist", "-n", light_namespace, *words)

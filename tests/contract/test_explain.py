@@ -14,11 +14,15 @@ from typing import Any
 import pytest
 import yaml
 from support.admission import injecting
+from support.builders import INDEX_LABEL
 from support.cluster_fixtures import LocalCluster
 from support.command import command, environment, rdzv
 from support.operated import pod, rendezvous
 from support.operator_process import ROOT, Kube, eventually, running_operator
 
+from rdzv.cli.inquiry import explain_name
+from rdzv.kube.client import Client
+from rdzv.kube.config import load
 from rdzv.spec import LABEL
 
 Object = dict[str, Any]
@@ -117,6 +121,149 @@ def test_a_pod_that_is_injected_and_what_it_overrides(control_plane: LocalCluste
         "PET_RDZV_ENDPOINT=h:1 of ConfigMap mine wins in container train",
     ):
         assert said in done.stdout, done.stdout
+
+
+def container(**changes: Any) -> Callable[[Object], None]:
+    return lambda pod: pod["spec"]["containers"][0].update(changes)
+
+
+def variable(name: str, value: str) -> Callable[[Object], None]:
+    return container(env=[{"name": name, "value": value}])
+
+
+def spec(**changes: Any) -> Callable[[Object], None]:
+    return lambda pod: pod["spec"].update(changes)
+
+
+def annotation(name: str, value: str) -> Callable[[Object], None]:
+    return lambda pod: pod["metadata"].update(annotations={f"rdzv.dev/{name}": value})
+
+
+WAITS = {"name": "wait", "image": "registry.invalid/wait", "command": ["sh", "-c", "echo $PET_RDZV_ENDPOINT"]}
+
+#: Mistakes that only a pod shows, by name: the backend, what is done to the pod, and what is said, cause and fix.
+OF_A_POD: dict[str, tuple[str, Callable[[Object], None], list[str]]] = {
+    "plain python": (
+        "c10d",
+        container(command=["python", "train.py"]),
+        ["the command line is not torchrun", "The variables PET_… are torchrun's", "run: torchrun train.py"],
+    ),
+    "sleep": (
+        "c10d",
+        container(command=["sleep", "infinity"]),
+        ["nothing is run that could join", "container train runs: sleep infinity", "run: torchrun train.py"],
+    ),
+    "standalone": (
+        "c10d",
+        container(command=["torchrun", "--standalone", "train.py"]),
+        ["--standalone wins: torchrun trains alone here", "remove --standalone from the command line"],
+    ),
+    "nnodes": (
+        "c10d",
+        container(command=["torchrun", "--nnodes=4", "train.py"]),
+        ["--nnodes in container train wins", "remove --nnodes from the command line"],
+    ),
+    "backend": (
+        "c10d",
+        container(command=["torchrun", "--rdzv-backend=static", "train.py"]),
+        ["--rdzv-backend in container train wins", "meets elsewhere than the others"],
+    ),
+    "endpoint": (
+        "c10d",
+        variable("PET_RDZV_ENDPOINT", "elsewhere:1"),
+        ["PET_RDZV_ENDPOINT=elsewhere:1 in container train wins", "remove PET_RDZV_ENDPOINT from env"],
+    ),
+    "path": (
+        "kubernetes",
+        variable("PYTHONPATH", "/app"),
+        [
+            "Python does not look in /opt/rdzv, so torch lacks the backend",
+            "write PYTHONPATH=/opt/rdzv:… in the template",
+        ],
+    ),
+    "library none": (
+        "kubernetes",
+        annotation("library", "none"),
+        ["container train gets no library", "put rendezvous-operator into the image"],
+    ),
+    "library nope": (
+        "kubernetes",
+        annotation("library", "nope"),
+        ["'nope' is not a way to deliver the library", "write one of image-volume, init, none (did you mean none?)"],
+    ),
+    "no such container": (
+        "c10d",
+        annotation("containers", "trian"),
+        ["names trian, which the pod does not have", "its containers are train", "names none of its containers"],
+    ),
+    "no token": (
+        "kubernetes",
+        spec(automountServiceAccountToken=False),
+        ["container train can't ask the API server", "set automountServiceAccountToken: true"],
+    ),
+    "init container": (
+        "c10d",
+        spec(initContainers=[WAITS]),
+        [
+            "init container wait uses a rendezvous, and was given none",
+            "rdzv.dev/containers: wait,train in the template",
+        ],
+    ),
+    "host network": (
+        "c10d",
+        spec(hostNetwork=True),
+        ["can't look up rdzv-host-network.", "dnsPolicy: ClusterFirstWithHostNet", "keep the pods apart"],
+    ),
+    "DNS": (
+        "c10d",
+        spec(dnsPolicy="Default"),
+        ["can't look up rdzv-dns.", "leave dnsPolicy out of the pod's template"],
+    ),
+    "no index": ("static", lambda pod: pod["metadata"]["labels"].pop(INDEX_LABEL), ["it has no index", "Indexed Job"]),
+    "gpu": (
+        "c10d",
+        lambda pod: None,
+        ["nprocPerNode is gpu, and container train asks for none", "nvidia.com/gpu: 1", "nprocPerNode: auto"],
+    ),
+    "no launcher": (
+        "static",
+        lambda pod: None,
+        ["it runs torchrun, and its Rendezvous says launcher: none", "run: python train.py"],
+    ),
+}
+SPECS: dict[str, Object] = {
+    "gpu": {"nprocPerNode": "gpu"},
+    "no launcher": {"launcher": "none", "nprocPerNode": 1},
+}
+
+
+def test_mistakes_that_only_a_pod_shows_have_cause_and_fix(
+    control_plane: LocalCluster, injected: str, kube: Kube, tmp_path: Path
+) -> None:
+    with running_operator(control_plane.kubeconfig, tmp_path / "log", injected):
+        for mistake, (backend, change, _) in OF_A_POD.items():
+            name = mistake.lower().replace(" ", "-")
+            world = rendezvous(injected, backend, **SPECS.get(mistake, {}))
+            world["metadata"]["name"] = name
+            kube.create(world)
+            obj = plain(injected, name, 0, labels={LABEL: name})
+            change(obj)
+            kube.create(obj)
+        names = [mistake.lower().replace(" ", "-") for mistake in OF_A_POD]
+        eventually(lambda: all((kube.get("Rendezvous", injected, n) or {}).get("status") for n in names), timeout=60)
+    client = Client(load({"KUBECONFIG": str(control_plane.kubeconfig)}))
+    try:
+        said = {
+            mistake: [f"{f.text}; {f.cause}; {f.fix}" for f in explain_name(client, injected, "pod", name)]
+            for mistake, name in zip(OF_A_POD, names, strict=True)
+        }
+    finally:
+        client.close()
+    absent = {
+        mistake: [words for words in expected if not any(words in text for text in said[mistake])]
+        for mistake, (_, _, expected) in OF_A_POD.items()
+    }
+    assert {mistake: (words, said[mistake]) for mistake, words in absent.items() if words} == {}
 
 
 def test_a_rendezvous_in_another_namespace_is_found(control_plane: LocalCluster, injected: str, kube: Kube) -> None:

@@ -53,14 +53,20 @@ def pod(
     status: Object | None = None,
     injected: bool = True,
     container: Object | None = None,
+    spec: Object | None = None,
     **more: Any,
 ) -> Object:
     """A pod of Rendezvous `world` as admission leaves it."""
     found = {LABEL: world, **({INDEX_LABEL: str(index)} if index is not None else {})} if labels is None else labels
     reference = {"envFrom": [{"configMapRef": {"name": f"rdzv-{world}"}}]} if injected else {}
-    spec = {"containers": [{"name": "train", "image": "registry.invalid/train", **reference, **(container or {})}]}
+    train = {"name": "train", "image": "registry.invalid/train", **reference, **(container or {})}
+    spec = {"containers": [train], **(spec or {})}
     metadata = meta(name or f"{world}-{'x' if index is None else index}", labels=found, **more)
     return {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec, "status": status or state("running")}
+
+
+def owned_by_job(name: str) -> Object:
+    return {"apiVersion": "batch/v1", "kind": "Job", "name": name, "uid": "uid-of-job", "controller": True}
 
 
 def state(word: str, *, phase: str = "", restarts: int = 0, last: Object | None = None, **detail: Any) -> Object:
@@ -245,6 +251,25 @@ MISTAKES = [
         "Degraded: MixedProcesses",
         ["different numbers of processes: 2 in mixed-1, 4 in mixed-0", "say it in spec.nprocPerNode alone"],
         spec={"nprocPerNode": 2},
+    ),
+    Mistake(
+        "hostnetwork",
+        [pod("hostnetwork", index, spec={"hostNetwork": True}) for index in (0, 1)],
+        "Degraded: NoClusterDNS",
+        ["hostnetwork-0, hostnetwork-1 can't look up rdzv-hostnetwork.", "set dnsPolicy: ClusterFirstWithHostNet"],
+    ),
+    Mistake(
+        "nodns",
+        [pod("nodns", 0, spec={"dnsPolicy": "Default"}), pod("nodns", 1)],
+        "Degraded: NoClusterDNS",
+        ["pods nodns-0 can't look up rdzv-nodns.", "leave dnsPolicy out of the pod's template"],
+    ),
+    Mistake(
+        "parallelism",
+        [pod("parallelism", ownerReferences=[owned_by_job("parallelism")])],
+        "Forming 1/2",
+        ["index 1", "start more, or lower spec.nodes.min (of a Job parallelism says how many run at once"],
+        later="Degraded: TooFewPods",
     ),
     Mistake(
         "flags",

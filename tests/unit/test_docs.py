@@ -112,3 +112,17 @@ def test_the_page_of_compatibility_names_the_versions_that_are_built_for_the_tes
     parts = {part.name: part.version.lstrip("v") for part in PARTS}
     versions = [parts[name] for name in ("kubernetes", "containerd", "etcd", "helm")]
     assert [version for version in [*versions, pytorch.VERSION] if f"| {version}" not in page] == []
+
+
+def test_each_mistake_in_the_table_has_the_tests_that_it_names() -> None:
+    table = (ROOT / "tests/README.md").read_text().partition("## Mistakes that users make")[2].partition("## ")[0]
+    rows = [line for line in table.splitlines() if line.startswith("| ")][1:]
+    named = [re.findall(r"`([\w/.]+\.py)::([^`]+)`", row) for row in rows]
+    assert len(rows) >= 45
+    assert [row for row, tests in zip(rows, named, strict=True) if not tests] == []
+    absent = [
+        f"{file}::{test}"
+        for file, test in (each for tests in named for each in tests)
+        if not re.search(rf"\bdef {test}\(|[\"/ ]{re.escape(test)}[\" ]", (ROOT / "tests" / file).read_text())
+    ]
+    assert absent == []

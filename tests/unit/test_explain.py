@@ -416,6 +416,18 @@ def _init_container(pod: Object) -> None:
     pod["spec"]["initContainers"] = [{"name": "wait", "image": "i", "command": ["sh", "-c", "echo $PET_NNODES"]}]
 
 
+def test_gpus_that_nobody_asked_for_are_a_problem_once_the_container_has_ended() -> None:
+    gpu = world(rendezvous=rendezvous(nprocPerNode="gpu"))
+    pod = inject(template(), CHART)
+    assert "devices" in {finding.subject for finding in explain_pod(facts(pod, gpu)) if finding.verdict == NOTE}
+    (status,) = pod["status"]["containerStatuses"]
+    status |= {"restartCount": 1, "lastState": {"terminated": {"exitCode": 1, "reason": "Error"}}}
+    found = {finding.text for finding in problems(explain_pod(facts(pod, gpu)))}
+    assert "nprocPerNode is gpu, and container train asks for none" in found
+    pod["spec"]["containers"][0]["resources"] = {"limits": {"nvidia.com/gpu": "1"}}
+    assert "devices" not in {finding.subject for finding in explain_pod(facts(pod, gpu))}
+
+
 SERVICE = "rdzv-mnist.team.svc:29400"
 
 

@@ -8,10 +8,10 @@ from rdzv.cli.doctor import NOTE, OK, PROBLEM, Finding
 from rdzv.cli.pod_facts import AGAIN, PodFacts, ago, mounted, names, training_containers
 from rdzv.cli.probe import BACKEND
 from rdzv.cli.snapshot import Node, nodes
-from rdzv.control.inject import CONTAINERS_ANNOTATION, LIBRARY, LIBRARY_ANNOTATION
+from rdzv.control.inject import CONTAINERS_ANNOTATION, LIBRARY, LIBRARY_ANNOTATION, asks_for_devices
 from rdzv.env import LIBRARY_PATH, RENDEZVOUS_FAILED
 from rdzv.objects import ReadOnlyObject
-from rdzv.observed import EARLIER
+from rdzv.observed import EARLIER, is_service, no_services
 from rdzv.spec import NO_LAUNCHER
 
 _TOKEN_PATH = "/var/run/secrets/kubernetes.io/serviceaccount"  # noqa: S105 - a path
@@ -23,7 +23,7 @@ def check(facts: PodFacts) -> list[Finding]:
     """Of a pod that is injected: from its settings to its place in the world."""
     found = settings.overridden(facts.pod, facts.shown.backend, facts.config_maps)
     found += [finding for container in training_containers(facts.pod) for finding in _command(facts, container)]
-    found += [*_library(facts), *_token(facts), *_network(facts), *_init_containers(facts)]
+    found += [*_devices(facts), *_library(facts), *_token(facts), *_network(facts), *_init_containers(facts)]
     return [*found, *_containers(facts), *_index(facts), *_place(facts)]
 
 
@@ -65,6 +65,19 @@ def _command(facts: PodFacts, container: ReadOnlyObject) -> list[Finding]:
         what = f"a script, {text}," if text else "its image's entry point"
         found.append(Finding("command", OK, f"{name} runs {what} and what that runs is not to be seen from here"))
     return found
+
+
+def _devices(facts: PodFacts) -> list[Finding]:
+    """Of nprocPerNode gpu, where the pod asks for none: they may come by other ways, and then its containers do not end."""
+    spec = (facts.shown.rendezvous or {}).get("spec") or {}
+    without = [c["name"] for c in training_containers(facts.pod) if not asks_for_devices(c)]
+    if spec.get("nprocPerNode") != "gpu" or not without or facts.joined:
+        return []
+    verdict = PROBLEM if facts.observed.runs.ending else NOTE
+    text = f"nprocPerNode is gpu, and container {names(without)} asks for none"
+    cause = "where torch sees no GPU, torchrun ends at once: Cuda is not available"
+    fix = "set resources.limits (nvidia.com/gpu: 1) in the template, or nprocPerNode: auto"
+    return [Finding("devices", verdict, text, cause, fix)]
 
 
 def _library(facts: PodFacts) -> list[Finding]:
@@ -110,28 +123,17 @@ def _network(facts: PodFacts) -> list[Finding]:
     """Whether the pod can look the endpoint up, and listen where the others look for it."""
     spec, backend = facts.pod["spec"], facts.shown.backend
     endpoint = str(facts.shown.status.get("endpoint") or "")
-    host = endpoint.rpartition(":")[0]
     found = []
-    if host.endswith(".svc") or ".svc." in host:
-        policy = str(spec.get("dnsPolicy", "ClusterFirst"))
-        text = f"it can't look up {host}"
-        if spec.get("hostNetwork") and policy == "ClusterFirst":
-            cause = "with hostNetwork, dnsPolicy ClusterFirst means the node's own DNS, which has no Services"
-            fix = "set dnsPolicy: ClusterFirstWithHostNet in the pod's template"
-            found.append(Finding("DNS", PROBLEM, text, cause, fix))
-        elif policy == "Default" or (policy == "None" and not _asks_the_cluster(spec)):
-            cause = f"dnsPolicy {policy} leads to a DNS that has no Services"
-            found.append(Finding("DNS", PROBLEM, text, cause, "leave dnsPolicy out of the pod's template"))
+    cause, fix = no_services(spec)
+    if cause and is_service(endpoint):
+        text = f"it can't look up {endpoint.rpartition(':')[0]}"
+        found.append(Finding("DNS", PROBLEM, text, cause, fix))
     if spec.get("hostNetwork") and backend in ("c10d", "static") and facts.shown.rendezvous is not None:
         port = endpoint.rpartition(":")[2]
         cause = f"agents listen on port {port} of the node itself: two pods on one node can't both have it"
         fix = "keep the pods apart (podAntiAffinity by hostname), or use backend kubernetes, which takes any free port"
         found.append(Finding("network", NOTE, f"hostNetwork with backend {backend}", cause, fix))
     return found
-
-
-def _asks_the_cluster(spec: ReadOnlyObject) -> bool:
-    return any("svc" in search for search in (spec.get("dnsConfig") or {}).get("searches") or [])
 
 
 def _init_containers(facts: PodFacts) -> list[Finding]:

@@ -199,14 +199,15 @@ def _limited(container: ReadOnlyObject, config_map: str) -> Sequence[str]:
 
     None where it has devices, which torchrun counts rightly, or variables of its user's that can't be seen from here.
     """
+    limits = (container.get("resources") or {}).get("limits") or {}
+    own = [source for source in container.get("envFrom") or [] if not _is_source(source, config_map)]
+    return () if "cpu" not in limits or own or asks_for_devices(container) else LIMITED
+
+
+def asks_for_devices(container: ReadOnlyObject) -> bool:
+    """Whether it asks for GPUs or the like: for extended resources, or claims."""
     resources = container.get("resources") or {}
-    limits, own = (
-        resources.get("limits") or {},
-        [source for source in container.get("envFrom") or [] if not _is_source(source, config_map)],
-    )
-    if "cpu" not in limits or own or resources.get("claims") or any("/" in name for name in limits):
-        return ()
-    return LIMITED
+    return bool(resources.get("claims")) or any("/" in name for name in resources.get("limits") or {})
 
 
 def _by_limit(config_map: str, variable: str) -> list[dict[str, Any]]:

@@ -12,7 +12,7 @@ from rdzv.control.missing import NOT_JOINED, crash_looping
 from rdzv.control.nearby import Found
 from rdzv.control.phase import Problem
 from rdzv.control.plan import NAME_TAKEN, Failure, Plan
-from rdzv.observed import EARLIER, Observed, Pod, shown
+from rdzv.observed import EARLIER, Observed, Pod, is_service, shown
 from rdzv.pairs import GROUP_LABEL, SLOT_LABEL, Pair
 from rdzv.pod_reasons import LONG_RUN
 from rdzv.spec import Rendezvous
@@ -203,6 +203,16 @@ def _apart(seen: Seen) -> list[Problem]:
     return [Problem("SettingsShadowed", text)]
 
 
+def _no_services(seen: Seen) -> list[Problem]:
+    """Nobody is sure: a node's own DNS may know Services, so it blocks nothing."""
+    pods = [pod for pod in seen.live if pod.no_services]
+    provision = seen.plan.provision
+    if not pods or provision is None or not is_service(provision.endpoint):
+        return []
+    host = provision.endpoint.rpartition(":")[0]
+    return [Problem("NoClusterDNS", f"{shown([pod.name for pod in pods])} can't look up {host}: {pods[0].no_services}")]
+
+
 def _of_backend(seen: Seen) -> list[Problem]:
     return [Problem(reason, text, reason in seen.world.fatal) for reason, text in seen.world.problems]
 
@@ -326,6 +336,8 @@ def _too_few(seen: Seen) -> list[Problem]:
         return []
     pods, least = len(seen.observed.candidates), seen.rendezvous.nodes.min
     text = f"{pods} of at least {least} pods exist: start more, or lower spec.nodes.min"
+    if any(pod.workload.startswith("Job ") for pod in seen.live):
+        text += " (of a Job parallelism says how many run at once, not completions)"
     return [Problem("TooFewPods", text)]
 
 
@@ -342,6 +354,7 @@ _LADDER: Sequence[Callable[[Seen], list[Problem]]] = (
     _unusable_index,
     _duplicate_index,
     _apart,
+    _no_services,
     _of_backend,
     _of_earlier,
     _not_created,
