@@ -72,14 +72,18 @@ def say(what: str, began: float) -> None:
 
 def await_another_world(place: Place, before: list[Object], went: Callable[[], object]) -> list[Object]:
     """The world of 2 that forms after `went` says true; a process of the old one that has not noticed is none of it."""
-    eventually(went, timeout=60)
+    eventually(went, timeout=120)
     old = {(world["pod"], world["born"]) for world in before}
     place.wait(
         lambda: not old & {(world["pod"], world["born"]) for world in place.worlds()},
-        150,
+        240,
         lambda: f"somebody trains on in the old world: {place.worlds()}",
     )
-    return place.await_world(2, timeout=150)
+    return place.await_world(2, timeout=240)
+
+
+def conditions(place: Place) -> dict[str, str]:
+    return {c["type"]: c["status"] for c in place.get("rdzv/world")["status"]["conditions"]}
 
 
 def uids(place: Place) -> dict[str, str]:
@@ -132,5 +136,6 @@ def test_a_dedicated_store_outlives_every_training_pod_and_when_it_dies_all_meet
     await_another_world(place, after, lambda: uids(place).get(STORE, pods[STORE]) != pods[STORE])
     say("without the store: world formed", began)
     assert all(training_restarts(place).values()), "what was in the store is gone, and with it every agent"
-    conditions = {c["type"]: c["status"] for c in place.get("rdzv/world")["status"]["conditions"]}
-    assert (conditions["Ready"], conditions["Degraded"]) == ("True", "False")
+    eventually(
+        lambda: conditions(place) == {"Ready": "True", "Provisioned": "True", "Degraded": "False", "Formed": "Unknown"}
+    )
