@@ -26,4 +26,4 @@ def test_the_pods_of_a_sample_train_as_one_world(
         # The first rank says so, whose pod is any.
         return any("world size 4" in place.logs(pod) for pod in place.pods())
 
-    place.wait(trains, 300, lambda: f"no world of 4\n{controllers.logs()}")
+    place.wait(trains, 500, lambda: f"no world of 4\n{controllers.logs()}")
