@@ -235,6 +235,17 @@ def test_reviews_that_are_not_read_in_time(scene: Scene) -> None:
             thread.join()
 
 
+def test_a_certificate_that_nobody_renews(scene: Scene) -> None:
+    command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-subj", "/CN=webhook", "-days", "6"]
+    folder = scene.webhook.log.parent
+    subprocess.run(
+        [*command, "-keyout", folder / "new.key", "-out", folder / "new.crt"], check=True, capture_output=True
+    )
+    for name in ("key", "crt"):
+        (folder / f"new.{name}").replace(folder / f"tls.{name}")
+    scene.fires("RendezvousWebhookCertificateExpires")
+
+
 def test_passes_that_the_api_server_refuses(scene: Scene) -> None:
     scene.proxy.inject("reply", method="POST", path="/configmaps", status=403, reason="Forbidden", times=-1)
     names = iter(range(1000))
