@@ -71,10 +71,12 @@ docs: venv ## the pages as a site, strictly: .local/site
 	$(BIN)/mkdocs build --strict
 
 PROMTOOL ?= promtool
+PROMETHEUS ?= prometheus
 
-alerts: ## the chart's alerts, by Prometheus' own tool (PROMTOOL=path)
+alerts: venv ## the chart's alerts, by Prometheus' own tool, and each in a real Prometheus (PROMTOOL=path PROMETHEUS=path; without the second only the first)
 	$(PROMTOOL) check rules charts/rendezvous-operator/files/alerts.yaml
 	$(PROMTOOL) test rules tests/alerts/alerts_test.yaml
+	PROMETHEUS=$(PROMETHEUS) $(BIN)/pytest tests/alerts
 
 practices: venv ## which of the 22 practices of well-kept charts ours keeps
 	$(BIN)/python deploy/practices.py

@@ -18,6 +18,7 @@ from typing import Any
 
 import kopf
 from aiohttp import web
+from cryptography import x509
 
 from rdzv.control import logs
 from rdzv.control.inject import InjectionSettings, inject
@@ -141,6 +142,7 @@ class Server:
         # A pair that does not match would leave the context in use with neither; it fails in this one instead.
         ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(*self.files)
         context.load_cert_chain(*self.files)
+        self.metrics.certified(x509.load_pem_x509_certificate(contents[0]).not_valid_after_utc.timestamp())
         return contents
 
     def _reload(self, context: ssl.SSLContext, loaded: tuple[bytes, ...]) -> tuple[bytes, ...]:
@@ -148,6 +150,6 @@ class Server:
             if tuple(file.read_bytes() for file in self.files) != loaded:
                 loaded = self._load(context)
                 logging.info("the certificate was renewed")
-        except OSError as error:  # ssl.SSLError is one
+        except (OSError, ValueError) as error:  # ssl.SSLError is one of the former
             logging.error("the certificate can't be read, the old one stays in use: %s", error)
         return loaded

@@ -49,7 +49,7 @@ def webhook() -> ModuleType:
     return load_webhook(0.02)
 
 
-def issue(folder: Path, name: str) -> tuple[bytes, bytes]:
+def issue(folder: Path, name: str, days: int = 30) -> tuple[bytes, bytes]:
     """A certificate and its key."""
     command = [
         "openssl",
@@ -62,13 +62,15 @@ def issue(folder: Path, name: str) -> tuple[bytes, bytes]:
         "-nodes",
         "-subj",
         f"/CN={name}",
+        "-days",
+        str(days),
     ]
     subprocess.run([*command, "-keyout", folder / "key", "-out", folder / "crt"], check=True, capture_output=True)
     return (folder / "crt").read_bytes(), (folder / "key").read_bytes()
 
 
 @asynccontextmanager
-async def serving(webhook: ModuleType, folder: Path) -> AsyncIterator[int]:
+async def serving(webhook: ModuleType, folder: Path, metrics: Any = None) -> AsyncIterator[int]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
@@ -78,7 +80,7 @@ async def serving(webhook: ModuleType, folder: Path) -> AsyncIterator[int]:
         raise AssertionError
 
     async def serve() -> None:
-        async for _ in webhook.Server("127.0.0.1", port, folder, webhook.WebhookMetrics())(never):
+        async for _ in webhook.Server("127.0.0.1", port, folder, metrics or webhook.WebhookMetrics())(never):
             ready.set()
 
     task = asyncio.create_task(serve())
@@ -110,14 +112,21 @@ async def becomes(port: int, certificate: bytes) -> None:
 
 
 def test_a_renewed_certificate_is_served_without_a_pause(webhook: ModuleType, tmp_path: Path) -> None:
-    old, new = issue(tmp_path, "old"), issue(tmp_path, "new")
+    old, new = issue(tmp_path, "old"), issue(tmp_path, "new", days=90)
+    metrics = webhook.WebhookMetrics()
+
+    def days_left() -> int:
+        until: float = metrics.registry.get_sample_value("rdzv_webhook_certificate_expires_timestamp_seconds")
+        return round((until - time.time()) / 86400)
 
     async def scenario() -> None:
         write(tmp_path, *old)
-        async with serving(webhook, tmp_path) as port:
+        async with serving(webhook, tmp_path, metrics) as port:
             assert await served(port) == old[0]
+            assert days_left() == 30
             write(tmp_path, *new)
             await becomes(port, new[0])
+            assert days_left() == 90
 
     asyncio.run(asyncio.wait_for(scenario(), 60))
 

@@ -205,6 +205,13 @@ def test_reviews_are_counted_by_how_they_end() -> None:
     assert value(counted, "rdzv_admission_seconds_bucket", result="allowed", le="0.005") == 1
 
 
+def test_it_is_told_until_when_the_certificate_in_use_is_good() -> None:
+    counted = WebhookMetrics()
+    for until in (1.5e9, 2.5e9):
+        counted.certified(until)
+        assert value(counted, "rdzv_webhook_certificate_expires_timestamp_seconds") == until
+
+
 def test_a_pod_that_is_not_let_through_was_met_with_a_mistake_of_ours() -> None:
     spec = importlib.util.spec_from_file_location("rdzv_webhook", render.ROOT / "operator/webhook.py")
     assert spec is not None

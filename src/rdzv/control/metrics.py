@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any, cast
 from wsgiref.simple_server import WSGIRequestHandler
 
-from prometheus_client import CollectorRegistry, Counter, Histogram, start_http_server
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
@@ -271,8 +271,17 @@ class WebhookMetrics:
             buckets=_REVIEW_BUCKETS,
             registry=self.registry,
         )
+        self._expires = Gauge(
+            "rdzv_webhook_certificate_expires_timestamp_seconds",
+            "Until when the certificate in use is good, in seconds since the epoch.",
+            registry=self.registry,
+        )
         for result in RESULTS:
             self._reviews.labels(result)
+
+    def certified(self, until: float) -> None:
+        """A certificate is in use from now on that is good until then (seconds since the epoch)."""
+        self._expires.set(until)
 
     def reviewed(self, result: str, seconds: float) -> None:
         """A review has ended."""
