@@ -166,7 +166,7 @@ REFUSED = [
     # endpoint: how it is written
     _endpoint("scheme", '"http://etcd:2379": write HOST:PORT without a scheme', "http://etcd:2379"),
     _endpoint("tls-scheme", '"https://etcd:2379": write HOST:PORT without a scheme', "https://etcd:2379"),
-    _endpoint("credentials", '"root@etcd:2379": write HOST:PORT without a user or password', "root@etcd:2379"),
+    _endpoint("credentials", "write HOST:PORT without a user or password", "root:pw@etcd:2379"),
     _endpoint("path", '"etcd:2379/v2": write HOST:PORT without a path', "etcd:2379/v2"),
     _endpoint("several", "write one HOST:PORT", "a:2379,b:2379"),
     *(

@@ -44,10 +44,11 @@ class Kube:
         api_version = "rdzv.dev/v1alpha1" if kind.startswith("Rendezvous") else _GROUPS.get(kind, "v1")
         return self._dynamic.resources.get(api_version=api_version, kind=kind)
 
-    def create(self, obj: Object) -> Object:
-        """Creates an object; `status` is written too, as its controller would."""
+    def create(self, obj: Object, *, dry_run: bool = False) -> Object:
+        """Creates an object; `status` is written too, as its controller would. `dry_run`: only says what would be created."""
         resource, namespace = self._resource(obj["kind"]), obj["metadata"].get("namespace")
-        created: Object = resource.create(body=obj, namespace=namespace).to_dict()
+        more = {"dry_run": "All"} if dry_run else {}
+        created: Object = resource.create(body=obj, namespace=namespace, **more).to_dict()
         if "status" in obj:
             self.patch(obj["kind"], namespace, obj["metadata"]["name"], {"status": obj["status"]}, status=True)
         return created
@@ -104,7 +105,7 @@ def eventually(what: Callable[[], T | None], timeout: float = 30.0) -> T:
 class OperatorProcess:
     """`kopf run operator/main.py`, as the image runs it; `namespace`: the only one it serves (None: all); `path`: of plug-ins.
 
-    `root`: the checkout whose operator it is; `env`: what the chart sets.
+    `root`: the checkout whose operator it is; `env`: what the chart sets; `verbose`: it logs all that it can.
     """
 
     def __init__(
@@ -116,7 +117,9 @@ class OperatorProcess:
         *,
         root: Path = ROOT,
         env: Mapping[str, str] | None = None,
+        verbose: bool = False,
     ) -> None:
+        self._verbose = verbose
         self._kubeconfig, self.log, self._namespace, self._path = kubeconfig, log, namespace, path
         self._root, self._env = root, dict(env or {})
         self._process: subprocess.Popen[bytes] | None = None
@@ -135,6 +138,7 @@ class OperatorProcess:
             "operator/main.py",
             *(["--namespace", self._namespace] if self._namespace else ["--all-namespaces"]),
             "--standalone",
+            *(["--verbose"] if self._verbose else []),
         ]
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(command, cwd=self._root, env=env, stdout=log, stderr=log)
@@ -173,10 +177,16 @@ class OperatorProcess:
 
 @contextmanager
 def running_operator(
-    kubeconfig: Path, log: Path, namespace: str, path: Path | None = None, env: Mapping[str, str] | None = None
+    kubeconfig: Path,
+    log: Path,
+    namespace: str,
+    path: Path | None = None,
+    env: Mapping[str, str] | None = None,
+    *,
+    verbose: bool = False,
 ) -> Iterator[OperatorProcess]:
     """Serves one namespace, so that tests side by side do not serve each other's objects. `path`: of plug-ins."""
-    operator = OperatorProcess(kubeconfig, log, namespace, path, env=env)
+    operator = OperatorProcess(kubeconfig, log, namespace, path, env=env, verbose=verbose)
     operator.start()
     try:
         yield operator

@@ -13,18 +13,18 @@ from __future__ import annotations
 import ctypes
 import json
 import os
-import select
 import socket
 import subprocess
 import sys
 import threading
 from collections.abc import Iterable, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 
 from support.cluster_fixtures import LocalCluster
 from support.operator_process import eventually
+from support.relay import Relay
 
 QUEUE = "98"
 _GATEWAY = "169.254.1.1"
@@ -152,7 +152,7 @@ class PodNetwork:
         """Has `program` decide on what passes the node from now on; with `token` it reads pods, namespaces and policies."""
         server = cluster.kubectl("config", "view", "--minify", "-o", "jsonpath={.clusters[0].cluster.server}")
         port = int(server.rpartition(":")[2])
-        relay = _Relay(self._node.pid, port)
+        relay = Relay(_listening_inside(self._node.pid, port), lambda: [port])
         self._stack.callback(relay.close)
         account = directory / "account"
         account.mkdir()
@@ -206,40 +206,6 @@ class PodNetwork:
     def node_connects(self, target: str, port: int) -> bool:
         """Whether the node itself reaches a pod, as kubelet's probes do."""
         return bool(self._node.ask({"connect": [[self.addresses[target], port]], "seconds": 5}))
-
-
-class _Relay:
-    """Port `port` of the loopback of another network namespace leads to the same port of this one's."""
-
-    def __init__(self, pid: int, port: int) -> None:
-        self._port = port
-        self._server = _listening_inside(pid, port)
-        threading.Thread(target=self._accept, daemon=True).start()
-
-    def close(self) -> None:
-        self._server.shutdown(socket.SHUT_RDWR)
-        self._server.close()
-
-    def _accept(self) -> None:
-        while True:
-            try:
-                inner, _ = self._server.accept()
-            except OSError:
-                return
-            outer = socket.create_connection(("127.0.0.1", self._port))
-            threading.Thread(target=_carry, args=(inner, outer), daemon=True).start()
-
-
-def _carry(inner: socket.socket, outer: socket.socket) -> None:
-    """Until one of them ends."""
-    other = {inner: outer, outer: inner}
-    with inner, outer, suppress(OSError):
-        while True:
-            for source in select.select([inner, outer], [], [])[0]:
-                data = source.recv(65536)
-                if not data:
-                    return
-                other[source].sendall(data)
 
 
 def _listening_inside(pid: int, port: int) -> socket.socket:

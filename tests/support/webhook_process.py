@@ -41,18 +41,17 @@ class WebhookProcess:
 
 @contextmanager
 def serving(kubeconfig: Path, scratch: Path, more: Mapping[str, str] | None = None) -> Iterator[WebhookProcess]:
-    """operator/webhook.py as a process, with more of an environment; yields it, once it is started."""
-    certificate: list[str | Path] = [
-        "-keyout",
-        scratch / "tls.key",
-        "-out",
-        scratch / "tls.crt",
-        "-subj",
-        "/CN=webhook",
-    ]
-    subprocess.run(
-        ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", *certificate], check=True, capture_output=True
-    )
+    """operator/webhook.py as a process, with more of an environment; yields it, once it is started.
+
+    Its certificate is what is in `scratch`, else one that it signs itself.
+    """
+    if not (scratch / "tls.key").exists():
+        files: list[str | Path] = ["-keyout", scratch / "tls.key", "-out", scratch / "tls.crt"]
+        subprocess.run(
+            ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-subj", "/CN=webhook", *files],
+            check=True,
+            capture_output=True,
+        )
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
