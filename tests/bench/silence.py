@@ -19,6 +19,7 @@ from collections.abc import Callable
 from multiprocessing.process import BaseProcess
 from multiprocessing.synchronize import Event
 from pathlib import Path
+from unittest import mock
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT / "src")]
@@ -101,12 +102,12 @@ def main() -> None:
     parser.add_argument("--busy", type=int, default=4, help="busy loops, of niceness 15")
     parser.add_argument("--nice", type=int, default=0, help="of all agents")
     given = parser.parse_args()
-    setattr(liveness, "LivenessServer", Listening)  # noqa: B010 - it is not exported from there
     os.nice(given.nice)
     end = multiprocessing.get_context("fork").Event()
     loads = [_start(busy, end) for _ in range(given.busy)]
     loop = Loop("coordinator")
-    coordinator = Liveness(loop, "coordinator", ADDRESS, _callbacks(), KEY)
+    with mock.patch.object(liveness, "LivenessServer", Listening):
+        coordinator = Liveness(loop, "coordinator", ADDRESS, _callbacks(), KEY)
     target = Coordinator(0, "coordinator", ADDRESS, coordinator.port, 1, KEY)
     agents = [_start(agent, number, target, end) for number in range(given.agents)]
     server = coordinator._server
