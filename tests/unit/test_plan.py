@@ -75,6 +75,16 @@ def test_when_the_host_is_gone_and_no_other_has_an_address_the_service_leads_now
     assert namespace.hosts() == []
 
 
+def test_a_pod_that_listens_already_hosts_rather_than_the_dead_hosts_replacement_that_has_no_address() -> None:
+    namespace = FakeNamespace([pod_object("a", index=0), pod_object("b", index=1)])
+    settle(rendezvous(), namespace)
+    assert namespace.hosts() == ["a"]
+    namespace.pods["a"] = pod_object("a", index=0, ip=None)
+    namespace.pods["a"]["metadata"]["uid"] = "another"
+    settle(rendezvous(), namespace)
+    assert namespace.hosts() == ["b"]
+
+
 def test_a_label_that_a_tenant_can_set_chooses_no_host() -> None:
     namespace = FakeNamespace([pod_object("a", index=0), pod_object("b", index=1, labels={"rdzv.dev/host": "true"})])
     settle(rendezvous(), namespace)

@@ -206,11 +206,11 @@ def _present_host(belonging: Sequence[ReadOnlyObject], rendezvous: Rendezvous) -
 
 
 def _elect(pods: Sequence[Pod], host: Host, present: str | None) -> Pod | None:
-    """The pod that hosts the store: the present one while it lives, else one that can start, the lowest index first."""
+    """The pod that hosts the store: the present one while it lives, else one that can start, has an address, has the lowest index."""
     candidates = [pod for pod in pods if pod.live and pod.injected and (host.rank is None or pod.rank == host.rank)]
 
     def order(pod: Pod) -> tuple[Any, ...]:
-        return (pod.hopeless, pod.uid != present, pod.order[:2], pod.created, pod.uid)
+        return (pod.hopeless, pod.uid != present, not pod.ip, pod.order[:2], pod.created, pod.uid)
 
     return min(candidates, key=order, default=None)
 
