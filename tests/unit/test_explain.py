@@ -391,6 +391,16 @@ def test_plain_python_is_right_where_the_spec_asks_for_it() -> None:
     assert problems(explain_pod(facts(inject(pod, CHART), world(rendezvous=plain)))) == []
 
 
+def test_without_a_launcher_the_variables_of_env_count_and_torchruns_do_not() -> None:
+    own = [{"name": name, "value": "7"} for name in ("PET_RDZV_ID", "RANK", "MASTER_ADDR")]
+    for launcher, said in (("none", {"RANK", "MASTER_ADDR"}), ("torchrun", {"PET_RDZV_ID"})):
+        pod = template()
+        pod["spec"]["containers"][0] |= {"env": own, "command": ["python", "train.py"]}
+        shown = world(rendezvous=rendezvous("static", "10.0.0.1:29500", launcher=launcher))
+        found = problems(explain_pod(facts(inject(pod, CHART), shown)))
+        assert {finding.text.partition("=")[0] for finding in found if finding.subject == "settings"} == said
+
+
 def test_torchrun_finds_nothing_where_the_spec_says_that_there_is_no_launcher() -> None:
     plain = rendezvous("static", "10.0.0.1:29500", launcher="none")
     (found,) = problems(explain_pod(facts(inject(template(), CHART), world(rendezvous=plain))))

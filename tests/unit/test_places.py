@@ -9,7 +9,7 @@ from support.builders import pod, pod_object, rendezvous, status_of
 from support.controllers import job, jobset, lws, pytorchjob
 
 from rdzv.control.inject import InjectionSettings, inject
-from rdzv.control.overrides import apart, overrides, texts
+from rdzv.control.overrides import apart, overrides, texts, unread
 from rdzv.control.plan import plan
 from rdzv.observed import Observed
 from rdzv.registry import backend_registry
@@ -158,6 +158,19 @@ def test_a_pod_that_meets_elsewhere_is_told_from_one_that_says_the_same() -> Non
     found = {"p": overrides(injected({}, variable("PET_RDZV_ENDPOINT", "team/mnist")))}
     assert apart(found, "team/mnist") == {}
     assert apart(found, "team/other") == {"p": "PET_RDZV_ENDPOINT=team/mnist in container train"}
+
+
+@pytest.mark.parametrize(
+    ("launcher", "said", "meets_elsewhere"),
+    [("torchrun", ["PET_RDZV_ID=mine", "PET_NNODES=7"], True), ("none", ["RANK=7", "MASTER_ADDR=mine"], False)],
+)
+def test_of_a_pods_own_settings_those_count_that_its_launcher_reads(
+    launcher: str, said: list[str], meets_elsewhere: bool
+) -> None:
+    own = (("PET_RDZV_ID", "mine"), ("RANK", "7"), ("PET_NNODES", "7"), ("MASTER_ADDR", "mine"))
+    found = {"p": overrides(injected({}, *(variable(*each) for each in own)))}
+    assert [text.split()[0] for text in texts(found, unread(launcher))["p"]] == said
+    assert ("p" in apart(found, "", unread(launcher))) is meets_elsewhere
 
 
 @pytest.mark.parametrize(("own", "alike"), [(False, True), (True, False)])

@@ -21,7 +21,8 @@ _ODD_AGE = 60.0
 
 def check(facts: PodFacts) -> list[Finding]:
     """Of a pod that is injected: from its settings to its place in the world."""
-    found = settings.overridden(facts.pod, facts.shown.backend, facts.config_maps)
+    launcher = ((facts.shown.rendezvous or {}).get("spec") or {}).get("launcher", "torchrun")
+    found = settings.overridden(facts.pod, facts.shown.backend, facts.config_maps, launcher)
     found += [finding for container in training_containers(facts.pod) for finding in _command(facts, container)]
     found += [*_devices(facts), *_library(facts), *_token(facts), *_network(facts), *_init_containers(facts)]
     return [*found, *_containers(facts), *_index(facts), *_place(facts)]

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from rdzv.cli.doctor import NOTE, PROBLEM, Finding
 from rdzv.cli.probe import BACKEND
-from rdzv.control.overrides import Override, overrides, variable_of
+from rdzv.control.overrides import Override, overrides, unread, variable_of
 from rdzv.env import LIBRARY_PATH
 from rdzv.objects import ReadOnlyObject
 
@@ -26,6 +26,10 @@ _EFFECTS = {
     "PET_LOCAL_ADDR": "the others are told this address, and have to reach this pod by it",
     "PYTHONPATH": f"Python does not look in {LIBRARY_PATH}, so torch lacks the backend",
     "RDZV_SLOT": "this pod's index is this, whatever its controller says",
+    "MASTER_ADDR": _APART,
+    "MASTER_PORT": _APART,
+    "RANK": "this is the process's rank, whatever the pod's index is",
+    "WORLD_SIZE": "the process waits for so many, whatever the spec says",
 }
 _STATIC = {
     "PET_NODE_RANK": "this is the pod's rank, whatever its index is",
@@ -36,7 +40,10 @@ _FIXES = {"PYTHONPATH": f"write PYTHONPATH={LIBRARY_PATH}:… in the template"}
 
 
 def overridden(
-    pod: ReadOnlyObject, backend: str, config_maps: Mapping[str, Mapping[str, str]] | None = None
+    pod: ReadOnlyObject,
+    backend: str,
+    config_maps: Mapping[str, Mapping[str, str]] | None = None,
+    launcher: str = "torchrun",
 ) -> list[Finding]:
     """What the pod's own settings win over.
 
@@ -44,8 +51,10 @@ def overridden(
         pod: as admitted.
         backend: of its Rendezvous.
         config_maps: variables of the ConfigMaps that its containers name in `envFrom`, as far as they may be read.
+        launcher: of its Rendezvous.
     """
-    found = [_finding(override, backend) for override in overrides(pod)]
+    unused = unread(launcher)
+    found = [_finding(each, backend) for each in overrides(pod) if variable_of(each.name) not in unused]
     for container in pod["spec"]["containers"]:
         found += _from_config_maps(container, backend, config_maps or {})
     return [finding for finding in found if finding is not None]

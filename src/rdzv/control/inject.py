@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from rdzv.env import CLIENT_PATH, LIBRARY_PATH, ranks_name, unless_limited
+from rdzv.env import CLIENT_PATH, ENV_METHOD, LIBRARY_PATH, ranks_name, unless_limited
 from rdzv.objects import ReadOnlyObject
 from rdzv.pairs import GROUP_LABEL, labels_of
 from rdzv.spec import GROUP, LABEL
@@ -53,9 +53,10 @@ _FLAGS = (
     ),
     *("node-rank", "master-addr", "master-port", "local-addr"),
 )
-_VARIABLES = frozenset(
+VARIABLES = frozenset(
     {
         *("PET_" + flag.replace("-", "_").upper() for flag in _FLAGS),
+        *ENV_METHOD,
         *("RDZV_NAME", "RDZV_NAMESPACE", "TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "TORCH_ELASTIC_WORKER_IDENTICAL"),
         *(
             "RDZV_POD_NAME",
@@ -155,7 +156,7 @@ def shadowed(pod: ReadOnlyObject) -> list[tuple[str, str]]:
     ours = {entry["name"]: entry for entry in _env(pod, library=True)}
     for container in _targets(pod):
         # Of one name the last one counts.
-        own = {entry["name"]: entry for entry in container.get("env") or [] if entry["name"] in _VARIABLES}
+        own = {entry["name"]: entry for entry in container.get("env") or [] if entry["name"] in VARIABLES}
         for name, entry in own.items():
             harmless = name == "PYTHONPATH" and (
                 not _mounts(container, LIBRARY_PATH) or LIBRARY_PATH in str(entry.get("value")).split(":")

@@ -7,10 +7,11 @@ import re
 from collections.abc import Iterable, Mapping, Sequence, Set
 from typing import NamedTuple
 
-from rdzv.control.inject import command_words, containers_of, first_of_controller, shadowed
-from rdzv.env import unless_limited
+from rdzv.control.inject import VARIABLES, command_words, containers_of, first_of_controller, shadowed
+from rdzv.env import ENV_METHOD, unless_limited
 from rdzv.objects import ReadOnlyObject
 from rdzv.redaction import without_password
+from rdzv.spec import NO_LAUNCHER
 
 #: With one of these a pod meets elsewhere than the others.
 APART = frozenset(
@@ -60,10 +61,24 @@ def texts(found: Mapping[str, Iterable[Override]], unused: Set[str]) -> dict[str
     }
 
 
-def apart(found: Mapping[str, Iterable[Override]], endpoint: str) -> dict[str, str]:
+def unread(launcher: str) -> frozenset[str]:
+    """The variables that nobody reads in a pod with this launcher (`spec.launcher`)."""
+    if launcher == NO_LAUNCHER:
+        return frozenset(name for name in VARIABLES if name.startswith("PET_"))
+    return frozenset(ENV_METHOD)
+
+
+def apart(found: Mapping[str, Iterable[Override]], endpoint: str, unused: Set[str] = frozenset()) -> dict[str, str]:
     """By pod, the first by which it meets elsewhere than the others. One that says the Rendezvous's own endpoint does no harm."""
     harmful = {
-        pod: next((each.text for each in of_pod if each.name in APART and each.value != endpoint), "")
+        pod: next(
+            (
+                each.text
+                for each in of_pod
+                if each.name in APART and each.value != endpoint and variable_of(each.name) not in unused
+            ),
+            "",
+        )
         for pod, of_pod in found.items()
     }
     return {pod: text for pod, text in harmful.items() if text}

@@ -22,7 +22,7 @@ from rdzv.control.inquiry import Inquiry
 from rdzv.control.nearby import Found, meant
 from rdzv.control.nodes import Nodes
 from rdzv.control.noted import Noted
-from rdzv.control.overrides import apart, texts
+from rdzv.control.overrides import apart, texts, unread
 from rdzv.control.phase import outcome, summary_of
 from rdzv.control.plan import NAME_TAKEN, REQUEST_FAILED, Failure, Plan, plan
 from rdzv.control.poster import EventPoster
@@ -127,10 +127,11 @@ class Reconciler:
         of_this = record is not None and record.run_id == uid
         provision = decided.provision
         unused, endpoint = (provision.unused, provision.endpoint) if provision is not None else (frozenset[str](), "")
+        unused |= unread(rendezvous.launcher)
         return Beside(
             found=found,
             overridden=texts(view.overridden, unused),
-            apart=apart(view.overridden, endpoint),
+            apart=apart(view.overridden, endpoint, unused),
             rounds_lately=self._noted.rounds_lately(uid, record.round, now) if record is not None and of_this else 0,
             short_for=self._noted.lasts(uid, "short", holds=0 < pods < rendezvous.nodes.min, now=now),
         ), again
