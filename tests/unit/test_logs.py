@@ -63,10 +63,12 @@ def test_a_traceback_stays_on_its_line(lines: io.StringIO) -> None:
     assert line["error"].endswith("ValueError: no\nway")
 
 
-def test_what_tenants_write_stays_on_its_line(lines: io.StringIO) -> None:
-    logging.getLogger("test").info("%s", 'a"}\n{"level": "error"\u2028\ud800')
-    assert len(lines.getvalue().split("\n")) == 2
-    assert lines.getvalue().encode()
+def test_what_tenants_write_stays_on_its_line() -> None:
+    # Not by a logger: pytest would report it, and its workers can't send half a surrogate pair.
+    text = 'a"}\n{"level": "error"\u2028\ud800'
+    line = logs.JsonLines().format(logging.LogRecord("test", logging.INFO, "file", 1, "%s", (text,), None))
+    assert len(line.splitlines()) == 1
+    assert json.loads(line.encode())["message"] == text
 
 
 @pytest.mark.parametrize(("environ", "json_lines"), [({}, False), ({"RDZV_LOG_FORMAT": "json"}, True)])
