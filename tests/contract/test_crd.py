@@ -221,6 +221,7 @@ def test_defaults(api: LocalCluster, light_namespace: str) -> None:
         "nodes": {"min": 2},
         "c10d": {"port": 29400},
         "nprocPerNode": "auto",
+        "launcher": "torchrun",
         "maxRestarts": 100,
     }
 

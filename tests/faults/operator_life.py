@@ -31,6 +31,7 @@ CHILDREN = (
     "RoleBinding",
     "StatefulSet",
     "PodDisruptionBudget",
+    "NetworkPolicy",
     "Secret",
 )
 THEIRS = "rdzv-mnist-theirs"

@@ -14,7 +14,7 @@ from faults.tally import BUGS, RESULTS, Result
 
 PAGE = Path(__file__).parents[2] / "docs/reliability.md"
 BEGIN, END = "<!-- begin: written by make faults -->", "<!-- end: written by make faults -->"
-GROUPS = ("Operator", "Operator: changes of a Rendezvous", "Store", "Agents", "Hostile input", BUGS)
+GROUPS = ("Operator", "Operator: changes of a Rendezvous", "Store", "Agents", "Webhook", "Hostile input", BUGS)
 _HEADS = {BUGS: ("put in", "caught", "")}
 _HEAD = ("injected", "survived", "slowest recovery")
 

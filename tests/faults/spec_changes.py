@@ -35,6 +35,16 @@ _TEXTS: Mapping[Path, tuple[str, ...]] = {
     ("etcd", "storage", "size"): ("1Gi", "512Mi"),
     ("etcd", "storage", "storageClassName"): ("fast", "a.b"),
 }
+#: Of a property that is a list: what its items may be is not drawn from the schema.
+_LISTS: Mapping[Path, tuple[list[Object], ...]] = {
+    ("network", "allow"): (
+        [],
+        [{"ports": [8000]}],
+        [{"podSelector": {"matchLabels": {"app": "notebook"}}}, {"ports": [6006, 8888]}],
+        [{"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "monitoring"}}, "ports": [8000]}],
+        [{}],
+    ),
+}
 MOSTLY = 0.8
 """Share of changes that are not drawn from what is known to be wrong."""
 _AMOUNTS = ("1", "0.5", "100m", "64Mi")
@@ -88,6 +98,9 @@ def changes(path: Path, schema: Mapping[str, Any]) -> list[Change]:
     elif kind == "object":
         found += [Change(path, {})]
         wrong = ["text", 1, [1], {"unknown-field": 1}] if schema.get("properties") else ["text", 1, [1]]
+    elif kind == "array":
+        found += [Change(path, value) for value in _LISTS.get(path, ([],))]
+        wrong = ["text", 1, [1], {"a": 1}]
     elif kind == "string":
         found += [Change(path, value) for value in (*_TEXTS.get(path, ()), *schema.get("enum", ()))]
         found += [Change(path, value) for value in _WRONG_TEXT]

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import base64
 import json
-import os
 import secrets
 import socket
 import ssl
@@ -22,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from faults.tally import LONG, Tally
 from kubernetes.client import ApiException
 from support.accounts import account, webhook_configuration
 from support.cluster_fixtures import LocalCluster
@@ -34,7 +34,6 @@ from rdzv.spec import LABEL
 
 Object = dict[str, Any]
 
-LONG = os.environ.get("RDZV_FAULTS") == "long"
 #: Pods of each test, and seconds between two kills.
 CREATIONS, KILL_EVERY = (1000, 5.0) if LONG else (100, 2.0)
 CREATORS = 4
@@ -159,7 +158,7 @@ def place(control_plane: LocalCluster, tmp_path_factory: pytest.TempPathFactory)
     control_plane.kubectl("delete", "namespace", home, namespace, "--wait=false")
 
 
-def test_all_pods_are_injected_while_one_webhook_after_the_other_is_killed(place: Place) -> None:
+def test_all_pods_are_injected_while_one_webhook_after_the_other_is_killed(place: Place, tally: Tally) -> None:
     enough, killed = threading.Event(), 0
 
     def killer() -> None:
@@ -173,18 +172,19 @@ def test_all_pods_are_injected_while_one_webhook_after_the_other_is_killed(place
             eventually(place.pods.answer, timeout=90)
         enough.set()
 
-    thread = threading.Thread(target=killer)
-    thread.start()
-    plain, refused = place.create_many(CREATIONS, {LABEL: "mnist"}, until=enough)
-    thread.join()
-    assert killed == KILLS
-    assert plain == 0, "without its environment no pod is let in"
-    # Only what was on its way to the one that died, each time.
-    assert len(refused) <= KILLS * CREATORS, refused
-    assert all("failed calling webhook" in said for said in refused), refused
+    with tally.injected("Webhook", "one of two killed, while pods are created", KILLS):
+        thread = threading.Thread(target=killer)
+        thread.start()
+        plain, refused = place.create_many(CREATIONS, {LABEL: "mnist"}, until=enough)
+        thread.join()
+        assert killed == KILLS
+        assert plain == 0, "without its environment no pod is let in"
+        # Only what was on its way to the one that died, each time.
+        assert len(refused) <= KILLS * CREATORS, refused
+        assert all("failed calling webhook" in said for said in refused), refused
 
 
-def test_no_pod_is_refused_while_both_get_a_new_certificate(place: Place) -> None:
+def test_no_pod_is_refused_while_both_get_a_new_certificate(place: Place, tally: Tally) -> None:
     renewed, old = threading.Event(), served(place)
     assert len(old) == 1
     files = AUTHORITY.webhook(place.host, time.time() + PERIOD).data
@@ -195,28 +195,30 @@ def test_no_pod_is_refused_while_both_get_a_new_certificate(place: Place) -> Non
         eventually(lambda: len(now := served(place)) == 1 and now != old, timeout=90)
         renewed.set()
 
-    thread = threading.Thread(target=renewer)
-    thread.start()
-    found = place.create_many(CREATIONS, {LABEL: "mnist"}, until=renewed)
-    thread.join()
-    assert renewed.is_set()
-    assert found == (0, [])
+    with tally.injected("Webhook", "certificates renewed, while pods are created", len(place.pods.folders)):
+        thread = threading.Thread(target=renewer)
+        thread.start()
+        found = place.create_many(CREATIONS, {LABEL: "mnist"}, until=renewed)
+        thread.join()
+        assert renewed.is_set()
+        assert found == (0, [])
 
 
 def served(place: Place) -> set[str]:
     return {ssl.get_server_certificate(("127.0.0.1", port)) for port in place.pods.ports()}
 
 
-def test_with_both_dead_labelled_pods_wait_and_nobody_elses_are_asked_about(place: Place) -> None:
+def test_with_both_dead_labelled_pods_wait_and_nobody_elses_are_asked_about(place: Place, tally: Tally) -> None:
     """Packets are lost, so a pod that is asked about waits for as long as the API server does."""
     for folder in place.pods.folders:
         place.pods.kill(folder)
     asked = place.service.accepted
-    for labels in ({}, {"app": "web"}, {"rdzv.dev/server": "mnist"}):
-        plain, refused = place.create_many(CREATIONS // 3 + 1, labels)
-        assert refused == []
-        assert plain > 0
-    assert place.service.accepted == asked, "the API server has not even tried"
+    with tally.injected("Webhook", "pods of others created, while both are dead", CREATIONS):
+        for labels in ({}, {"app": "web"}, {"rdzv.dev/server": "mnist"}):
+            plain, refused = place.create_many(CREATIONS // 3 + 1, labels)
+            assert refused == []
+            assert plain > 0
+        assert place.service.accepted == asked, "the API server has not even tried"
     with pytest.raises(ApiException, match="failed calling webhook"):
         place.create({LABEL: "mnist"})
     assert place.service.accepted > asked
