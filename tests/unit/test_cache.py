@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -73,7 +74,7 @@ class Lab:
     def __init__(self) -> None:
         self.truth, self.cache = Truth(), Cache()
         self.woken: set[Key] = set()
-        self._comparison = Comparison(self.truth, self.cache, [], self.woken.update)  # type: ignore[arg-type]
+        self.comparison = Comparison(self.truth, self.cache, [(PODS, None)], self.woken.update)  # type: ignore[arg-type]
 
     def views(self) -> dict[str, View]:
         return {world: self.cache.view(("team", world)) for world in WORLDS}
@@ -97,7 +98,7 @@ class Lab:
                 fill(self.truth, self.cache, PODS, None, self.woken.update)  # type: ignore[arg-type]
                 self.truth.stream.clear()
             case "compare":
-                self._comparison.compare(PODS, None)
+                self.comparison.compare(0.0)
         changed = {("team", world) for world, view in self.views().items() if view != before[world]}
         assert changed <= self.woken
 
@@ -115,6 +116,29 @@ class Lab:
 @pytest.fixture(autouse=True)
 def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(feed, "SETTLE", 0.0)
+
+
+class Waits(threading.Event):
+    """Writes down for how long somebody would have waited for it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seconds: list[float] = []
+
+    def wait(self, timeout: float | None = None) -> bool:
+        self.seconds.append(timeout or 0.0)
+        return False
+
+
+def test_what_every_watch_has_lost_is_found_after_one_wait_for_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(feed, "SETTLE", 3.0)
+    lab, waits = Lab(), Waits()
+    lab.truth.set(NAMES[0], WORLDS[0], "Running")
+    lab.comparison = Comparison(lab.truth, lab.cache, [(PODS, None)] * 5, lab.woken.update)  # type: ignore[arg-type]
+    monkeypatch.setattr(lab.comparison, "_ended", waits)
+    lab.comparison.compare(0.0)
+    assert lab.is_true()
+    assert 2.0 < sum(waits.seconds) <= 3.0
 
 
 @given(st.lists(STEPS, max_size=30))

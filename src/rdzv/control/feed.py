@@ -10,7 +10,9 @@ import logging
 import random
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 
 from rdzv.control.cache import Cache, Id, Key, Kind, Version, id_of, version_of
 from rdzv.control.transport import Transport
@@ -107,6 +109,16 @@ def fill(api: Transport, cache: Cache, kind: Kind, namespace: str | None, wake: 
     return version
 
 
+@dataclass(frozen=True)
+class _Doubt:
+    """What a list knows and memory does not: lost by the watch if that has not delivered it by `settled`, on the monotonic clock."""
+
+    kind: Kind
+    namespace: str | None
+    differing: Mapping[Id, Version | None]
+    settled: float
+
+
 class Comparison(threading.Thread):
     """Compares memory with what the API server has, again and again, and reads what differs.
 
@@ -127,20 +139,41 @@ class Comparison(threading.Thread):
         """The thread's life."""
         wait, pages = COMPARE, len(self._scopes)
         while not self._ended.wait(random.uniform(0.9, 1.0) * wait):  # noqa: S311 - jitter
-            began, pause, pages = time.monotonic(), SPREAD / max(pages, 1), 0
-            for kind, namespace in self._scopes:
-                try:
-                    pages += self.compare(kind, namespace, pause)
-                except ApiError as error:
-                    _log.info("%s could not be compared: %s", kind.kind, error)
-                except Exception:  # noqa: BLE001 - the next one may go well
-                    _log.exception("%s could not be compared", kind.kind)
-                if self._ended.is_set():
-                    return
+            began = time.monotonic()
+            pages = self.compare(SPREAD / max(pages, 1))
             wait = max(1.0, COMPARE - (time.monotonic() - began))
 
-    def compare(self, kind: Kind, namespace: str | None, pause: float = 0.0) -> int:
-        """One kind, in one namespace or all, with so many seconds between the parts of the list; returns how many there were."""
+    def compare(self, pause: float) -> int:
+        """Everything once, with so many seconds between the parts of the lists; returns how many there were."""
+        pages, doubts = 0, list[_Doubt]()
+        for kind, namespace in self._scopes:
+            if self._ended.is_set():
+                return pages
+            with self._going_on(kind):
+                parts, differing = self._list(kind, namespace, pause)
+                pages += parts
+                doubts += [_Doubt(kind, namespace, differing, time.monotonic() + SETTLE)] if differing else []
+            while doubts and doubts[0].settled <= time.monotonic():
+                self._settle(doubts.pop(0))
+        # One wait for all: with one for each kind, what all watches had lost was found after more than a minute.
+        if doubts:
+            self._ended.wait(max(0.0, doubts[-1].settled - time.monotonic()))
+        for doubt in doubts:
+            self._settle(doubt)
+        return pages
+
+    @contextmanager
+    def _going_on(self, kind: Kind) -> Iterator[None]:
+        """Whatever becomes of one kind, the next one may go well."""
+        try:
+            yield
+        except ApiError as error:
+            _log.info("%s could not be compared: %s", kind.kind, error)
+        except Exception:  # noqa: BLE001
+            _log.exception("%s could not be compared", kind.kind)
+
+    def _list(self, kind: Kind, namespace: str | None, pause: float) -> tuple[int, dict[Id, Version | None]]:
+        """How many parts the list had, and what differs from it, with the version that is known."""
         listed: dict[Id, Version] = {}
         at = pages = 0
         for page in self._api.pages(kind, namespace, metadata_only=True):
@@ -148,19 +181,20 @@ class Comparison(threading.Thread):
             at = version_of(page).number
             pages += 1
             self._ended.wait(pause)
-        differing = self._cache.differing(kind, namespace, listed, at)
-        if not differing:
-            return pages
-        self._ended.wait(SETTLE)
-        known = self._cache.versions(kind, namespace)
-        missed = [id_ for id_, version in differing.items() if known.get(id_) == version]
-        if missed:
-            _log.warning(
-                "%d changes of kind %s were lost by its watch, %s the first", len(missed), kind.kind, missed[0]
-            )
-        for id_ in missed:
-            self._read(kind, id_, differing[id_])
-        return pages
+        return pages, self._cache.differing(kind, namespace, listed, at)
+
+    def _settle(self, doubt: _Doubt) -> None:
+        """Reads what its watch has not delivered meanwhile."""
+        kind, differing = doubt.kind, doubt.differing
+        with self._going_on(kind):
+            known = self._cache.versions(kind, doubt.namespace)
+            missed = [id_ for id_, version in differing.items() if known.get(id_) == version]
+            if missed:
+                _log.warning(
+                    "%d changes of kind %s were lost by its watch, %s the first", len(missed), kind.kind, missed[0]
+                )
+            for id_ in missed:
+                self._read(kind, id_, differing[id_])
 
     def _read(self, kind: Kind, id_: Id, known: Version | None) -> None:
         found = self._api.find(kind, *id_)
