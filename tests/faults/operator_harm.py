@@ -19,7 +19,7 @@ from support.operator_process import OperatorProcess
 __all__ = ["AFTER", "BEFORE", "BY_TURNS", "LOST", "NOTHING", "REFUSED", "WRITES", "AtEachWrite"]
 
 BEFORE, LOST = "killed before each write", "the reply to each write lost"
-BY_TURNS = "killed before one write, after the next"
+BY_TURNS = "killed before one write, after the next, the reply to the third lost"
 WRITES = {"POST", "PUT", "PATCH", "DELETE"}
 ALIKE = 3
 """Writes of different content to one place that are hit in one part of a life: of the status there are many."""
@@ -94,13 +94,13 @@ class AtEachWrite:
         return self._count % self._every == 0
 
     def _hit(self) -> Fault:
-        if self.harm == LOST:
+        harm = (BEFORE, AFTER, LOST)[len(self.hits) % 3] if self.harm == BY_TURNS else self.harm
+        if harm == LOST:
             return self._proxy.inject("lose-reply", times=0)
-        if self.harm == REFUSED:
+        if harm == REFUSED:
             return self._proxy.inject("reply", times=0, status=500, reason="InternalError")
-        before = len(self.hits) % 2 if self.harm == BY_TURNS else self.harm == BEFORE
-        self._dying = fault = self._proxy.inject("black-hole" if before else "hold-reply", times=0)
-        if before:
+        self._dying = fault = self._proxy.inject("black-hole" if harm == BEFORE else "hold-reply", times=0)
+        if harm == BEFORE:
             fault.hit.set()
         self._kills.put(fault)
         return fault

@@ -1,12 +1,17 @@
-"""Mistakes that a store could have, to see that the checker sees them. Each is sown in the processes of the clients only."""
+"""Mistakes that a store or the client below it could have, to see that the checker sees them.
+
+Each is sown in the processes of the clients only.
+"""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from rdzv.kube.api import ServerError, Unreachable
+from rdzv.kube.api import ApiError, Conflict, ServerError, Unreachable
+from rdzv.kube.client import Client
 from rdzv.store import appends, replay, shards, store, together
 from rdzv.store.replay import State
 
@@ -18,6 +23,7 @@ class Bug:
     sow: Callable[[], None]
     fault: str
     operations: int = 14
+    where: str = "store"
 
 
 def _put(place: Any, **mistakes: Any) -> None:
@@ -118,7 +124,45 @@ def _a_number_may_be_used_twice() -> None:
     _put(replay, _apply=apply, pending=pending)
 
 
+def _reads_are_answered_from_the_last_reply() -> None:
+    real, kept = Client.get, dict[str, tuple[float, Any]]()
+
+    def get(self: Any, resource: Any, namespace: Any, name: str, **more: Any) -> Any:
+        at, found = kept.get(name, (0.0, None))
+        if time.monotonic() - at > 1.0:
+            kept[name] = at, found = time.monotonic(), real(self, resource, namespace, name, **more)
+        return found
+
+    _put(Client, get=get)
+
+
+def _a_refused_write_counts(error: type[ApiError]) -> Callable[[], None]:
+    def sow() -> None:
+        real = Client.json_patch
+
+        def json_patch(self: Any, resource: Any, namespace: Any, name: str, patch: Any, **more: Any) -> Any:
+            try:
+                return real(self, resource, namespace, name, patch, **more)
+            except error:
+                found = self.get(resource, namespace, name)
+                for step in patch:
+                    if step["path"] == "/spec/log/-":
+                        found["spec"]["log"].append(step["value"])
+                    elif step["path"] == "/spec":
+                        found["spec"] = step["value"]
+                return found
+
+        _put(Client, json_patch=json_patch)
+
+    return sow
+
+
 BUGS = {
+    "a read is answered from the last reply": Bug(_reads_are_answered_from_the_last_reply, "none", where="client"),
+    "a refused write counts as made": Bug(_a_refused_write_counts(Conflict), "conflicts", where="client"),
+    "a write that never arrived counts as made": Bug(
+        _a_refused_write_counts(Unreachable), "cut-before", where="client"
+    ),
     "a multi_set goes shard by shard": Bug(_set_one_by_one, "delay"),
     "a multi_get goes shard by shard": Bug(_read_one_by_one, "delay"),
     "a read is answered from memory": Bug(_read_from_memory, "none"),

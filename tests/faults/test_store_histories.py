@@ -142,7 +142,7 @@ def test_the_checker_sees_that(bug: str, nursery: Nursery, kubeconfig: Path, tmp
         seed = BUGS[bug]
         outcome = campaign.run(nursery, kubeconfig, place, seed.fault, attempt, operations=seed.operations, bug=bug)
         if verdicts([outcome.history]) == ["illegal"]:
-            tally.caught("store", bug)
+            tally.caught(seed.where, bug)
             print(f"{bug}: seen in history {attempt + 1}, after {time.monotonic() - started:.0f} s")
             return
     pytest.fail(f"not seen in {ATTEMPTS} histories")
