@@ -148,7 +148,10 @@ def test_each_part_of_a_life_ends_as_if_nothing_had_happened(
 ) -> None:
     ends = wanted(plane, tmp_path_factory.getbasetemp(), backends)
     every = 1 if LONG else 2
-    with stage(plane, tmp_path) as on, tally.injected("Operator", harm) as recovery:
+    with (
+        stage(plane, tmp_path) as on,
+        tally.injected("Operator", f"{harm}, {backends[0]} and then {backends[1]}") as recovery,
+    ):
         slowest, hits = disturbed(on, backends, ends, harm, every)
         recovery.injected = len(hits)
         recovery.took(slowest)

@@ -182,9 +182,10 @@ def test_a_changed_rendezvous_ends_as_a_fresh_one_and_what_is_refused_changes_no
             in_error = count % THROUGH_ERRORS == 0
             if in_error:
                 refuse_writes(ground.proxy)
+            before = len(ground.proxy.requests)
             taken = attempt(ground, name, change)
             if in_error and taken:
-                eventually(partial(tells, ground, name, len(ground.proxy.requests)))
+                eventually(partial(tells, ground, name, before))
             ground.proxy.clear()
             (through_errors if in_error and taken else accepted if taken else refused).injected += 1
             if taken:
