@@ -12,7 +12,8 @@ MAX_SLOTS = 4096
 """Slots are 0 .. MAX_SLOTS-1; bounds the size of a Round (bitmap 684 characters, fingerprints 16 KiB at most).
 
 To raise it: the bounds of `slots`, `checks`, `size` and every `slot` in the three CRDs, `maxItems` of the roster's lists, `spec.nodes`
-(whose maximum is not bounded by it today), and the size of the Round and the roster, which each agent and each watch reads.
+(whose maximum is not bounded by it today), and the size of the Round and the roster, which each agent and each watch reads. Above all
+fingerprints of more bits (docs/adr/0010, "What bounds a world").
 """
 _FINGERPRINT_BYTES = 3
 

@@ -75,7 +75,8 @@ def asks(member: Member, own: Round) -> bool:
 
 def _is_connected(state: CoordinatorState, view: View, member: Member) -> bool:
     # A connection that has been silent for long may still be open.
-    return member.incarnation == state.me.incarnation or member.incarnation in view.connected - view.dead
+    me = member.incarnation
+    return me == state.me.incarnation or (me in view.connected and me not in view.dead)
 
 
 def remember(state: CoordinatorState, view: View, own: Round | None, now: float) -> CoordinatorState:

@@ -60,7 +60,8 @@ def _late(facts: Facts, own: Round) -> list[Member]:
     there = facts.attendance
     if facts.succeeded or facts.lost or len(there.present | there.rejoining) >= there.most:
         return []
-    return [member for member in there.joined if fingerprint(own.salt, member.incarnation) not in own.fingerprints]
+    inside = frozenset(own.fingerprints)
+    return [member for member in there.joined if fingerprint(own.salt, member.incarnation) not in inside]
 
 
 def _nobody_else(facts: Facts, own: Round) -> bool:

@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Set
+from dataclasses import replace
+
 import pytest
 from unit.protocol.clusters import cluster, lose, run_until_formed
 from unit.protocol.sim import RECONNECT
+from unit.protocol.test_coordinator import ME, POLICY, member, roster, running
+
+from rdzv.protocol.coordinator import step
+from rdzv.protocol.coordinator_state import CoordinatorState, View
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -61,3 +68,44 @@ def test_a_lost_member_costs_little_time(seed: int, roster: str, victim: int) ->
 def test_an_elastic_world_forms_when_the_last_expected_pod_has_joined(seed: int) -> None:
     sim = cluster(seed, 3, 2, 4)
     assert run_until_formed(sim, 3) < 1.0
+
+
+class Passes:
+    """How often a whole collection was gone through."""
+
+    count = 0
+
+
+class Connected(frozenset[str]):
+    """Who is connected; counts what takes as long as there are members."""
+
+    def __sub__(self, other: Set[object]) -> frozenset[str]:
+        Passes.count += 1
+        return frozenset(self) - other
+
+
+class Marks(tuple[str, ...]):
+    """Fingerprints of a world, the same way."""
+
+    def __contains__(self, mark: object) -> bool:
+        Passes.count += 1
+        return super().__contains__(mark)
+
+
+def passes(members: int) -> int:
+    """In a step of the coordinator in which a world's members, and as many newcomers, ask for the next round."""
+    inside, late = [member(i) for i in range(members)], [member(i, 2) for i in range(members, 2 * members)]
+    record = running(inside)
+    world = replace(record, fingerprints=Marks(record.fingerprints))
+    connected = Connected(each.incarnation for each in (*inside, *late))
+    counted = {each.name: (each, rv) for rv, each in enumerate((*inside, *late), 100)}
+    Passes.count = 0
+    step(
+        CoordinatorState(ME, POLICY), View(counted, 1000, roster(high=3 * members), world, 50, connected=connected), 0.0
+    )
+    return Passes.count
+
+
+def test_a_step_of_the_coordinator_is_not_quadratic() -> None:
+    """Nothing in it goes through all of a world once for each member."""
+    assert passes(8) == passes(64)
