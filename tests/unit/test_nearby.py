@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from support import builders
 from support.builders import pod_object, rendezvous
 
+from rdzv.control.events import EventToPost
 from rdzv.control.inquiry import (
     AGAIN_FIRST,
     AGAIN_MAX,
@@ -124,6 +125,12 @@ def test_the_last_warning_about_an_object_counts() -> None:
     ]
     for given_ in (events, events[::-1]):
         assert warnings_of(given_)["uid-of-a"].text == "FailedMount: new"
+
+
+def test_what_the_operator_itself_has_said_of_a_pod_is_no_reason_why_it_waits() -> None:
+    """That its Rendezvous does not exist was true before that was made."""
+    own = EventToPost("v1", "Pod", "a", "uid-of-a", "team", "Warning", "RendezvousNotFound", "create it there")
+    assert warnings_of([own.to_object(rfc3339(NOW))]) == {}
 
 
 _labels = st.dictionaries(st.text(max_size=80), st.text(max_size=80), max_size=5)

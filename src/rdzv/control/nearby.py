@@ -13,7 +13,7 @@ from typing import Any
 
 from rdzv.objects import ReadOnlyObject
 from rdzv.pod_reasons import said, seconds
-from rdzv.spec import GROUP, LABEL
+from rdzv.spec import GROUP, LABEL, MANAGER
 
 #: How alike a label has to be to ours, and a value to a name, for a slip of the finger.
 _ALIKE = 0.75
@@ -75,12 +75,13 @@ class Found:
 
 
 def warnings_of(events: Iterable[ReadOnlyObject]) -> dict[str, Warned]:
-    """The last warning about each object, by its UID."""
+    """The last warning about each object, by its UID. The operator's own say what it knew then, and may not hold any more."""
     found: dict[str, Warned] = {}
     for event in events:
         about = event.get("involvedObject") or {}
         uid, reason = str(about.get("uid") or ""), str(event.get("reason") or "Warning")
-        if not uid or event.get("type") != "Warning":
+        own = (event.get("source") or {}).get("component") == MANAGER
+        if not uid or own or event.get("type") != "Warning":
             continue
         warned = Warned(
             str(about.get("kind", ""))[:63],
