@@ -196,7 +196,9 @@ def commit(facts: Facts, own: Round, reason: str) -> Round:
     previous = dict(zip(own.fingerprints, own.slots, strict=True))
     had = {member.name: previous.get(fingerprint(own.salt, member.incarnation)) for member in there.joined}
     first_come = sorted(there.joined, key=lambda m: (had[m.name] is None, *order(m)))
-    slots = slots_of(first_come[: min(there.most, MAX_SLOTS)], had, there.sites)
+    # Who has a slot of its own, asks, and finds somebody else on it takes itself for replaced, and ends: also a spare, or one left out.
+    fixed = any(member.index is not None for member in facts.askers.values())
+    slots = slots_of(first_come[: min(there.most, MAX_SLOTS)], had, None if fixed else there.sites)
     ranked = sorted(slots)
     salt, fingerprints = salted_fingerprints([slots[slot].incarnation for slot in ranked])
     first = slots[ranked[0]]

@@ -423,7 +423,8 @@ class Schedule:
 
     def member_deleted(self) -> None:
         process = self.victim()
-        if process is not None:
+        # Who can't be moved, and whose request is gone, may find another one on its slot (ADR 19).
+        if process is not None and not self.fixed:
             self.sim.delete_member(process.pod.name)
 
     def twin(self) -> None:

@@ -940,7 +940,9 @@ class Sim:
         }
 
         self.check_evicts(process, side, record, counted)
-        self.check_order(process.round[0], record, counted)
+        asks = any(m.index is not None and m.want_round >= record.round for m, _ in side.members.values())
+        if not asks:
+            self.check_order(process.round[0], record, counted)
         self.taken_for_dead |= side.dead
         if side.state.lost is not None:
             self.taken_for_dead.add(side.state.lost.incarnation)

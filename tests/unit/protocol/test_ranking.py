@@ -144,6 +144,14 @@ def test_with_an_agent_that_can_not_be_moved_all_ranks_are_the_indexes() -> None
     assert numbers(record, members) == [0, 1, 2, 3]
 
 
+def test_an_agent_that_can_not_be_moved_is_given_no_cause_to_think_itself_replaced_while_it_is_a_spare() -> None:
+    """Its slot is nobody else's, also in a world that has no room for it."""
+    spare = [movable(0), movable(2), movable(3), member(1)]
+    first = formed(spare[:3], told(3, (3,), (2, 0)))
+    assert 1 in first.slots, "before it asks"
+    assert 1 not in formed(spare, told(3, (3,), (2, 0)), first).slots
+
+
 def test_agents_without_an_index_and_those_of_groups_follow_sites_too() -> None:
     members = [member(0, slot=None), paired(1, "b", 0), paired(2, "a", 0), member(3, slot=None)]
     assert numbers(formed(members, told(4, (3, 2), (1, 0))), members) == [2, 3, 1, 0]
