@@ -406,6 +406,8 @@ def test_concurrent_adds_of_threads_on_one_handle(store: Store) -> None:
     assert sorted(chain(*results)) == list(range(3, 601, 3))
 
 
+# Not of torch's own store: a child that was forked beside its threads has hung (seen once).
+@pytest.mark.parametrize("world", [kind for kind in KINDS if not kind.endswith("tcp")], indirect=True)
 def test_concurrent_adds_of_processes(world: World) -> None:
     def work() -> list[int]:
         mine = world.open()
