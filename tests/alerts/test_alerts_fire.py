@@ -33,6 +33,7 @@ from support.torchrun_fleet import install_crds
 from support.webhook_process import WebhookProcess, serving
 
 from deploy import render
+from deploy.local.cluster.control import free_ports
 
 FILES = render.CHART / "files"
 JOB = "rendezvous-operator-metrics"
@@ -112,13 +113,6 @@ class Scene:
         self.fired.add(alert)
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-    return port
-
-
 def faster(rules: str) -> str:
     """The rules with seconds for minutes."""
     return re.sub(r"(\[|for: )(\d+)m", r"\1\2s", rules)
@@ -141,7 +135,7 @@ def scraping(program: str, ports: list[int], scratch: Path) -> Iterator[Promethe
     (scratch / "prometheus.yaml").write_text(
         json.dumps({"global": pace, "rule_files": [str(scratch / "rules.yaml")], "scrape_configs": [scrape]})
     )
-    port = free_port()
+    (port,) = free_ports(1)
     command = [program, f"--config.file={scratch}/prometheus.yaml", f"--storage.tsdb.path={scratch}/data"]
     command += [f"--web.listen-address=127.0.0.1:{port}", "--log.level=error"]
     with (scratch / "log").open("wb") as log:
@@ -166,7 +160,7 @@ def scene(program: str, control_plane: LocalCluster, tmp_path_factory: pytest.Te
     (plugins / "faulty.py").write_text(PLUGIN)
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: faulty\nVersion: 1.0\n")
     (info / "entry_points.txt").write_text("[rdzv.backends]\nhanging = faulty:backend\n")
-    ports = [free_port(), free_port()]
+    ports = free_ports(2)
     listens = [f"127.0.0.1:{port}" for port in ports]
     (scratch / "webhook").mkdir()
     with (

@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from bench.handlers import Meeting
-from bench.servers import Servers, free_port
+from bench.servers import Servers
 from support.operator_process import Kube
 
+from deploy.local.cluster.control import free_ports
 from rdzv.kube.api import Resource
 from rdzv.kube.client import Client
 from rdzv.kube.config import from_kubeconfig
@@ -53,7 +54,7 @@ class Lab:
     def meeting(self, registered: str, name: str, least: int, most: int) -> Meeting:
         """A place for the agents of a world; on Kubernetes a Rendezvous, which no operator looks at."""
         if registered != "kubernetes":
-            endpoints = {"c10d": f"127.0.0.1:{free_port()}", "etcd-v3": self.servers.current_etcd}
+            endpoints = {"c10d": f"127.0.0.1:{free_ports(1)[0]}", "etcd-v3": self.servers.current_etcd}
             endpoint = endpoints.get(registered, self.servers.etcd)
             return Meeting(endpoint, name, name, least, most, self.kubeconfig)
         # Nobody replaces a pod here: what is measured is what finding out and forming anew take.

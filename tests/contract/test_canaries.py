@@ -11,7 +11,6 @@ import base64
 import json
 import logging
 import secrets
-import socket
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -31,6 +30,7 @@ from support.operator_process import Kube, eventually, running_operator
 from torch.distributed.elastic.rendezvous import RendezvousParameters
 from torch.distributed.elastic.rendezvous.registry import get_rendezvous_handler
 
+from deploy.local.cluster.control import free_ports
 from rdzv.backends.kubernetes import role_rules
 from rdzv.control.inject import inject
 from rdzv.env import RENDEZVOUS_FAILED
@@ -152,9 +152,7 @@ def has_status(kube: Kube, namespace: str, name: str) -> bool:
 def place(plane: LocalCluster, kube: Kube, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
     scratch, namespace = tmp_path_factory.mktemp("canaries"), f"test-{secrets.token_hex(4)}"
     plane.kubectl("create", "namespace", namespace)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
+    (port,) = free_ports(1)
     operator = as_the_operator(plane, namespace, scratch, "operator")
     env = {"RDZV_METRICS_LISTEN": f"127.0.0.1:{port}", "RDZV_METRICS_RENDEZVOUS": "1000"}
     found = Place(plane, kube, namespace, scratch, [yaml.safe_load(operator.read_text())["users"][0]["user"]["token"]])

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import socket
 import subprocess
 import sys
 import threading
@@ -17,6 +16,7 @@ from pathlib import Path
 import pytest
 from support.builders import rendezvous
 
+from deploy.local.cluster.control import free_ports
 from rdzv.env import render
 from rdzv.registry import backend_registry
 from rdzv.spec import Rendezvous
@@ -35,12 +35,6 @@ print(json.dumps({"backend": handler.get_backend(), "run_id": handler.get_run_id
 sys.stdout.flush()
 sys.stdin.readline()  # the store's host leaves last
 """
-
-
-def free_port() -> int:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return int(s.getsockname()[1])
 
 
 def environment(subject: Rendezvous, slot: int, host: bool = False) -> dict[str, str]:
@@ -97,7 +91,7 @@ def meet(envs: list[dict[str, str]]) -> list[dict[str, object]]:
 @pytest.fixture
 def etcd_v2(tmp_path: Path) -> Iterator[str]:
     """A real etcd with the v2 API, as torch's etcd backends need it."""
-    client, peer = free_port(), free_port()
+    client, peer = free_ports(2)
     url = f"http://127.0.0.1:{client}"
     peer_url = f"http://127.0.0.1:{peer}"
     process = subprocess.Popen(
@@ -141,7 +135,7 @@ def check(worlds: list[dict[str, object]], backend: str) -> None:
 
 def test_c10d_is_hosted_by_the_pod_that_is_told_to() -> None:
     # The endpoint stands for the Service: here its name is the loopback's, which torch's own guess would take for "I am the host".
-    subject = rendezvous("c10d", endpoint=f"127.0.0.1:{free_port()}")
+    subject = rendezvous("c10d", endpoint=f"127.0.0.1:{free_ports(1)[0]}")
     check(meet([environment(subject, slot, host=slot == 1) for slot in range(2)]), "c10d")
 
 
@@ -150,7 +144,7 @@ def test_c10d_meets_in_a_dedicated_store_which_ends_when_it_is_told_to() -> None
     provision = backend_registry().provision(subject)
     (stateful_set,) = (obj for obj in provision.objects if obj["kind"] == "StatefulSet")
     container = stateful_set["spec"]["template"]["spec"]["containers"][0]
-    port = free_port()
+    (port,) = free_ports(1)
     command = [sys.executable, *container["command"][1:], str(port)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as store:
         try:
@@ -165,7 +159,7 @@ def test_c10d_meets_in_a_dedicated_store_which_ends_when_it_is_told_to() -> None
 
 
 def test_static_takes_the_rank_from_the_index() -> None:
-    subject = rendezvous("static", endpoint=f"127.0.0.1:{free_port()}")
+    subject = rendezvous("static", endpoint=f"127.0.0.1:{free_ports(1)[0]}")
     worlds = meet([environment(subject, slot) for slot in (1, 0)])
     check(worlds, "static")
     assert [world["rank"] for world in worlds] == [1, 0]
@@ -231,7 +225,7 @@ def test_torchrun_takes_all_of_it_from_the_environment(tmp_path: Path) -> None:
         "print(f'rank {dist.get_rank()} of {dist.get_world_size()} sum {int(t)}', flush=True)\n"
         "dist.destroy_process_group()\n"
     )
-    subject = rendezvous("c10d", endpoint=f"127.0.0.1:{free_port()}", nprocPerNode=2)
+    subject = rendezvous("c10d", endpoint=f"127.0.0.1:{free_ports(1)[0]}", nprocPerNode=2)
     base = {"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1"}
     processes = [
         subprocess.Popen(

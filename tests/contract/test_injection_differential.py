@@ -12,7 +12,6 @@ import json
 import os
 import re
 import secrets
-import socket
 import subprocess
 import sys
 import time
@@ -30,6 +29,7 @@ from support.controllers import CONTROLLERS, ENVIRONMENTS
 from support.operator_process import ROOT, eventually
 from support.pod_strategies import pods
 
+from deploy.local.cluster.control import free_ports
 from rdzv.control.certificates import Authority
 from rdzv.control.inject import CONTAINERS_ANNOTATION, LIBRARY_ANNOTATION, inject
 from rdzv.spec import LABEL
@@ -81,9 +81,7 @@ def start_webhook(
     client_config["caBundle"] = made.bundle
     for name in ("tls.crt", "tls.key"):
         (folder / name).write_bytes(base64.b64decode(made.data[name]))
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    (port,) = free_ports(1)
     env = {
         **os.environ,
         **{variable["name"]: variable["value"] for variable in container["env"]},

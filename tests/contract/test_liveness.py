@@ -18,6 +18,7 @@ from pathlib import Path
 import pytest
 from support import silent_crowd as silent_crowd_program
 
+from deploy.local.cluster.control import free_ports
 from rdzv.agent.admission import Limits
 from rdzv.agent.liveness import Callbacks, Liveness
 from rdzv.agent.loop import Loop
@@ -123,9 +124,7 @@ def test_another_process_on_the_coordinators_port_is_not_taken_for_it() -> None:
 
 def test_a_coordinator_that_answers_again_is_found() -> None:
     member = Peer("m")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = int(probe.getsockname()[1])
+    (port,) = free_ports(1)
     target = Coordinator(0, "c", "127.0.0.1", port, 1, KEY)
     member.liveness.follow(target)
     eventually(lambda: member.lost == [target])

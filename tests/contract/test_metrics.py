@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import socket
 from contextlib import closing
 from http.client import HTTPSConnection
 from pathlib import Path
@@ -18,6 +17,7 @@ from support.operated import is_provisioned, rendezvous, set_up
 from support.operator_process import Kube, eventually, running_operator
 from support.webhook_process import serving
 
+from deploy.local.cluster.control import free_ports
 from rdzv.protocol.records import Member
 
 Values = dict[tuple[str, frozenset[str]], float]
@@ -25,10 +25,8 @@ Values = dict[tuple[str, frozenset[str]], float]
 
 @pytest.fixture
 def port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        found: int = probe.getsockname()[1]
-    return found
+    (port,) = free_ports(1)
+    return port
 
 
 def scraped(port: int) -> Values:

@@ -13,7 +13,6 @@ import json
 import re
 import secrets
 import signal
-import socket
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -29,6 +28,7 @@ from support.operated import pod, rendezvous
 from support.operator_process import Kube, OperatorProcess, eventually
 from support.torchrun_fleet import Fleet, install_crds
 
+from deploy.local.cluster.control import free_ports
 from rdzv.control.election import LEASE_SECONDS
 
 Object = dict[str, Any]
@@ -86,9 +86,7 @@ class Release:
             place.mkdir()
             faults = FaultProxy(kubeconfig, place)
             kubeconfig = faults.kubeconfig
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port: int = probe.getsockname()[1]
+        (port,) = free_ports(1)
         env = {
             "RDZV_LEASE": f"{self.namespace}/{self.name}",
             "RDZV_RELEASE": f"{self.namespace}/{release or self.name}",

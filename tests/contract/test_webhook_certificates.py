@@ -7,7 +7,6 @@ import base64
 import importlib.util
 import json
 import secrets
-import socket
 import ssl
 import subprocess
 import threading
@@ -24,6 +23,7 @@ from support.accounts import account, policies, rights, webhook_configuration
 from support.operator_process import ROOT, eventually, running_operator
 from support.torchrun_fleet import install_crds
 
+from deploy.local.cluster.control import free_ports
 from rdzv.control.certificates import Authority
 from rdzv.control.election import LEASE_SECONDS_MAX, Candidate, written
 from rdzv.control.webhook_certificates import AGAIN_SECONDS
@@ -71,9 +71,7 @@ def issue(folder: Path, name: str, days: int = 30) -> tuple[bytes, bytes]:
 
 @asynccontextmanager
 async def serving(webhook: ModuleType, folder: Path, metrics: Any = None) -> AsyncIterator[int]:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
+    (port,) = free_ports(1)
     ready = asyncio.Event()
 
     async def never(*_: Any, **__: Any) -> None:
@@ -216,9 +214,7 @@ def release(control_plane: LocalCluster, tmp_path_factory: pytest.TempPathFactor
     for namespace in (home, team):
         control_plane.kubectl("create", "namespace", namespace)
     chart = (f"--namespace={home}", "--set=injection.mode=webhook")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
+    (port,) = free_ports(1)
     with (
         policies(control_plane, [home], *chart) as name,
         rights(control_plane, name, *chart),

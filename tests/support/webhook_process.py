@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
 import ssl
 import subprocess
 import sys
@@ -13,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.request import urlopen
 
+from deploy.local.cluster.control import free_ports
 from support.operator_process import ROOT
 
 
@@ -52,9 +52,7 @@ def serving(kubeconfig: Path, scratch: Path, more: Mapping[str, str] | None = No
             check=True,
             capture_output=True,
         )
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    (port,) = free_ports(1)
     settings = {"DELIVERY": "none", "IMAGE": "i", "PULL_POLICY": "Always"}
     env = {
         **os.environ,

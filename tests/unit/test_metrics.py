@@ -17,6 +17,7 @@ from kopf._core.engines import admission
 from prometheus_client.parser import text_string_to_metric_families
 
 from deploy import render
+from deploy.local.cluster.control import free_ports
 from rdzv.backends import Condition
 from rdzv.control import metrics, phase
 from rdzv.control.metrics import OperatorMetrics, Readings, WebhookMetrics
@@ -225,15 +226,8 @@ def test_a_pod_that_is_not_let_through_was_met_with_a_mistake_of_ours() -> None:
         assert webhook.ended(said) == result
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-    return port
-
-
 def test_prometheus_is_answered_and_the_port_is_given_back(counted: OperatorMetrics) -> None:
-    port = free_port()
+    (port,) = free_ports(1)
     for _ in range(2):
         end = metrics.serve(counted.registry, f"127.0.0.1:{port}")
         with urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as reply:
@@ -244,7 +238,7 @@ def test_prometheus_is_answered_and_the_port_is_given_back(counted: OperatorMetr
 
 def test_a_silent_connection_is_ended(counted: OperatorMetrics, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(metrics, "READ_SECONDS", 0.1)
-    port = free_port()
+    (port,) = free_ports(1)
     end = metrics.serve(counted.registry, f"127.0.0.1:{port}")
     try:
         with socket.create_connection(("127.0.0.1", port), timeout=10) as silent:
