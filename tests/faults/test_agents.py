@@ -15,8 +15,9 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -240,21 +241,25 @@ def a_late_write(found: Crowd, chance: random.Random) -> None:
     found.start(victim)
 
 
+Meet = Callable[..., contextlib.AbstractContextManager[Crowd]]
+
+
+@pytest.fixture
+def meet(control_plane: LocalCluster, light_namespace: str, tmp_path: Path, nursery: subprocess.Popen[str]) -> Meet:
+    """A crowd in this test's own namespace, with a seeded bug or without."""
+    return partial(crowd, control_plane, light_namespace, tmp_path, nursery)
+
+
 BURST = {"killed": killed, "stopped": stopped, "the API server away": without_the_api, "a late write": a_late_write}
 
 
 @pytest.mark.parametrize("burst", BURST if LONG else ["a late write"])
 def test_soon_all_are_in_one_world_again_and_no_two_worlds_have_one_number(
-    burst: str,
-    control_plane: LocalCluster,
-    light_namespace: str,
-    tmp_path: Path,
-    nursery: subprocess.Popen[str],
-    tally: Tally,
+    burst: str, meet: Meet, tally: Tally
 ) -> None:
     chance = random.Random(os.urandom(8) if LONG else 5)
     with (
-        crowd(control_plane, light_namespace, tmp_path, nursery) as found,
+        meet() as found,
         tally.injected("Agents", f"four agents: {burst}", BURSTS) as recovery,
     ):
         for _ in range(BURSTS):
@@ -267,15 +272,8 @@ def test_soon_all_are_in_one_world_again_and_no_two_worlds_have_one_number(
 
 
 @pytest.mark.parametrize("bug", list(BUGS) if LONG else list(BUGS)[:1])
-def test_chaos_shows_that(
-    bug: str,
-    control_plane: LocalCluster,
-    light_namespace: str,
-    tmp_path: Path,
-    nursery: subprocess.Popen[str],
-    tally: Tally,
-) -> None:
-    with crowd(control_plane, light_namespace, tmp_path, nursery, bug) as found:
+def test_chaos_shows_that(bug: str, meet: Meet, tally: Tally) -> None:
+    with meet(bug) as found:
         for attempt in range(ATTEMPTS):
             a_late_write(found, random.Random(attempt))
             if found.witness.violations:
