@@ -13,6 +13,11 @@ ReadOnlyObject = Mapping[str, Any]
 """An object that the function only reads."""
 
 
+def entry_of(container: ReadOnlyObject, name: str) -> ReadOnlyObject:
+    """The entry of a container's `env` for this variable, empty if there is none: of several of one name the last counts."""
+    return next((entry for entry in reversed(container.get("env") or []) if entry["name"] == name), {})
+
+
 def parsed(data: bytes | bytearray) -> Object:
     """The object that JSON from elsewhere is.
 

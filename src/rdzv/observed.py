@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from rdzv import pod_reasons
-from rdzv.objects import ReadOnlyObject
+from rdzv.objects import ReadOnlyObject, entry_of
 from rdzv.pairs import Pair, labels_of, pair_of, place_order
 from rdzv.pod_reasons import Runs
 from rdzv.protocol.records import Member, Round
@@ -212,11 +212,10 @@ def _rank(obj: ReadOnlyObject, pair: Pair | None) -> int | None:
     """What the first container that is told a rank is told; injection tells the index."""
     labels = obj["metadata"].get("labels") or {}
     for container in obj["spec"].get("containers") or []:
-        told = [entry for entry in container.get("env") or [] if entry["name"] == "PET_NODE_RANK"]
-        if told:
-            path = ((told[-1].get("valueFrom") or {}).get("fieldRef") or {}).get("fieldPath") or ""
+        if told := entry_of(container, "PET_NODE_RANK"):
+            path = ((told.get("valueFrom") or {}).get("fieldRef") or {}).get("fieldPath") or ""
             label = path.removeprefix("metadata.labels['").removesuffix("']")
-            return index_of(str(labels.get(label) or told[-1].get("value") or ""))
+            return index_of(str(labels.get(label) or told.get("value") or ""))
     return None if pair is None else pair.index
 
 

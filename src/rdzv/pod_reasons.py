@@ -6,6 +6,7 @@ What tenants and their processes write there (termination messages, names) is bo
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
 
@@ -194,6 +195,11 @@ def said(word: str, message: str | None) -> str:
     """`WORD: MESSAGE` on one line, bounded. Scheduler and kubelet say what to do at the end of theirs, so the middle goes."""
     text = one_line(message or "")
     return shortened(f"{word[:_MAX_WORD]}: {text}" if text else word[:_MAX_WORD])
+
+
+def and_more(items: Sequence[object]) -> str:
+    """After the first of them, in a sentence: how many others there are; empty when there are none."""
+    return f" (and {len(items) - 1} more)" if items[1:] else ""
 
 
 def one_line(text: str) -> str:

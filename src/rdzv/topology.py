@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from rdzv.pod_reasons import and_more
 from rdzv.protocol.encoding import MAX_SLOTS
 from rdzv.protocol.records import RUNNING, Member, Round
 from rdzv.protocol.roster import Site
@@ -64,7 +65,7 @@ def _unread(pods: Sequence[Pod], labels: NodeLabels) -> str:
     if not unknown:
         return ""
     why = labels.unread or "there is no such node"
-    return f"the labels of node {unknown[0]}{_more(unknown)} are not known, so its pods come after the others: {why}"
+    return f"the labels of node {unknown[0]}{and_more(unknown)} are not known, so its pods come after the others: {why}"
 
 
 def _unlabelled(keys: Sequence[str], pods: Sequence[Pod], labels: NodeLabels) -> str:
@@ -75,7 +76,7 @@ def _unlabelled(keys: Sequence[str], pods: Sequence[Pod], labels: NodeLabels) ->
     node, key = lacking[0]
     nodes = sorted({node for node, _ in lacking})
     return (
-        f"node {node} has no label {key}{_more(nodes)}, so its pods come after those that have it: label the node, or correct "
+        f"node {node} has no label {key}{and_more(nodes)}, so its pods come after those that have it: label the node, or correct "
         "spec.ranks.topologyKeys"
     )
 
@@ -93,7 +94,7 @@ def _not_followed(wanted: Sequence[Site], record: Round | None, members: Sequenc
     fixed = sorted(each.name for each in ranked if each.index is not None)
     if fixed:
         return (
-            f"the agent of {fixed[0]}{_more(fixed)} was started before spec.ranks was set, or is of an earlier release, and keeps its "
+            f"the agent of {fixed[0]}{and_more(fixed)} was started before spec.ranks was set, or is of an earlier release, and keeps its "
             "index for a rank: ranks follow the index until its pod is replaced"
         )
     return (
@@ -106,7 +107,3 @@ def _natural(text: str) -> tuple[bool, list[tuple[bool, int, str]]]:
     """Sort key: block-2 before block-10."""
     parts = _DIGITS.split(text)
     return not text, [(not part.isdigit(), int(part) if part.isdigit() else 0, part) for part in parts if part]
-
-
-def _more(items: Sequence[object]) -> str:
-    return f" (and {len(items) - 1} more)" if items[1:] else ""

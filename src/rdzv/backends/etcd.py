@@ -11,7 +11,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from rdzv.backends import Backend, Provision, delegate_to_torch, etcd_server
-from rdzv.env import CLIENT_PATH
+from rdzv.env import CLIENT_PATH, LAUNCH_TIMEOUT
 
 if TYPE_CHECKING:
     from torch.distributed.elastic.rendezvous import RendezvousHandler, RendezvousParameters
@@ -98,7 +98,7 @@ ETCD = Backend(
     "etcd",
     partial(provision, "etcd"),
     create_handler,
-    partial(etcd_server.observe, v2=True, waits={"timeout": 900.0}),
+    partial(etcd_server.observe, v2=True, waits={"timeout": LAUNCH_TIMEOUT}),
 )
 ETCD_V2 = Backend(
     "etcd-v2",

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from rdzv.backends import Backend, Provision, World, etcd_server
 from rdzv.env import CLIENT_PATH
+from rdzv.protocol.events import Timing
 
 if TYPE_CHECKING:
     from torch.distributed.elastic.rendezvous import RendezvousHandler, RendezvousParameters
@@ -43,7 +44,7 @@ def observe(rendezvous: Rendezvous, observed: Observed, previous: Mapping[str, A
     """What is known of any store that the operator does not see, and whether the server is ready, if the operator runs it."""
     # As the handler takes them.
     key = "timeout" if "timeout" in rendezvous.config and "join_timeout" not in rendezvous.config else "join_timeout"
-    return etcd_server.observe(rendezvous, observed, previous, now, v2=False, waits={key: 600.0})
+    return etcd_server.observe(rendezvous, observed, previous, now, v2=False, waits={key: Timing.join_timeout})
 
 
 def create_handler(params: RendezvousParameters) -> RendezvousHandler:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from rdzv.backends import FAILED, OF_FIXED_RANKS, SUCCEEDED, Backend, BackendError, Condition, Provision, World
 from rdzv.env import BY_TOPOLOGY, RANKS, SILENCE
+from rdzv.pod_reasons import and_more
 from rdzv.protocol import records, reforms
 from rdzv.protocol.encoding import MAX_SLOTS
 from rdzv.protocol.records import CLOSED, LIVE, RUNNING, SUCCESS, TOO_MANY_REFORMS, Member, Round
@@ -165,8 +166,7 @@ def _problems(rendezvous: Rendezvous, observed: Observed, failed: reforms.Reform
         return ()
     found = []
     if record.left_out:
-        more = f" (and {len(record.left_out) - 1} more)" if record.left_out[1:] else ""
-        found.append((_UNREACHABLE, f"{record.left_out[0].reason}{more}"))
+        found.append((_UNREACHABLE, f"{record.left_out[0].reason}{and_more(record.left_out)}"))
     if suspect := reforms.suspicion(failed):
         found.append(
             (

@@ -20,7 +20,7 @@ from rdzv.backends import (
     endpoint_service,
     observe_pods,
 )
-from rdzv.env import ranks_name
+from rdzv.env import LAUNCH_TIMEOUT, ranks_name
 from rdzv.observed import shown
 from rdzv.pairs import SLOT_LABEL
 from rdzv.spec import NO_LAUNCHER
@@ -84,7 +84,7 @@ def _ranks(rendezvous: Rendezvous) -> dict[str, Any]:
 
 def observe(rendezvous: Rendezvous, observed: Observed, previous: Mapping[str, Any], now: float) -> World:
     """What is known of any store of torch's own, and which pods have no rank."""
-    world = observe_pods(rendezvous, observed, previous, now, waits={"timeout": 900.0})
+    world = observe_pods(rendezvous, observed, previous, now, waits={"timeout": LAUNCH_TIMEOUT})
     problem = _no_rank(observed.pods) or _one_rank_twice(observed.pods)
     if problem is None:
         return world

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from rdzv.env import CLIENT_PATH, ENV_METHOD, LIBRARY_PATH, ranks_name, unless_limited
-from rdzv.objects import ReadOnlyObject
+from rdzv.objects import ReadOnlyObject, entry_of
 from rdzv.pairs import GROUP_LABEL, labels_of
 from rdzv.spec import GROUP, LABEL
 
@@ -175,8 +175,8 @@ _DIFFERENT = {"name": _IDENTICAL, "value": "0"}
 
 def _has_own_nproc(container: ReadOnlyObject, config_map: str) -> bool:
     """Whether the number of its processes is not the Rendezvous's, and may not be that of other pods."""
-    told = [entry for entry in container.get("env") or [] if entry["name"] == _NPROC]
-    return (bool(told) and not _is_ours(told[-1], config_map)) or any(map(_NPROC_FLAG.search, command_words(container)))
+    told = entry_of(container, _NPROC)
+    return (bool(told) and not _is_ours(told, config_map)) or any(map(_NPROC_FLAG.search, command_words(container)))
 
 
 def command_words(container: ReadOnlyObject) -> list[str]:

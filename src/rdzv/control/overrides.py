@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from rdzv.control.inject import VARIABLES, command_words, containers_of, first_of_controller, shadowed
 from rdzv.env import ENV_METHOD, unless_limited
-from rdzv.objects import ReadOnlyObject
+from rdzv.objects import ReadOnlyObject, entry_of
 from rdzv.redaction import without_password
 from rdzv.spec import NO_LAUNCHER
 
@@ -100,8 +100,8 @@ def own_nproc(pod: ReadOnlyObject, found: Iterable[Override]) -> str:
 def processors(pod: ReadOnlyObject) -> int:
     """How many processors the pod may use, as nprocPerNode `auto` means them; 0 where it means something else."""
     for container in containers_of(pod):
-        told = [entry for entry in container.get("env") or [] if entry["name"] == "PET_NPROC_PER_NODE"]
-        reference = ((told[-1].get("valueFrom") or {}).get("configMapKeyRef") or {}) if told else {}
+        told = entry_of(container, "PET_NPROC_PER_NODE")
+        reference = (told.get("valueFrom") or {}).get("configMapKeyRef") or {}
         if reference.get("key") == _NPROC_UNLESS:
             limit = _PROCESSORS.fullmatch(str(((container.get("resources") or {}).get("limits") or {}).get("cpu", "")))
             return 0 if limit is None else math.ceil(int(limit[1]) / (1000 if limit[2] else 1))

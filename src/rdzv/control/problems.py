@@ -14,7 +14,7 @@ from rdzv.control.phase import Problem
 from rdzv.control.plan import NAME_TAKEN, Failure, Plan
 from rdzv.observed import EARLIER, Observed, Pod, is_service, shown
 from rdzv.pairs import GROUP_LABEL, SLOT_LABEL, Pair
-from rdzv.pod_reasons import LONG_RUN
+from rdzv.pod_reasons import LONG_RUN, and_more
 from rdzv.spec import Rendezvous
 
 REFORMING = "ReformingLoop"
@@ -159,7 +159,7 @@ def _unusable_index(seen: Seen) -> list[Problem]:
     if not found:
         return []
     name, index = min(found)
-    text = f"pod {name} has index {index[:63]!r}: write 0 to {indexes - 1}{_more(found)}"
+    text = f"pod {name} has index {index[:63]!r}: write 0 to {indexes - 1}{and_more(found)}"
     return [Problem("UnusableIndex", text)]
 
 
@@ -197,7 +197,7 @@ def _apart(seen: Seen) -> list[Problem]:
         return []
     first = min(live)
     text = (
-        f"{first} meets elsewhere than the others, because a setting of its own wins: {seen.apart[first]}{_more(live)}. Remove it from "
+        f"{first} meets elsewhere than the others, because a setting of its own wins: {seen.apart[first]}{and_more(live)}. Remove it from "
         "the pod's template, or this Rendezvous's label from the pod"
     )
     return [Problem("SettingsShadowed", text)]
@@ -239,7 +239,7 @@ def _stuck(seen: Seen) -> list[Problem]:
         return []
     first = stuck[0]
     reason = seen.found.warnings[first.uid].text if not first.hopeless else first.reason
-    return [Problem("PodsStuck", f"{first.name}: {reason}{_more(stuck)}", seen.too_few)]
+    return [Problem("PodsStuck", f"{first.name}: {reason}{and_more(stuck)}", seen.too_few)]
 
 
 def _crash_looping(seen: Seen) -> list[Problem]:
@@ -247,10 +247,10 @@ def _crash_looping(seen: Seen) -> list[Problem]:
     if looping:
         told = [pod for pod in looping if pod.runs.rendezvous]
         if told:
-            text = f"{told[0].name}: {told[0].runs.rendezvous}{_more(looping)}"
+            text = f"{told[0].name}: {told[0].runs.rendezvous}{and_more(looping)}"
             return [Problem("RendezvousFailed", text, seen.too_few)]
         first = looping[0]
-        return [Problem("CrashLooping", f"{first.name}: {_crash_text(first)}{_more(looping)}", seen.too_few)]
+        return [Problem("CrashLooping", f"{first.name}: {_crash_text(first)}{and_more(looping)}", seen.too_few)]
     failed = seen.failed_lately
     places = Counter(pod.pair for pod in failed)
     worlds = max(1, seen.observed.expected(seen.rendezvous.nodes))
@@ -368,7 +368,3 @@ _LADDER: Sequence[Callable[[Seen], list[Problem]]] = (
     _too_few,
     _unused,
 )
-
-
-def _more(items: Sequence[object]) -> str:
-    return f" (and {len(items) - 1} more)" if items[1:] else ""
