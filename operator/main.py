@@ -24,6 +24,7 @@ import datetime
 import gc
 import itertools
 import logging
+import math
 import os
 import random
 import time
@@ -331,9 +332,8 @@ async def login(settings: kopf.OperatorSettings, memo: kopf.Memo, **kwargs: Any)
     kopf alone reads a token once (kopf#926), ends when the same credentials are refused twice, and asks for others without pause.
     """
     now = time.monotonic()
-    early = memo.get("login_at", now - LOGIN_SECONDS) + LOGIN_SECONDS - now
-    memo.login_at = max(now, now + early)
-    await asyncio.sleep(max(0.0, early))
+    memo.login_at = max(now, memo.get("login_at", -math.inf) + LOGIN_SECONDS)
+    await asyncio.sleep(memo.login_at - now)
     for way in (kopf.login_with_service_account, kopf.login_with_kubeconfig):
         if info := way(settings=settings, **kwargs):
             # What expires later is not the same to kopf.

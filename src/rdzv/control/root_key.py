@@ -9,14 +9,14 @@ import threading
 from collections.abc import Mapping
 
 from rdzv.control.certificates import PERIOD, Authority
-from rdzv.control.transport import Transport
-from rdzv.kube.api import ApiError, Conflict, Resource
+from rdzv.control.transport import Transport, resource_of
+from rdzv.kube.api import ApiError, Conflict
 from rdzv.objects import Object
 
 #: Where it is, as NAMESPACE/NAME, and after how many seconds certificates are renewed instead of `PERIOD`.
 PLACE, RENEWAL = "RDZV_ROOT_SECRET", "RDZV_CERTIFICATE_SECONDS"
 _FILE = "root.key"
-_SECRETS = Resource("v1", "secrets")
+_SECRETS = resource_of("v1", "Secret")
 
 
 class RootKey:

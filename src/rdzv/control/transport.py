@@ -214,21 +214,21 @@ class Transport:
         """The labels of a node as of now, or None if there is none. The rest of it is not sent."""
         call = Call("get", resource_of("v1", "Node"), None, name)
         request = Request(call, "GET", self.client.target(call), safe=True, accept=_METADATA_OF_ONE)
-        try:
-            return self.client.run(request, None)["metadata"].get("labels") or {}
-        except ApiError as error:
-            if error.code != 404:
-                raise
-            return None
+        found = _if_there(lambda: self.client.run(request, None))
+        return None if found is None else found["metadata"].get("labels") or {}
 
     def look(self, resource: Resource, namespace: str, name: str) -> Object | None:
         """One object as of now, or None if there is none."""
-        try:
-            return self.client.get(resource, namespace, name)
-        except ApiError as error:
-            if error.code != 404:
-                raise
-            return None
+        return _if_there(lambda: self.client.get(resource, namespace, name))
+
+
+def _if_there(read: Callable[[], Object]) -> Object | None:
+    try:
+        return read()
+    except ApiError as error:
+        if error.code != 404:
+            raise
+        return None
 
 
 def _lines(call: Call, response: HTTPResponse) -> Iterator[bytearray]:

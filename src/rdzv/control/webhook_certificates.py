@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from rdzv.control.certificates import WebhookFiles
 from rdzv.control.root_key import RootKey
-from rdzv.control.transport import Transport, unless_changed
+from rdzv.control.transport import Transport, resource_of, unless_changed
 from rdzv.kube.api import ApiError, Resource
 from rdzv.objects import Object, ReadOnlyObject
 from rdzv.spec import MANAGER
@@ -30,9 +30,8 @@ LATE = 0.1
 MARK = ("rdzv.dev/certificates", "operator")
 WEBHOOK = "injection.rdzv.dev"
 
-_CONFIGURATIONS = Resource("admissionregistration.k8s.io/v1", "mutatingwebhookconfigurations")
-_SECRETS = Resource("v1", "secrets")
 _API_VERSION, _KIND = "admissionregistration.k8s.io/v1", "MutatingWebhookConfiguration"
+_CONFIGURATIONS, _SECRETS = Resource(_API_VERSION, "mutatingwebhookconfigurations"), resource_of("v1", "Secret")
 
 
 @dataclass(frozen=True)
