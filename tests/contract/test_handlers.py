@@ -222,7 +222,8 @@ def test_torchrun_takes_all_of_it_from_the_environment(tmp_path: Path) -> None:
         "import torch, torch.distributed as dist\n"
         "dist.init_process_group('gloo')\n"
         "t = torch.ones(1); dist.all_reduce(t)\n"
-        "print(f'rank {dist.get_rank()} of {dist.get_world_size()} sum {int(t)}', flush=True)\n"
+        # In one write, as two workers have one pipe: print alone may write the end of the line by itself.
+        "print(f'rank {dist.get_rank()} of {dist.get_world_size()} sum {int(t)}\\n', end='', flush=True)\n"
         "dist.destroy_process_group()\n"
     )
     subject = rendezvous("c10d", endpoint=f"127.0.0.1:{free_ports(1)[0]}", nprocPerNode=2)
