@@ -10,15 +10,18 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from support.builders import rendezvous
 from support.command import environment
 from support.etcd_servers import EtcdServer
 from torch.distributed.elastic.rendezvous import RendezvousConnectionError, RendezvousParameters
 
 from deploy.local.cluster.control import free_ports
-from rdzv.backends import etcd
+from rdzv.backends import etcd, etcd_server
 from rdzv.cli.endpoint import check
+from rdzv.env import CLIENT_PATH, parse_config, render
 from rdzv.etcd.config import parse
 from rdzv.etcd.diagnosis import Diagnosis, diagnose
+from rdzv.registry import backend_registry
 
 
 def of(endpoint: str, settings: dict[str, str] | None = None, *, v2: bool = False) -> Diagnosis:
@@ -150,3 +153,28 @@ def test_the_endpoint_that_a_process_was_given(
     [found] = check(given)
     assert found.verdict == verdict, found
     assert said in f"{found.text} {found.cause}"
+
+
+@pytest.mark.parametrize("backend", ["etcd", "etcd-v2", "etcd-v3"])
+@pytest.mark.parametrize("files", [[], ["ca.crt"]], ids=["no Secret", "one without a certificate"])
+def test_a_pod_without_the_secret_that_its_user_had_to_make_is_told_which_one(
+    backend: str, files: list[str], secured: EtcdServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """kubelet makes the directory of an optional Secret that is not there: an empty one."""
+    monkeypatch.setattr(etcd_server, "CLIENT_PATH", str(tmp_path))
+    for file in files:
+        (tmp_path / file).write_bytes(Path(secured.settings["cacert"]).read_bytes())
+    subject = rendezvous(backend, endpoint=secured.endpoint, etcd={"tls": True})
+    given = render(subject, backend_registry().provision(subject))
+    given["PET_RDZV_CONF"] = given["PET_RDZV_CONF"].replace(CLIENT_PATH, str(tmp_path))
+    [found] = check(given)
+    assert found.verdict == "problem"
+    if backend == "etcd-v3" and files:  # It needs no certificate where etcd asks for none: this one does.
+        assert "refuses our certificate" in found.text
+        return
+    lacking = ", ".join(file for file in ("ca.crt", "tls.crt", "tls.key") if file not in files)
+    assert found.text == f"{tmp_path} has no {lacking}", found
+    assert found.fix.startswith("make Secret rdzv-NAME-client beside the Rendezvous")
+    params = RendezvousParameters(backend, subject.endpoint or "", "run", 1, 1, **parse_config(given["PET_RDZV_CONF"]))
+    with pytest.raises((RendezvousConnectionError, ValueError), match=f"{found.text}: make Secret rdzv-NAME-client"):
+        backend_registry().create_handler(params)

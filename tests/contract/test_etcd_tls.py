@@ -13,6 +13,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -20,18 +21,14 @@ from typing import Any
 import pytest
 from support.builders import rendezvous
 from support.etcd_servers import program
+from torch.distributed.elastic.rendezvous import RendezvousParameters
 
 from deploy.local.cluster.control import free_ports
 from rdzv.backends.etcd_server import EtcdServer
 from rdzv.control.certificates import Authority
 from rdzv.env import CLIENT_PATH, render
-from rdzv.etcd.client import Client
-from rdzv.etcd.config import parse
 from rdzv.etcd.member import Member, anew, configuration
-from rdzv.kube.api import ApiError
-from rdzv.kube.retry import Retry
 from rdzv.registry import backend_registry
-from rdzv.resources import MEMBERS
 
 from .test_handlers import check, meet
 
@@ -115,40 +112,60 @@ def test_agents_meet_with_what_the_pods_are_given_and_nobody_gets_in_without(tmp
             urllib.request.urlopen(f"https://{etcd.endpoint}/version", context=context, timeout=5).read()
 
 
-def test_certificates_renewed_twenty_times_under_load_fail_no_request(tmp_path: Path) -> None:
-    """Each request by a client of its own, so that each makes a connection and reads the files of the moment.
+def form(etcd: Secured, run: str) -> None:
+    """A world of two agents, each with connections of its own, and so with the files of the moment; then they leave."""
+    files = {"protocol": "https", "credentials": str(etcd.folder / "client"), "join_timeout": "60"}
+    handlers = [
+        backend_registry().create_handler(
+            RendezvousParameters(
+                "etcd-v3", etcd.endpoint, run, 2, 2, "127.0.0.1", slot=slot, member=f"node-{slot}", **files
+            )
+        )
+        for slot in range(2)
+    ]
+    try:
+        with ThreadPoolExecutor(2) as pool:
+            infos = list(pool.map(lambda handler: handler.next_rendezvous(), handlers))
+        assert sorted(info.rank for info in infos) == [0, 1]
+    finally:
+        for handler in handlers:
+            handler.shutdown()
 
-    They retry, as every agent's request does: etcd reads certificate and key one after the other, and refuses a connection in between.
-    """
+
+def test_certificates_renewed_twenty_times_under_load_fail_no_join(tmp_path: Path) -> None:
+    """etcd reads certificate and key one after the other, and refuses a connection in between: agents try again."""
     with secured(tmp_path, "etcd-v3") as etcd:
-        renewals, requests, ended = 0, 0, threading.Event()
+        worlds, ended = [0, 0], threading.Event()
         problems: list[str] = []
 
         def load(worker: int) -> None:
-            nonlocal requests
-            while not ended.is_set():
+            while not ended.is_set() and not problems:
                 try:
-                    config = parse(etcd.endpoint, {"credentials": str(tmp_path / "client")})
-                    client = Client(config, f"run-{worker}", own=(MEMBERS,))
-                    client.list(MEMBERS, f"run-{worker}", retry=Retry.within(10))
-                    client.close()
-                    requests += 1
-                except (ApiError, OSError) as error:
-                    problems.append(str(error))
+                    form(etcd, f"run-{worker}-{worlds[worker]}")
+                    worlds[worker] += 1
+                except Exception as error:  # noqa: BLE001 - told below, whatever it is
+                    problems.append(f"{type(error).__name__}: {error}")
+
+        def renew(number: int) -> None:
+            before = (tmp_path / "server/tls.crt").read_bytes()
+            # There and back: what is good at this moment is the certificates of this period and of its neighbours.
+            etcd.write(begun + (etcd.period if number % 2 == 0 else 0.0))
+            assert (tmp_path / "server/tls.crt").read_bytes() != before
 
         threads = [threading.Thread(target=load, args=(number,)) for number in range(2)]
         for thread in threads:
             thread.start()
         begun = time.time()
-        while renewals < 20 and not problems:
-            before = (tmp_path / "server/tls.crt").read_bytes()
-            # There and back: what is good at this moment is the certificates of this period and of its neighbours.
-            etcd.write(begun + (etcd.period if renewals % 2 == 0 else 0.0))
-            assert (tmp_path / "server/tls.crt").read_bytes() != before
-            renewals += 1
-            time.sleep(0.5)
-        ended.set()
-        for thread in threads:
-            thread.join()
+        try:
+            for number in range(20):
+                formed = list(worlds)
+                renew(number)
+                # Each of both has joined with these: what is under way now may have begun before.
+                while any(now < before + 2 for now, before in zip(worlds, formed, strict=True)) and not problems:
+                    time.sleep(0.02)
+        finally:
+            ended.set()
+            for thread in threads:
+                thread.join()
     assert problems == []
-    assert requests > renewals == 20
+    assert min(worlds) >= 40

@@ -31,7 +31,8 @@ from support.pod_strategies import pods
 
 from deploy.local.cluster.control import free_ports
 from rdzv.control.certificates import Authority
-from rdzv.control.inject import CONTAINERS_ANNOTATION, LIBRARY_ANNOTATION, inject
+from rdzv.control.inject import CLIENT, CONTAINERS_ANNOTATION, LIBRARY_ANNOTATION, inject
+from rdzv.env import CLIENT_PATH
 from rdzv.spec import LABEL
 
 if TYPE_CHECKING:
@@ -248,6 +249,9 @@ TEMPLATES: dict[str, Callable[[], Object]] = {
             "volumes": [{"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": "64Gi"}}],
         }
     ),
+    "a Secret of another name, for an etcd of one's own": lambda: labelled(
+        {"containers": [MAIN], "volumes": [{"name": CLIENT, "secret": {"secretName": "etcd-client"}}]}
+    ),
     "image volume": lambda: labelled({"containers": [MAIN]}, annotations={LIBRARY_ANNOTATION: "image-volume"}),
     "everything set already": lambda: inject(labelled({"containers": [MAIN]}, {"rdzv.dev/slot": "1"}), SETTINGS),
     "empty name": lambda: labelled({"containers": [MAIN]}, {LABEL: ""}),
@@ -264,6 +268,17 @@ TEMPLATES: dict[str, Callable[[], Object]] = {
 @pytest.mark.parametrize("template", TEMPLATES)
 def test_real_templates(namespaces: Namespaces, template: str) -> None:
     namespaces.same(TEMPLATES[template]())
+
+
+@pytest.mark.parametrize(("template", "secret"), [("deployment", "rdzv-mnist-client"), ("a Secret", "etcd-client")])
+def test_both_mount_the_secret_for_an_etcd_of_ones_own(namespaces: Namespaces, template: str, secret: str) -> None:
+    (pod,) = (made() for name, made in TEMPLATES.items() if name.startswith(template))
+    for way in ("policy", "webhook"):
+        spec = namespaces.create(way, pod)["spec"]
+        (volume,) = (volume for volume in spec["volumes"] if volume["name"] == CLIENT)
+        assert volume["secret"]["secretName"] == secret
+        (container,) = spec["containers"]
+        assert {"name": CLIENT, "mountPath": CLIENT_PATH, "readOnly": True} in container["volumeMounts"]
 
 
 def test_quality_of_service_stays(namespaces: Namespaces) -> None:

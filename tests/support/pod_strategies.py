@@ -6,8 +6,8 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from rdzv.control.inject import CONTAINERS_ANNOTATION, LIBRARY, LIBRARY_ANNOTATION
-from rdzv.env import LIBRARY_PATH
+from rdzv.control.inject import CLIENT, CONTAINERS_ANNOTATION, LIBRARY, LIBRARY_ANNOTATION
+from rdzv.env import CLIENT_PATH, LIBRARY_PATH
 from rdzv.pairs import LABELS as PLACES
 from rdzv.spec import LABEL
 
@@ -48,8 +48,9 @@ _VOLUMES: dict[str, list[Object]] = {
     "data": [{"emptyDir": {}}, {"hostPath": {"path": "/data"}}],
     "config": [{"configMap": {"name": "config", "defaultMode": 0o444}}],
     LIBRARY: [{"emptyDir": {}}, {"image": {"reference": "mine:1"}}],
+    CLIENT: [{"secret": {"secretName": "mine"}}, {"emptyDir": {}}],
 }
-_PATHS = [LIBRARY_PATH, f"{LIBRARY_PATH}/", "/opt", "/data", "/etc/config"]
+_PATHS = [LIBRARY_PATH, f"{LIBRARY_PATH}/", CLIENT_PATH, f"{CLIENT_PATH}/", "/opt", "/data", "/etc/config"]
 _RESOURCES: list[Object] = [
     {},
     {"limits": {"cpu": "2", "memory": "1Gi"}},

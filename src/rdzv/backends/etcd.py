@@ -75,8 +75,8 @@ def diagnose(endpoint: str, settings: Mapping[str, str]) -> Diagnosis:
     """What keeps torch's backends from using this etcd here, and what to do."""
     from importlib.util import find_spec
 
-    from rdzv.etcd.config import ConfigError, parse
-    from rdzv.etcd.diagnosis import Diagnosis
+    from rdzv.etcd.config import ConfigError
+    from rdzv.etcd.diagnosis import Diagnosis, of_settings
     from rdzv.etcd.diagnosis import diagnose as diagnose_server
 
     if find_spec("etcd") is None:
@@ -84,10 +84,9 @@ def diagnose(endpoint: str, settings: Mapping[str, str]) -> Diagnosis:
         return Diagnosis(text, "pip install python-etcd, or use backend etcd-v3")
     known = {_OURS[key]: value for key, value in settings.items() if key in _OURS}
     try:
-        config = parse(endpoint, known)
+        config = etcd_server.configured(endpoint, known)
     except ConfigError as error:
-        text, _, fix = str(error).replace("etcd-v3", "etcd and etcd-v2").rpartition(": ")
-        return Diagnosis(text, fix)
+        return of_settings(ConfigError(str(error).replace("etcd-v3", "etcd and etcd-v2")))
     if len(config.servers) > 1:
         text = f"endpoint {endpoint[:80]}: torch's etcd backends take one HOST:PORT"
         return Diagnosis(text, "name one, or use backend etcd-v3")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from glob import glob
 from typing import TYPE_CHECKING, Any
 
 from rdzv.backends import (
@@ -21,10 +22,13 @@ from rdzv.backends import (
     observe_pods,
     server,
 )
+from rdzv.env import CLIENT_PATH
+from rdzv.etcd.config import ConfigError, parse
 from rdzv.etcd.member import CLIENT_PORT, METRICS_PORT, PEER_PORT
 from rdzv.spec import LABEL
 
 if TYPE_CHECKING:
+    from rdzv.etcd.config import Config
     from rdzv.observed import Observed
     from rdzv.spec import Rendezvous
 
@@ -287,6 +291,31 @@ def provide(
         server=etcd.name,
         certificates=etcd.certificates,
     )
+
+
+def configured(endpoint: str, settings: Mapping[str, str]) -> Config:
+    """How a pod reaches an etcd, from what it was told, in words of backend etcd-v3.
+
+    Raises:
+        ConfigError: something in it can't be, or the Secret that it counts on was not mounted: injection mounts one only if it is there.
+    """
+    lacking = _lacking(settings)
+    if lacking:
+        raise ConfigError(
+            f"{CLIENT_PATH} has no {', '.join(lacking)}: make Secret rdzv-NAME-client beside the Rendezvous (without spec.endpoint the "
+            "operator makes it, within ten minutes), or name yours by a volume rdzv-client in the pods' template"
+        )
+    return parse(endpoint, settings)
+
+
+def _lacking(settings: Mapping[str, str]) -> list[str]:
+    """Names of the files that should be in the mounted Secret, and are not."""
+    if settings.get("credentials") == CLIENT_PATH and not glob(f"{CLIENT_PATH}/*"):
+        return ["ca.crt", "tls.crt", "tls.key"]
+    given = [str(settings.get(key, "")) for key in ("cacert", "cert", "key")]
+    return [
+        os.path.basename(path) for path in given if os.path.dirname(path) == CLIENT_PATH and not os.path.exists(path)
+    ]
 
 
 def observe(

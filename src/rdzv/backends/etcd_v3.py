@@ -60,13 +60,12 @@ def create_handler(params: RendezvousParameters) -> RendezvousHandler:
     from rdzv.agent.identity import pod_of_environment
     from rdzv.agent.place import Place
     from rdzv.etcd.client import Client
-    from rdzv.etcd.config import parse
     from rdzv.resources import MEMBERS
 
     run = str(params.run_id)
     if run in ("", _NO_ID):
         raise ValueError(f"backend {NAME}: set --rdzv-id=NAME, which no other job that uses this etcd has")
-    config = parse(params.endpoint, params.config)
+    config = etcd_server.configured(params.endpoint, params.config)
     place = Place(
         backend=NAME,
         client=Client(config, run, own=(MEMBERS,)),

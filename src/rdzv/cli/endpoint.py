@@ -6,12 +6,12 @@ import re
 import socket
 from collections.abc import Mapping
 
-from rdzv.backends import etcd
+from rdzv.backends import etcd, etcd_server
 from rdzv.cli.doctor import NOTE, OK, PROBLEM, Finding
 from rdzv.cli.probe import BACKEND
 from rdzv.env import RendezvousEnvironmentError, parse_config
-from rdzv.etcd.config import ConfigError, parse
-from rdzv.etcd.diagnosis import Diagnosis, diagnose, look_up
+from rdzv.etcd.config import ConfigError
+from rdzv.etcd.diagnosis import Diagnosis, diagnose, look_up, of_settings
 from rdzv.redaction import without_password
 
 _SUBJECT = "endpoint"
@@ -33,9 +33,9 @@ def check(environ: Mapping[str, str]) -> list[Finding]:
         return [_etcd(Diagnosis(f"{text} has what backend {backend} needs") if found.ok else found)]
     if backend == "etcd-v3":
         try:
-            return [_etcd(diagnose(server, v2=False)) for server in parse(text, settings).servers]
+            return [_etcd(diagnose(server, v2=False)) for server in etcd_server.configured(text, settings).servers]
         except ConfigError as error:
-            return [Finding(_SUBJECT, PROBLEM, str(error), fix="correct it in the Rendezvous, or in the flags")]
+            return [_etcd(of_settings(error))]
     return [_dialled(text, backend)]
 
 

@@ -50,7 +50,7 @@ def parse(endpoint: str, settings: Mapping[str, Any]) -> Config:
     ca.crt, tls.crt, tls.key, username and password are used if they are there, as in a mounted Secret.
 
     Raises:
-        ConfigError: something in it cannot be; the text says what it should be.
+        ConfigError: something in it cannot be; what to do is in the text after the last ": ".
     """
     given = {
         key: str(settings.get(key) or "") for key in ("protocol", "cacert", "cert", "key", "user", "password_file")
@@ -92,14 +92,14 @@ def _addresses(endpoint: str) -> list[str]:
         found.append(f"{match['host']}:{match['port'] or PORT}")
     if len(found) > _MAX_SERVERS:
         raise ConfigError(
-            f"endpoint {without_password(endpoint)[:80]!r}… of backend etcd-v3 has more than {_MAX_SERVERS} servers"
+            f"endpoint {without_password(endpoint)[:80]!r}… of backend etcd-v3: name {_MAX_SERVERS} servers at most"
         )
     return found
 
 
 def _in_directory(directory: str) -> dict[str, str]:
     if not os.path.isdir(directory):
-        raise ConfigError(f"credentials={directory}: there is no such directory")
+        raise ConfigError(f"credentials={directory} is no directory: mount one there, or correct it")
     names = {"cacert": "ca.crt", "cert": "tls.crt", "key": "tls.key", "password_file": "password"}
     paths = {key: os.path.join(directory, name) for key, name in names.items()}
     found = {key: path for key, path in paths.items() if os.path.exists(path)}
@@ -113,9 +113,9 @@ def _check(given: Mapping[str, str]) -> None:
     if given["protocol"] not in ("", *_PROTOCOLS):
         raise ConfigError(f"protocol={given['protocol']}: write http or https")
     if bool(given["cert"]) != bool(given["key"]):
-        raise ConfigError("cert and key belong together: one of them is missing")
+        raise ConfigError("one of cert and key is missing: set both")
     if bool(given["user"]) != bool(given["password_file"]):
-        raise ConfigError("user and password_file belong together: one of them is missing")
+        raise ConfigError("one of user and password_file is missing: set both")
 
 
 def _read(path: str, what: str) -> str:
@@ -123,4 +123,4 @@ def _read(path: str, what: str) -> str:
         with open(path, encoding="utf-8") as file:
             return file.read(4096).strip("\r\n")
     except (OSError, ValueError) as error:
-        raise ConfigError(f"the {what} cannot be read from {path}: {type(error).__name__}") from None
+        raise ConfigError(f"the {what} cannot be read from {path} ({type(error).__name__}): correct the file") from None

@@ -14,9 +14,9 @@ from rdzv.kube.transport import CALL_SECONDS, CONNECT_SECONDS, Connection
 from rdzv.objects import parsed
 
 if TYPE_CHECKING:
-    from rdzv.etcd.config import Server
+    from rdzv.etcd.config import ConfigError, Server
 
-__all__ = ["Diagnosis", "diagnose", "look_up"]
+__all__ = ["Diagnosis", "diagnose", "look_up", "of_settings"]
 
 _CALL = Call("get", Resource("", "etcd"))
 _JSON = {"Accept": "application/json", "Content-Type": "application/json"}
@@ -64,6 +64,12 @@ def diagnose(server: Server, *, v2: bool) -> Diagnosis:
         if not server.tls and _speaks_tls(server.host, server.port):
             return Diagnosis(f"{where} speaks TLS", "set protocol=https and cacert")
         return found.diagnosis
+
+
+def of_settings(error: ConfigError) -> Diagnosis:
+    """Of an endpoint, or settings, by which no server can be reached."""
+    text, _, fix = str(error).rpartition(": ")
+    return Diagnosis(text, fix)
 
 
 def _speaks_tls(host: str, port: int) -> bool:
