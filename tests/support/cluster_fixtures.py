@@ -141,17 +141,20 @@ def cluster() -> Iterator[LocalCluster]:
             yield found
 
 
+@contextmanager
 def _namespace(of: LocalCluster) -> Iterator[str]:
     name = f"test-{secrets.token_hex(4)}"
     of.kubectl("create", "namespace", name)
-    yield name
-    of.kubectl("delete", "namespace", name, "--wait=false")
+    try:
+        yield name
+    finally:
+        of.kubectl("delete", "namespace", name, "--wait=false")
 
 
 @contextmanager
 def new_namespace(cluster: LocalCluster) -> Iterator[str]:
     """A namespace of `cluster`, ready for pods, deleted at the end."""
-    for name in _namespace(cluster):
+    with _namespace(cluster) as name:
         cluster.kubectl("wait", "--for=create", "serviceaccount/default", "-n", name, "--timeout=30s")
         yield name
 
@@ -166,4 +169,5 @@ def namespace(cluster: LocalCluster) -> Iterator[str]:
 @pytest.fixture
 def light_namespace(control_plane: LocalCluster) -> Iterator[str]:
     """Return a new namespace of `control_plane`. Without controllers it stays Terminating after the test."""
-    yield from _namespace(control_plane)
+    with _namespace(control_plane) as name:
+        yield name
