@@ -7,9 +7,9 @@ import sys
 import pytest
 from support.compatibility import KUBERNETES, record, run
 
-from deploy.local.cluster.tools import OLDER_KUBERNETES, PARTS, Part, build
+from deploy.local.cluster.tools import OLDER_API_SERVERS, PARTS, Part, build
 
-VERSIONS = [*OLDER_KUBERNETES.values(), *(part for part in PARTS if part.name == "kubernetes")]
+VERSIONS = [*OLDER_API_SERVERS.values(), *(part for part in PARTS if part.name == "kubernetes")]
 TESTS = (
     *(
         f"tests/contract/test_{name}.py"

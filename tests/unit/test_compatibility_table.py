@@ -8,7 +8,7 @@ import pytest
 from support.compatibility import KUBERNETES, PAGE, PYTHON, TORCH, Table, said
 
 from deploy.local.cluster import pytorch
-from deploy.local.cluster.tools import OLDER_KUBERNETES, PARTS
+from deploy.local.cluster.tools import OLDER_API_SERVERS, PARTS
 
 SNAKES = Table("Snakes", ("1.9", "1.10"))
 EMPTY = "Above.\n\n<!-- begin of Snakes -->\n<!-- end of Snakes -->\n\nBelow.\n"
@@ -72,6 +72,6 @@ def test_the_page_has_a_row_for_each_version(table: Table) -> None:
 
 def test_what_can_be_built_has_a_row() -> None:
     (newest,) = [part.version for part in PARTS if part.name == "kubernetes"]
-    assert [*OLDER_KUBERNETES, newest.lstrip("v").rpartition(".")[0]] == list(KUBERNETES.minors)
+    assert [*OLDER_API_SERVERS, newest.lstrip("v").rpartition(".")[0]] == list(KUBERNETES.minors)
     assert pytorch.VERSION.rpartition(".")[0] == TORCH.minors[-1]
-    assert [minor for minor, part in OLDER_KUBERNETES.items() if not part.version.startswith(f"v{minor}.")] == []
+    assert [minor for minor, part in OLDER_API_SERVERS.items() if not part.version.startswith(f"v{minor}.")] == []

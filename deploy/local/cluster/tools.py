@@ -89,9 +89,9 @@ PARTS = (
 )
 
 
-#: Earlier Kubernetes, by minor version, for the light form: API server and kubectl. Built only when RDZV_KUBERNETES names one.
-OLDER_KUBERNETES = {
-    minor: Part(f"kubernetes-{minor}", "k8s.io/kubernetes", "5 min on 2 cores", KUBERNETES_VARIABLES)
+#: API servers of earlier Kubernetes, by minor version, for the light form: built only when RDZV_KUBERNETES names one.
+OLDER_API_SERVERS = {
+    minor: Part(f"kubernetes-{minor}", "k8s.io/kubernetes", "4 min on 2 cores", KUBERNETES_VARIABLES)
     for minor in ("1.34", "1.35", "1.36")
 }
 
@@ -112,6 +112,7 @@ class Tools:
     """Where the built programs are: the folder of a part with several, the file of one with one."""
 
     etcd: Path
+    api_server: Path
     kubernetes: Path
     containerd: Path
     coredns: Path
@@ -168,7 +169,7 @@ def build(part: Part, number: int = 0) -> Path:
 def build_all() -> Tools:
     """Build what is missing; afterwards this only looks, and takes milliseconds.
 
-    RDZV_KUBERNETES (a key of OLDER_KUBERNETES) takes that version's API server and kubectl, for the light form.
+    RDZV_KUBERNETES (a key of OLDER_API_SERVERS) takes that version's API server; all else, kubectl too, stays the newest.
 
     Raises:
         LocalError: there is no such version here, or a build failed.
@@ -176,7 +177,8 @@ def build_all() -> Tools:
     found = {part.name: build(part, number) for number, part in enumerate(PARTS, 1)}
     return Tools(
         etcd=found["etcd"] / "server",
-        kubernetes=_older_kubernetes(os.environ.get("RDZV_KUBERNETES", "")) or found["kubernetes"],
+        api_server=(_older_api_server(os.environ.get("RDZV_KUBERNETES", "")) or found["kubernetes"]) / "kube-apiserver",
+        kubernetes=found["kubernetes"],
         containerd=found["containerd"],
         coredns=found["coredns"] / "coredns",
         helm=found["helm"] / "helm",
@@ -184,13 +186,13 @@ def build_all() -> Tools:
     )
 
 
-def _older_kubernetes(minor: str) -> Path | None:
+def _older_api_server(minor: str) -> Path | None:
     newest = next(part for part in PARTS if part.name == "kubernetes").version
     if not minor or newest.startswith(f"v{minor}."):
         return None
-    if minor not in OLDER_KUBERNETES:
-        raise LocalError(f"RDZV_KUBERNETES={minor}: here are {', '.join(OLDER_KUBERNETES)} and {newest}")
-    return build(OLDER_KUBERNETES[minor])
+    if minor not in OLDER_API_SERVERS:
+        raise LocalError(f"RDZV_KUBERNETES={minor}: here are {', '.join(OLDER_API_SERVERS)} and {newest}")
+    return build(OLDER_API_SERVERS[minor])
 
 
 def etcds() -> dict[str, Path]:
