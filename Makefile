@@ -8,7 +8,7 @@ BACKEND ?= kubernetes
 export BACKEND
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-unit test-contract test-cluster faults matrix bench conformance lint format lock cluster cluster-down tools venv render docs practices alerts clean
+.PHONY: help demo test test-unit test-contract test-cluster faults matrix compat bench conformance lint format lock cluster cluster-down tools venv render docs practices alerts clean
 
 help: ## what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -37,6 +37,11 @@ faults: venv ## the long forms: the operator's and the store's lives under fault
 
 matrix: venv ## kinds of workloads by their real controllers, each with each backend, on the cluster: the table in docs/workloads.md
 	RDZV_MATRIX=write $(BIN)/pytest tests/matrix
+
+COMPAT ?= tests/compat
+
+compat: venv ## each Kubernetes, torch and Python that is supported: the tables in docs/compatibility.md (COMPAT="tests/compat/test_torch.py -k 2.6" for parts; hours, 5 GB of disk)
+	RDZV_COMPAT=write $(BIN)/pytest $(COMPAT)
 
 bench: venv ## every rendezvous backend side by side: a table, and .local/bench.json (BENCH_ONLY=form-fixed BENCH_N=2,8 for parts)
 	$(BIN)/python tests/bench/run.py

@@ -43,9 +43,10 @@ Object = dict[str, Any]
 
 @dataclass
 class Namespaces:
-    """Where pods are created: without injection, with the policy, with the webhook."""
+    """Where pods are created: without injection, and by each of `ways`, of which the API server may have no policy."""
 
     api: client.CoreV1Api
+    ways: list[str]
     names: dict[str, str] = field(default_factory=dict)
 
     def create(self, way: str, pod: Object) -> Object:
@@ -61,7 +62,7 @@ class Namespaces:
         """Asserts that all ways lead to the same pod, which is returned, and that going there again changes nothing."""
         plain = self.create("plain", pod)
         expected = self.create("plain", inject(plain, SETTINGS))
-        for way in ("policy", "webhook"):
+        for way in self.ways:
             assert self.create(way, pod) == expected, way
             assert self.create(way, expected) == expected, f"{way}, second pass"
         return expected
@@ -99,24 +100,25 @@ def start_webhook(
 @pytest.fixture(scope="module")
 def namespaces(control_plane: LocalCluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Namespaces]:
     """Namespaces with the policy and with the webhook, both answering."""
-    helm = json.loads((control_plane.dir / "state.json").read_text())["tools"]["helm"]
     configuration = client.Configuration()
     config.load_kube_config(str(control_plane.kubeconfig), client_configuration=configuration)
     mark = secrets.token_hex(4)
-    ways = Namespaces(client.CoreV1Api(client.ApiClient(configuration)))
+    ways = Namespaces(client.CoreV1Api(client.ApiClient(configuration)), control_plane.injection_modes)
     release, home = f"r{mark}", f"home-{mark}"
-    for way in ("plain", "policy", "webhook"):
+    for way in ("plain", *ways.ways):
         ways.names[way] = f"{way}-{mark}"
     for name in (home, *ways.names.values()):
         control_plane.kubectl("create", "namespace", name)
 
-    policy = render(helm, "policy", release, home)
-    webhook = render(helm, "webhook", release, home)
+    webhook = render(control_plane, "webhook", release, home)
     process, port = start_webhook(control_plane, webhook, tmp_path_factory.mktemp("webhook"))
-    objects = [of_kind(policy, "MutatingAdmissionPolicy"), of_kind(policy, "MutatingAdmissionPolicyBinding")]
-    objects[0]["spec"]["matchConstraints"]["namespaceSelector"]["matchExpressions"].append(
-        only_in(ways.names["policy"])
-    )
+    objects: list[Object] = []
+    if "policy" in ways.ways:
+        policy = render(control_plane, "policy", release, home)
+        objects += [of_kind(policy, "MutatingAdmissionPolicy"), of_kind(policy, "MutatingAdmissionPolicyBinding")]
+        objects[0]["spec"]["matchConstraints"]["namespaceSelector"]["matchExpressions"].append(
+            only_in(ways.names["policy"])
+        )
     hook = of_kind(webhook, "MutatingWebhookConfiguration")
     service = hook["webhooks"][0]["clientConfig"]["service"]
     # The API server dials this instead, and still asks for a certificate of the Service's own name.
@@ -130,7 +132,7 @@ def namespaces(control_plane: LocalCluster, tmp_path_factory: pytest.TempPathFac
     manifests = yaml.safe_dump_all(objects)
     try:
         control_plane.kubectl("apply", "-f", "-", input=manifests)
-        for way in ("policy", "webhook"):
+        for way in ways.ways:
             eventually(functools.partial(_answers, ways, way))
         assert not _answers(ways, "plain"), "something else injects on this cluster, so nothing could be compared"
         yield ways
@@ -283,7 +285,7 @@ def test_both_mount_the_secret_for_an_etcd_of_ones_own(namespaces: Namespaces, t
 
 def test_quality_of_service_stays(namespaces: Namespaces) -> None:
     pod = TEMPLATES["guaranteed, restricted"]()
-    for way in ("policy", "webhook"):
+    for way in namespaces.ways:
         created = namespaces.api.create_namespaced_pod(namespaces.names[way], pod, dry_run="All")
         assert created.spec.init_containers[0].name == "rdzv-library"
         assert created.status.qos_class == "Guaranteed"
@@ -293,7 +295,7 @@ def test_the_restricted_standard_admits_what_is_added(namespaces: Namespaces, co
     restricted = {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}, "runAsNonRoot": True}
     restricted["seccompProfile"] = {"type": "RuntimeDefault"}
     pod = labelled({"containers": [{**MAIN, "securityContext": restricted}]})
-    for way in ("policy", "webhook"):
+    for way in namespaces.ways:
         name = namespaces.names[way]
         control_plane.kubectl("label", "namespace", name, "pod-security.kubernetes.io/enforce=restricted")
         try:

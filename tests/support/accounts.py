@@ -24,9 +24,9 @@ POLICIES = ("ValidatingAdmissionPolicy", "ValidatingAdmissionPolicyBinding")
 
 
 def rendered(cluster: LocalCluster, *arguments: str) -> list[Object]:
-    """What the chart gives for a Kubernetes of the newest version, with these further arguments for Helm."""
+    """What the chart gives for the cluster's version, with these further arguments for Helm."""
     helm = str(cluster.dir / "bin/helm")
-    command = [helm, "template", RELEASE, str(CHART), "--kube-version", "1.36.0", *arguments]
+    command = [helm, "template", RELEASE, str(CHART), "--kube-version", cluster.version, *arguments]
     return [obj for obj in yaml.safe_load_all(subprocess.check_output(command, text=True)) if obj]
 
 

@@ -38,10 +38,11 @@ VALUES = {
 }
 
 
-def render(helm: str, mode: str, release: str, namespace: str) -> list[Object]:
+def render(cluster: LocalCluster, mode: str, release: str, namespace: str) -> list[Object]:
+    """What the chart gives for the cluster's version."""
     values = json.dumps({**VALUES, "injection": {"mode": mode}})
     command = [
-        helm,
+        str(cluster.dir / "bin/helm"),
         "template",
         release,
         str(CHART),
@@ -50,7 +51,7 @@ def render(helm: str, mode: str, release: str, namespace: str) -> list[Object]:
         "--values",
         "-",
         "--kube-version",
-        "1.36.0",
+        cluster.version,
     ]
     done = subprocess.run(command, input=values, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
@@ -70,8 +71,7 @@ def only_in(namespace: str) -> Object:
 @contextmanager
 def injecting(control_plane: LocalCluster, namespace: str) -> Iterator[None]:
     """The chart's admission policy, which injects the pods of one namespace."""
-    helm = json.loads((control_plane.dir / "state.json").read_text())["tools"]["helm"]
-    rendered = render(helm, "policy", f"r{secrets.token_hex(4)}", "elsewhere")
+    rendered = render(control_plane, "policy", f"r{secrets.token_hex(4)}", "elsewhere")
     policy, binding = (
         of_kind(rendered, kind) for kind in ("MutatingAdmissionPolicy", "MutatingAdmissionPolicyBinding")
     )

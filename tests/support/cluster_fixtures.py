@@ -4,6 +4,7 @@
 With pytest-xdist all workers share one of each. Environment:
 
 - KUBECONFIG: `cluster` is that cluster.
+- RDZV_KUBERNETES: `control_plane` is of this minor version, an older one that deploy/local can build (1.34).
 - RDZV_TEST_CLUSTER_DIR: `cluster` is the one in that directory, started if need be, and kept: for working on the tests.
 """
 
@@ -54,6 +55,19 @@ class LocalCluster:
         """Return the one that deploy/local has started in `directory`."""
         state = json.loads((directory / "state.json").read_text())
         return cls(directory, Path(state["kubeconfig"]), state["tools"]["kubectl"])
+
+    @property
+    def version(self) -> str:
+        """The API server's, like v1.37.2."""
+        return str(json.loads(self.kubectl("version", "-o", "json"))["serverVersion"]["gitVersion"])
+
+    @property
+    def injection_modes(self) -> list[str]:
+        """The chart's ways to inject that this API server has: by policy from 1.36 on."""
+        by_policy = '"mutatingadmissionpolicies"' in self.kubectl(
+            "get", "--raw", "/apis/admissionregistration.k8s.io/v1"
+        )
+        return ["policy", "webhook"] if by_policy else ["webhook"]
 
     @property
     def audit_log(self) -> Path:

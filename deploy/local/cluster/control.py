@@ -199,9 +199,7 @@ def start_api_server(cluster: Cluster, supervisor: Supervisor) -> None:
             "kubelet-client-certificate": PKI / "kube-apiserver.crt",
             "kubelet-client-key": PKI / "kube-apiserver.key",
         }
-    supervisor.start(
-        "kube-apiserver", [cluster.tools.kubernetes / "kube-apiserver", *(f"--{k}={v}" for k, v in flags.items())]
-    )
+    supervisor.start("kube-apiserver", [cluster.tools.api_server, *(f"--{k}={v}" for k, v in flags.items())])
 
 
 def start_controllers(cluster: Cluster, supervisor: Supervisor) -> None:

@@ -49,6 +49,8 @@ def up(directory: Path, name: str, *, nodes: int, light: bool, controllers: bool
     if missing := missing_packages():
         raise LocalError(f"missing Debian packages: {' '.join(missing)}; run: python3 deploy/local/main.py tools")
     tools = build_all()
+    if not light and tools.api_server.parent != tools.kubernetes:
+        raise LocalError("an older API server has no nodes: its kubelets would be newer than it; add --light")
     directory = directory.resolve()
     with locked(lock_name(directory)):
         begun = time.monotonic()

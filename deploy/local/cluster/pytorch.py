@@ -17,34 +17,37 @@ VERSION = "2.15.0"
 PYTHON = Path("/usr/bin/python3")  # Debian 12's, the same that is in the base image
 IMAGE = f"localhost/pytorch:{VERSION}"
 MOUNT = "/opt/torch"
-KEY = f"torch-{VERSION}-cp311"
 
 # What pip writes as /usr/local/bin/torchrun where torch is installed.
 TORCHRUN = "#!/usr/bin/python3\nimport sys\nfrom torch.distributed.run import main\nsys.exit(main())\n"
 
 
-def folder() -> Path:
+def folder(version: str = VERSION) -> Path:
     """Return where the installation is or will be: mount it at /opt/torch; its site-packages is what Python needs."""
-    return cache_root() / KEY
+    return cache_root() / _key(version)
 
 
-def install() -> Path:
-    """Install torch, numpy and python-etcd (for torch's etcd backends) once; returns `folder()`."""
+def _key(version: str) -> str:
+    return f"torch-{version}-cp311"
+
+
+def install(version: str = VERSION) -> Path:
+    """Install torch, numpy and python-etcd (for torch's etcd backends) once; returns `folder(version)`."""
 
     def build(stage: Path) -> None:
-        version = run([PYTHON, "-c", "import sys; print('%d.%d' % sys.version_info[:2])"]).strip()
-        if version != "3.11":
+        python = run([PYTHON, "-c", "import sys; print('%d.%d' % sys.version_info[:2])"]).strip()
+        if python != "3.11":
             raise LocalError(
-                f"{PYTHON} is Python {version}; the base image has Debian 12's 3.11, and torch must be of the same"
+                f"{PYTHON} is Python {python}; the base image has Debian 12's 3.11, and torch must be of the same"
             )
-        with progress(f"installing torch {VERSION} from PyPI", "3 min") as update:
+        with progress(f"installing torch {version} from PyPI", "3 min") as update:
             run([PYTHON, "-m", "venv", stage / "venv"])
             update("downloading 3 GB")
             pip: Command = [stage / "venv/bin/pip", "install", "--no-cache-dir", "--target", stage / "site-packages"]
-            run([*pip, f"torch=={VERSION}", "numpy", "python-etcd"])
+            run([*pip, f"torch=={version}", "numpy", "python-etcd"])
             shutil.rmtree(stage / "venv")
 
-    return cached(KEY, build)
+    return cached(_key(version), build)
 
 
 def image() -> Path:

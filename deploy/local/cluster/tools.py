@@ -69,18 +69,15 @@ class Part:
         return f"{self.name}-{self.version.lstrip('v')}-{digest(self.flags, *sources)}"
 
 
+KUBERNETES_VARIABLES = tuple(
+    f"k8s.io/component-base/version.{name}"
+    for name in ("gitVersion={version}", "gitMajor=1", "gitMinor={minor}", "gitTreeState=clean")
+)
+
 PARTS = (
     Part("pause", "", "1 s"),
     Part("etcd", "go.etcd.io/etcd/server/v3", "30 s"),
-    Part(
-        "kubernetes",
-        "k8s.io/kubernetes",
-        "7 min on 2 cores",
-        tuple(
-            f"k8s.io/component-base/version.{name}"
-            for name in ("gitVersion={version}", "gitMajor=1", "gitMinor={minor}", "gitTreeState=clean")
-        ),
-    ),
+    Part("kubernetes", "k8s.io/kubernetes", "7 min on 2 cores", KUBERNETES_VARIABLES),
     Part(
         "containerd",
         "github.com/containerd/containerd/v2",
@@ -91,6 +88,12 @@ PARTS = (
     Part("helm", "helm.sh/helm/v4", "2 min", ("helm.sh/helm/v4/internal/version.version={version}",)),
 )
 
+
+#: API servers of earlier Kubernetes, by minor version, for the light form: built only when RDZV_KUBERNETES names one.
+OLDER_API_SERVERS = {
+    minor: Part(f"kubernetes-{minor}", "k8s.io/kubernetes", "4 min on 2 cores", KUBERNETES_VARIABLES)
+    for minor in ("1.34", "1.35", "1.36")
+}
 
 #: Controllers of workloads, as they are released: built only when tests/matrix asks for them.
 CONTROLLERS = (
@@ -109,6 +112,7 @@ class Tools:
     """Where the built programs are: the folder of a part with several, the file of one with one."""
 
     etcd: Path
+    api_server: Path
     kubernetes: Path
     containerd: Path
     coredns: Path
@@ -163,16 +167,32 @@ def build(part: Part, number: int = 0) -> Path:
 
 
 def build_all() -> Tools:
-    """Build what is missing; afterwards this only looks, and takes milliseconds."""
+    """Build what is missing; afterwards this only looks, and takes milliseconds.
+
+    RDZV_KUBERNETES (a key of OLDER_API_SERVERS) takes that version's API server; all else, kubectl too, stays the newest.
+
+    Raises:
+        LocalError: there is no such version here, or a build failed.
+    """
     found = {part.name: build(part, number) for number, part in enumerate(PARTS, 1)}
     return Tools(
         etcd=found["etcd"] / "server",
+        api_server=(_older_api_server(os.environ.get("RDZV_KUBERNETES", "")) or found["kubernetes"]) / "kube-apiserver",
         kubernetes=found["kubernetes"],
         containerd=found["containerd"],
         coredns=found["coredns"] / "coredns",
         helm=found["helm"] / "helm",
         pause=found["pause"] / "pause",
     )
+
+
+def _older_api_server(minor: str) -> Path | None:
+    newest = next(part for part in PARTS if part.name == "kubernetes").version
+    if not minor or newest.startswith(f"v{minor}."):
+        return None
+    if minor not in OLDER_API_SERVERS:
+        raise LocalError(f"RDZV_KUBERNETES={minor}: here are {', '.join(OLDER_API_SERVERS)} and {newest}")
+    return build(OLDER_API_SERVERS[minor])
 
 
 def etcds() -> dict[str, Path]:

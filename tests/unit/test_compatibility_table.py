@@ -1,0 +1,77 @@
+"""The tables that `make compat` writes, row by row: what was not run again keeps what it said."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+from support.compatibility import KUBERNETES, PAGE, PYTHON, TORCH, Table, said
+
+from deploy.local.cluster import pytorch
+from deploy.local.cluster.tools import OLDER_API_SERVERS, PARTS
+
+SNAKES = Table("Snakes", ("1.9", "1.10"))
+EMPTY = "Above.\n\n<!-- begin of Snakes -->\n<!-- end of Snakes -->\n\nBelow.\n"
+
+
+def test_a_page_without_rows_says_which_were_not_run() -> None:
+    assert (
+        SNAKES.written(EMPTY, "1.10.3", "7 passed", "2026-11-26")
+        == """Above.
+
+<!-- begin of Snakes -->
+
+| Snakes | tests | day |
+|---|---|---|
+| 1.9 | not run yet | |
+| 1.10.3 | 7 passed | 2026-11-26 |
+
+<!-- end of Snakes -->
+
+Below.
+"""
+    )
+
+
+def test_a_row_that_is_run_again_leaves_the_others_as_they_are() -> None:
+    first = SNAKES.written(EMPTY, "1.9.0", "**1 failed**, 6 passed", "2026-01-01")
+    second = SNAKES.written(first, "1.10.3", "7 passed", "2026-01-02")
+    again = SNAKES.written(second, "1.10.4", "8 passed", "2026-01-03")
+    assert re.findall(r"^\| 1.*$", again, re.MULTILINE) == [
+        "| 1.9.0 | **1 failed**, 6 passed | 2026-01-01 |",
+        "| 1.10.4 | 8 passed | 2026-01-03 |",
+    ]
+    assert SNAKES.written(again, "1.10.4", "8 passed", "2026-01-03") == again
+
+
+@pytest.mark.parametrize(("page", "version"), [("Above.\n", "1.9.0"), (EMPTY, "1.1.0"), (EMPTY, "2.0")])
+def test_a_row_without_a_place_is_an_error(page: str, version: str) -> None:
+    with pytest.raises(ValueError, match="no row"):
+        SNAKES.written(page, version, "7 passed", "2026-11-26")
+
+
+@pytest.mark.parametrize(
+    ("status", "output", "expected"),
+    [
+        (0, "....\n7 passed, 2 skipped, 1 warning in 3.1s\n", "7 passed"),
+        (1, "FAILED a - 3 passed\n2 failed, 5 passed, 1 error in 3.1s\n", "**3 failed**, 5 passed"),
+        (0, "7 skipped in 0.1s\n", "**all failed**, 0 passed"),
+        (4, "ERROR: not found\n\n", "**all failed**, 0 passed"),
+        (-9, "", "**all failed**, 0 passed"),
+    ],
+)
+def test_what_pytest_came_to(status: int, output: str, expected: str) -> None:
+    assert said(status, output) == expected
+
+
+@pytest.mark.parametrize("table", [KUBERNETES, TORCH, PYTHON], ids=lambda table: table.of)
+def test_the_page_has_a_row_for_each_version(table: Table) -> None:
+    inside = PAGE.read_text().partition(f"<!-- begin of {table.of} -->")[2].partition("<!-- end")[0]
+    assert re.findall(r"^\| (\d+\.\d+)", inside, re.MULTILINE) == list(table.minors)
+
+
+def test_what_can_be_built_has_a_row() -> None:
+    (newest,) = [part.version for part in PARTS if part.name == "kubernetes"]
+    assert [*OLDER_API_SERVERS, newest.lstrip("v").rpartition(".")[0]] == list(KUBERNETES.minors)
+    assert pytorch.VERSION.rpartition(".")[0] == TORCH.minors[-1]
+    assert [minor for minor, part in OLDER_API_SERVERS.items() if not part.version.startswith(f"v{minor}.")] == []
