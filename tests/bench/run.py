@@ -39,7 +39,7 @@ SCENARIOS = ["form-fixed", "form-elastic", "recover", "requests", "outage", "sto
 def options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", default=os.environ.get("BENCH_ONLY", ""), help=f"of {', '.join(SCENARIOS)}")
-    parser.add_argument("--sizes", default=os.environ.get("BENCH_N", ""), help="agents for form-fixed (2,8,…,256)")
+    parser.add_argument("--sizes", default=os.environ.get("BENCH_N", ""), help="agents for form-fixed (2,8,…,1000)")
     parser.add_argument("--backends", default=os.environ.get("BENCH_BACKENDS", ""), help="rows (all)")
     parser.add_argument("--runs", type=int, default=3, help="of each, from which the median is taken (default: 3)")
     parser.add_argument("--output", type=Path, default=OUTPUT)
