@@ -14,7 +14,7 @@ from bench.records import Results, Sample
 from bench.world import AgentFailedError, World
 
 FLOOR = "api-floor"
-PROCESSES_UP_TO = 256
+PROCESSES_UP_TO = 1000
 """Agents: up to this many are processes, more are threads of one process, alike for every backend; the floor's, by its
 definition, are always threads."""
 LIMIT_SECONDS = 45.0
@@ -129,7 +129,7 @@ def _sampler(run: Run, lab: Lab) -> Callable[[], Sample]:
 
 
 def default_sizes() -> list[int]:
-    return [2, 8, 32, 64, 128, 256]
+    return [2, 8, 32, 64, 128, 256, 512, 1000]
 
 
 def machine() -> dict[str, object]:

@@ -1,16 +1,16 @@
-"""The plot: time to form a fixed world over its size, as an SVG without any library."""
+"""The plots: seconds over the number of agents, as an SVG without any library."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from bench.records import Record
 
 _Scale = Callable[[float], float]
 _WIDTH, _HEIGHT = 760, 460
 _LEFT, _RIGHT, _TOP, _BOTTOM = 70, 150, 40, 55
-_COLOURS = {
+COLOURS = {
     "api-floor": "#888888",
     "kubernetes": "#326ce5",
     "c10d": "#d9480f",
@@ -22,8 +22,8 @@ _COLOURS = {
 _LABEL_HEIGHT = 14.0
 
 
-def plot(records: Sequence[Record], title: str) -> str:
-    """Both axes logarithmic. What ended at the time limit is an open circle: it takes longer than that."""
+def plot(records: Sequence[Record], title: str, colours: Mapping[str, str] = COLOURS) -> str:
+    """Both axes logarithmic; a line for each `backend`. What ended at the time limit is an open circle: it takes longer than that."""
     sizes = sorted({record.n for record in records})
     values = [record.median for record in records]
     low, high = 10 ** math.floor(math.log10(min(values))), 10 ** math.ceil(math.log10(max(values)))
@@ -50,12 +50,12 @@ def plot(records: Sequence[Record], title: str) -> str:
     for size in sizes:
         parts.append(_line(x(size), _TOP, x(size), _HEIGHT - _BOTTOM, "#eeeeee"))
         parts.append(f'<text x="{x(size):.1f}" y="{_HEIGHT - _BOTTOM + 18}" text-anchor="middle">{size}</text>')
-    ends: list[tuple[float, str]] = []
-    for backend, colour in _COLOURS.items():
+    ends: list[tuple[float, str, str]] = []
+    for backend, colour in colours.items():
         line = sorted((record for record in records if record.backend == backend), key=lambda record: record.n)
         if line:
             parts += _series(line, colour, x, y)
-            ends.append((y(line[-1].median), backend))
+            ends.append((y(line[-1].median), backend, colour))
     parts += _labels(ends)
     return "\n".join([*parts, "</svg>"]) + "\n"
 
@@ -72,13 +72,13 @@ def _series(line: Sequence[Record], colour: str, x: _Scale, y: _Scale) -> list[s
     return parts
 
 
-def _labels(ends: list[tuple[float, str]]) -> list[str]:
+def _labels(ends: list[tuple[float, str, str]]) -> list[str]:
     """Names at the lines' ends, moved apart where they would cover each other."""
     parts, last = [], -math.inf
-    for height, backend in sorted(ends):
+    for height, backend, colour in sorted(ends):
         last = max(height, last + _LABEL_HEIGHT)
         place = f'x="{_WIDTH - _RIGHT + 12}" y="{last + 4:.1f}"'
-        parts.append(f'<text {place} fill="{_COLOURS[backend]}">{backend}</text>')
+        parts.append(f'<text {place} fill="{colour}">{backend}</text>')
     return parts
 
 

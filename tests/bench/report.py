@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from bench.plot import plot
+from bench.plot import COLOURS, plot
 from bench.records import Record
 
 _BEGIN, _END = "<!-- begin: written by the benchmark -->", "<!-- end: written by the benchmark -->"
 _FLOOR, _OURS, _OURS_BY_ETCD = "api-floor", "kubernetes", "etcd-v3"
+_LIGHT = "light-"
+_LAW_FROM = 300
+"""Agents: with fewer, most of a figure may be what does not grow with their number."""
+_FORETOLD = 10_000
 _TORCHS = ("c10d", "c10d-tuned", "etcd", "etcd-v2")
 
 
@@ -33,6 +39,10 @@ def markdown(records: Sequence[Record], context: Mapping[str, object]) -> str:
         if chosen:
             parts += [f"### {title}\n", _matrix(chosen)]
             rest = [record for record in rest if record not in chosen]
+    of_light = [record for record in rest if record.scenario.startswith(_LIGHT)]
+    if of_light:
+        parts += ["### Thousands of light agents\n", _light(of_light)]
+        rest = [record for record in rest if record not in of_light]
     of_operator = [record for record in rest if record.scenario.startswith("operator-")]
     if of_operator:
         parts += ["### The operator\n", _list(of_operator)]
@@ -51,6 +61,70 @@ def write(records: Sequence[Record], context: Mapping[str, object], page: Path) 
     fixed = [record for record in records if record.scenario == "form-fixed"]
     if fixed:
         page.with_suffix(".svg").write_text(plot(fixed, "Forming a fixed world (hollow: longer than the limit)"))
+    of_light = [record for record in records if record.scenario.startswith(_LIGHT)]
+    if of_light:
+        page.with_name(f"{page.stem}-light.svg").write_text(_light_plot(of_light))
+
+
+@dataclass(frozen=True)
+class Law:
+    """The power law that figures follow: factor · n^exponent."""
+
+    factor: float
+    exponent: float
+
+    @classmethod
+    def of(cls, records: Sequence[Record]) -> Law | None:
+        """By least squares of logarithms; None of fewer than two sizes."""
+        points = [
+            (math.log(r.n), math.log(r.median)) for r in records if r.n >= _LAW_FROM and r.median > 0 and not r.timeout
+        ]
+        if len({x for x, _ in points}) < 2:
+            return None
+        mean_x, mean_y = (sum(each) / len(points) for each in zip(*points, strict=True))
+        exponent = sum((x - mean_x) * (y - mean_y) for x, y in points) / sum((x - mean_x) ** 2 for x, _ in points)
+        return cls(math.exp(mean_y - exponent * mean_x), exponent)
+
+    def at(self, n: int) -> float:
+        """What it says for so many agents."""
+        return float(self.factor * n**self.exponent)
+
+
+def _light(records: Sequence[Record]) -> str:
+    """Agents across, what each phase takes down; then the law, and what it says for more agents than were measured."""
+    sizes = sorted({record.n for record in records})
+    lines = [
+        f"| agents | {' | '.join(map(str, sizes))} | law | {_FORETOLD}, by the law |",
+        f"|---|{'---|' * (len(sizes) + 2)}",
+    ]
+    rows: dict[str, list[Record]] = {}
+    for record in records:
+        rows.setdefault(f"{record.scenario.removeprefix(_LIGHT)}: {record.metric} ({record.unit})", []).append(record)
+    for name, row in rows.items():
+        cells = {record.n: record.text for record in row}
+        law = Law.of(row)
+        said = [f"n^{law.exponent:.2f}", f"{law.at(_FORETOLD):.3g}"] if law is not None else ["", ""]
+        lines.append(f"| {name} | {' | '.join([*(cells.get(size, '') for size in sizes), *said])} |")
+    return "\n".join(lines) + "\n"
+
+
+def _light_plot(records: Sequence[Record]) -> str:
+    """Seconds of the phases, and processor time of those who bear the load."""
+    chosen = []
+    for what in (
+        ("forming", "seconds"),
+        ("loss", "seconds"),
+        ("coordinator", "seconds"),
+        ("forming", "API server and etcd"),
+        ("loss", "coordinator"),
+        ("loss", "longest step"),
+    ):
+        row = [r for r in records if (r.scenario.removeprefix(_LIGHT), r.metric) == what]
+        law = Law.of(row)
+        label = f"{what[0]}: {what[1]}" + (f", n^{law.exponent:.1f}" if law is not None else "")
+        chosen += [replace(record, backend=label) for record in row]
+    colours = dict(zip(dict.fromkeys(record.backend for record in chosen), COLOURS.values(), strict=False))
+    return plot(chosen, "Light agents: what a world takes", colours)
 
 
 def _grid(records: Sequence[Record]) -> str:

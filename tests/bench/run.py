@@ -18,6 +18,7 @@ sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "src"), str(ROOT)]
 from bench import (  # noqa: E402 - they are found by the lines above
     cost,
     forming,
+    light,
     names,
     operator_scale,
     outage,
@@ -33,13 +34,24 @@ from bench.records import Results  # noqa: E402
 OUTPUT = ROOT / ".local/bench.json"
 PAGE = ROOT / "docs/benchmarks.md"
 PODS = "pods"
-SCENARIOS = ["form-fixed", "form-elastic", "recover", "requests", "outage", "stores", "library", "operator", PODS]
+SCENARIOS = [
+    "form-fixed",
+    "form-elastic",
+    "recover",
+    "requests",
+    "outage",
+    "stores",
+    "library",
+    "operator",
+    "light",
+    PODS,
+]
 
 
 def options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", default=os.environ.get("BENCH_ONLY", ""), help=f"of {', '.join(SCENARIOS)}")
-    parser.add_argument("--sizes", default=os.environ.get("BENCH_N", ""), help="agents for form-fixed (2,8,…,256)")
+    parser.add_argument("--sizes", default=os.environ.get("BENCH_N", ""), help="agents for form-fixed (2,8,…,1000)")
     parser.add_argument("--backends", default=os.environ.get("BENCH_BACKENDS", ""), help="rows (all)")
     parser.add_argument("--runs", type=int, default=3, help="of each, from which the median is taken (default: 3)")
     parser.add_argument("--output", type=Path, default=OUTPUT)
@@ -55,7 +67,7 @@ def measure(
         case "library":
             cost.library(results, runs)
         case "form-fixed":
-            forming.form_fixed(lab, results, sizes, runs, wanted)
+            forming.form_fixed(lab, results, sizes or forming.default_sizes(), runs, wanted)
         case "form-elastic":
             forming.form_elastic(lab, results, forming.ELASTIC_SIZES, runs, wanted)
         case "recover":
@@ -64,6 +76,8 @@ def measure(
             cost.requests(lab, results)
         case "outage":
             outage.outage(lab, results)
+        case "light":
+            light.light(lab, results, sizes or light.SIZES)
         case "operator":
             operator_scale.operator(lab, results)
         case "stores":
@@ -103,7 +117,7 @@ def main() -> int:
                 lab = Lab(found, given.output.with_name(f"{given.output.stem}-agents.log"))
                 for scenario in light:
                     with announced(scenario):
-                        measure(scenario, lab, results, given.runs, sizes or forming.default_sizes(), wanted)
+                        measure(scenario, lab, results, given.runs, sizes, wanted)
         if PODS in only:  # They have the machine for themselves.
             with announced(PODS):
                 pods.pods(results, given.runs, wanted)

@@ -60,7 +60,11 @@ class Servers:
 
     def processor(self) -> float:
         """Seconds of processor time of the API server and its etcd so far."""
-        return sum(processor_seconds(process["pid"]) for process in self._state["processes"].values())
+        return sum(processor_seconds(pid) for pid in self.pids().values())
+
+    def pids(self) -> dict[str, int]:
+        """Of the processes of the control plane, by name."""
+        return {name: process["pid"] for name, process in self._state["processes"].items()}
 
     def kill_api_server(self) -> None:
         os.kill(self._state["processes"]["kube-apiserver"]["pid"], signal.SIGKILL)

@@ -11,6 +11,7 @@ import ctypes
 import gc
 import json
 import os
+import resource
 import select
 import signal
 import sys
@@ -29,6 +30,8 @@ CREATE, JOIN, FOLLOW, END = b"c", b"j", b"f", b"e"
 MONITOR_INTERVAL = 0.1
 _PR_SET_PDEATHSIG = 1
 _STACK_BYTES = 512 * 1024
+_DESCRIPTORS_EACH, _DESCRIPTORS_MORE = 4, 1024
+"""For each agent two ends of a pipe, and a connection to the coordinator and to the store, perhaps one process; as threads two each."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +47,30 @@ class Plan:
     environ: Mapping[str, str] = field(default_factory=dict)
 
 
+def readable(descriptor: int, seconds: float | None) -> bool:
+    """Whether there is something to read, in time. Not by `select`, which knows no descriptor above 1,023."""
+    poll = select.poll()
+    poll.register(descriptor, select.POLLIN)
+    return bool(poll.poll(None if seconds is None else seconds * 1000))
+
+
+def raise_descriptors(needed: int) -> None:
+    """Lets this process, and those that it starts, have so many descriptors.
+
+    Raises:
+        RuntimeError: it may not.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY or soft >= needed:
+        return
+    try:
+        resource.setrlimit(
+            resource.RLIMIT_NOFILE, (needed, hard if hard == resource.RLIM_INFINITY else max(hard, needed))
+        )
+    except (ValueError, OSError) as error:
+        raise RuntimeError(f"{needed} descriptors are needed, the limit is {hard}: ulimit -n {needed}") from error
+
+
 class Commands:
     """An agent's side of the pipes."""
 
@@ -52,7 +79,7 @@ class Commands:
 
     def wait(self, seconds: float | None = None) -> bytes:
         """The next command; nothing when there is none in time."""
-        if not select.select([self._commands], [], [], seconds)[0]:
+        if not readable(self._commands, seconds):
             return b""
         return os.read(self._commands, 1) or END
 
@@ -67,6 +94,7 @@ class World:
 
     def __init__(self, plans: Sequence[Plan], *, threads: bool, log: Path) -> None:
         self._log = log
+        raise_descriptors(_DESCRIPTORS_EACH * len(plans) + _DESCRIPTORS_MORE)
         self._reports, writer = os.pipe()
         pipes = [os.pipe() for _ in plans]
         self._commands = [pipe[1] for pipe in pipes]
@@ -105,7 +133,7 @@ class World:
         """The next report; None when there is none until `deadline`, or there are no agents any more."""
         while not self._queue:
             left = deadline - time.monotonic()
-            if left <= 0 or not select.select([self._reports], [], [], left)[0]:
+            if left <= 0 or not readable(self._reports, left):
                 return None
             chunk = os.read(self._reports, 1 << 16)
             if not chunk:

@@ -7,7 +7,6 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from rdzv.protocol.encoding import fingerprint
 from rdzv.protocol.fields import replace
 from rdzv.protocol.records import MAX_LEFT_OUT, REASON_LENGTH, RUNNING, Endpoint, LeftOut, Member, Round
 
@@ -65,7 +64,7 @@ def is_left_out(state: CoordinatorState, view: View, own: Round | None, member: 
 
 def _is_inside(own: Round | None, member: Member) -> bool:
     """Whether it was counted in the last world."""
-    return own is not None and fingerprint(own.salt, member.incarnation) in own.fingerprints
+    return own is not None and own.rank_of(member.incarnation) is not None
 
 
 def asks(member: Member, own: Round) -> bool:

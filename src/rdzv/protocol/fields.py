@@ -20,6 +20,7 @@ else:
         copy = object.__new__(type(record))
         copy.__dict__.update(record.__dict__)
         copy.__dict__.update(changes)
+        copy.__dict__.pop("ranks", None)  # A Round keeps it once it was asked for, and it may be another one now.
         return copy
 
 

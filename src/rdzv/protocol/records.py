@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 from rdzv.objects import Object
@@ -136,10 +137,14 @@ class Round:
         """Term of the coordinator; 0 before the first one."""
         return self.coordinator.term if self.coordinator else 0
 
+    @cached_property
+    def ranks(self) -> Mapping[str, int]:
+        """Rank by fingerprint: whoever asks about each of thousands of members goes through them once."""
+        return {mark: rank for rank, mark in enumerate(self.fingerprints)}
+
     def rank_of(self, incarnation: str) -> int | None:
         """Rank of this incarnation, or None when it was not counted. Its slot is `slots[rank]`."""
-        own = fingerprint(self.salt, incarnation)
-        return self.fingerprints.index(own) if own in self.fingerprints else None
+        return self.ranks.get(fingerprint(self.salt, incarnation))
 
     def to_object(self, namespace: str, resource_version: int | None = None, owner: Object | None = None) -> Object:
         """The RendezvousRound; `resource_version` makes a replace conditional, `owner` is an ownerReference (the Rendezvous)."""

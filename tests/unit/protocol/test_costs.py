@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Set
+from collections.abc import Iterator, Set
 from dataclasses import replace
 
 import pytest
@@ -87,14 +87,23 @@ class Connected(frozenset[str]):
 class Marks(tuple[str, ...]):
     """Fingerprints of a world, the same way."""
 
+    def __iter__(self) -> Iterator[str]:
+        Passes.count += 1
+        return super().__iter__()
+
     def __contains__(self, mark: object) -> bool:
         Passes.count += 1
         return super().__contains__(mark)
 
 
-def passes(members: int) -> int:
-    """In a step of the coordinator in which a world's members, and as many newcomers, ask for the next round."""
+def passes(members: int, *, replaced: bool = False) -> int:
+    """In a step of the coordinator in which a world's members, and as many newcomers, ask for the next round.
+
+    `replaced`: the newcomers ask for the members' slots.
+    """
     inside, late = [member(i) for i in range(members)], [member(i, 2) for i in range(members, 2 * members)]
+    if replaced:
+        late = [replace(each, slot=slot) for slot, each in enumerate(late)]
     record = running(inside)
     world = replace(record, fingerprints=Marks(record.fingerprints))
     connected = Connected(each.incarnation for each in (*inside, *late))
@@ -109,3 +118,17 @@ def passes(members: int) -> int:
 def test_a_step_of_the_coordinator_is_not_quadratic() -> None:
     """Nothing in it goes through all of a world once for each member."""
     assert passes(8) == passes(64)
+
+
+def test_a_world_is_gone_through_once_to_tell_the_ranks_of_all_its_members() -> None:
+    inside = [member(i) for i in range(64)]
+    record = running(inside)
+    world = replace(record, fingerprints=Marks(record.fingerprints))
+    Passes.count = 0
+    assert [world.rank_of(each.incarnation) for each in inside] == list(range(64))
+    assert Passes.count == 1
+
+
+def test_a_step_of_the_coordinator_is_not_quadratic_when_every_member_is_being_replaced() -> None:
+    """Two agents ask for each slot."""
+    assert passes(8, replaced=True) == passes(64, replaced=True)

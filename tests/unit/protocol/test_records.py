@@ -20,6 +20,7 @@ from rdzv.protocol.encoding import (
     salted_fingerprints,
 )
 from rdzv.protocol.events import Identity
+from rdzv.protocol.fields import replace
 from rdzv.protocol.records import (
     CLOSED,
     PHASES,
@@ -100,6 +101,15 @@ members = st.builds(
 ).map(lambda m: m if m.owned else dataclasses.replace(m, incarnation=incarnation(m.name, "", m.incarnation)))
 # A pair and a slot of its own would be two places.
 members = members.map(lambda m: m if m.pair is None or m.slot is None else dataclasses.replace(m, allotted=True))
+
+
+def test_the_ranks_of_a_changed_round_are_those_of_its_own_members() -> None:
+    agents = [f"uid-{slot}/0" for slot in range(3)]
+    salt, fingerprints = salted_fingerprints(agents)
+    before = Round("world", "run", slots=(0, 1, 2), fingerprints=fingerprints, salt=salt)
+    assert [before.rank_of(agent) for agent in agents] == [0, 1, 2]
+    after = replace(before, slots=(1, 2), fingerprints=fingerprints[1:])
+    assert [after.rank_of(agent) for agent in agents] == [None, 0, 1]
 
 
 @given(rounds(), st.none() | counts)
