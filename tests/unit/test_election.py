@@ -164,17 +164,29 @@ def test_no_two_lead_at_once_and_somebody_soon_does_whatever_stops_and_whatever_
     assert holder(stored)
 
 
-def test_passes_of_which_none_ends_are_a_stuck_queue() -> None:
+def test_passes_that_wait_while_none_ends_are_a_stuck_queue() -> None:
     progress = Progress()
     assert not progress.stuck(1e9), "nothing is to be done"
     progress.began("a", 0)
-    progress.began("b", 10)
-    assert not progress.stuck(STUCK_SECONDS)
-    assert progress.stuck(STUCK_SECONDS + 1) == "2 passes run, and none has ended for 46 s"
-    progress.ended("b", 40)
+    progress.waits("b", 10)
+    assert not progress.stuck(10 + STUCK_SECONDS)
+    assert progress.stuck(11 + STUCK_SECONDS) == "1 passes run, 1 wait, and none has ended for 46 s"
+    progress.ended("c", 40)
     assert not progress.stuck(80), "one ended 40 seconds ago"
     assert progress.stuck(40 + STUCK_SECONDS + 1)
-    progress.ended("a", 100)
+    progress.began("b", 90)
+    assert not progress.stuck(1e9), "who waited has a thread"
+
+
+def test_a_pass_that_hangs_while_others_are_served_is_no_stuck_queue() -> None:
+    """Another process would meet the same plug-in, and hang as well: nobody would lead."""
+    progress = Progress()
+    progress.began("hangs", 0)
+    assert not progress.stuck(1e9)
+    for now in range(100, 200, 10):
+        progress.waits("other", now)
+        progress.began("other", now)
+        progress.ended("other", now + 1)
     assert not progress.stuck(1e9)
 
 

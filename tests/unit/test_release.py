@@ -126,6 +126,15 @@ def test_dependabot_looks_where_versions_are() -> None:
     assert {kind for kind, _ in places} == {"github-actions", "pip", "docker", "gomod"}
 
 
+def test_owners_are_named_for_files_that_there_are() -> None:
+    lines = (ROOT / ".github" / "CODEOWNERS").read_text().splitlines()
+    rules = [line.split() for line in lines if line and not line.startswith("#")]
+    assert rules[0][0] == "*", "of two rules that match, the later one holds"
+    for pattern, *owners in rules:
+        assert pattern == "*" or list(ROOT.glob(pattern.strip("/"))), pattern
+        assert owners, pattern
+
+
 @pytest.mark.parametrize(
     "path", sorted((ROOT / ".github" / "ISSUE_TEMPLATE").glob("*.yml")), ids=lambda path: path.name
 )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Hashable, Iterable
 
-#: Seconds that passes run without one of them ending, after which the queue is stuck. A pass is a few requests of seconds each at most.
+#: Seconds that a pass waits for a thread and none ends, after which the queue is stuck. A pass is a few requests of seconds each at most.
 STUCK_SECONDS = 45.0
 
 
@@ -46,13 +46,18 @@ class Progress:
         return len(self._running)
 
     def stuck(self, now: float) -> str:
-        """Why nothing gets done, if it does not: passes run, and none has ended for long."""
+        """Why nothing gets done, if it does not: passes wait for a thread, and none of those that run has ended for long.
+
+        A pass that hangs while the others get a thread is none of that: whoever led next would meet the same, and then nobody would lead.
+        """
         with self._lock:
-            if not self._running:
+            if not self._waiting:
                 return ""
-            since = max(self._ended, min(self._running.values()))
-            count = len(self._running)
-        return f"{count} passes run, and none has ended for {now - since:.0f} s" if now - since > STUCK_SECONDS else ""
+            since = max(self._ended, min(self._waiting.values()))
+            running, waiting = len(self._running), len(self._waiting)
+        if now - since <= STUCK_SECONDS:
+            return ""
+        return f"{running} passes run, {waiting} wait, and none has ended for {now - since:.0f} s"
 
 
 def answer(troubles: Iterable[str], standing: str) -> tuple[int, str]:

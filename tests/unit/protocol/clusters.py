@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from unit.protocol.sim import NAME, Pod, Scenario, Sim
+from unit.protocol.sim import Sim
+from unit.protocol.sim_parts import NAME, Pod, Scenario
 
 from rdzv.protocol.coordinator_state import Policy
 from rdzv.protocol.events import Timing

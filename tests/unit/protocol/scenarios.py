@@ -11,7 +11,8 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from unit.protocol.links import REFUSED, SILENT, halves, isolated
-from unit.protocol.sim import NAME, Pod, Process, Scenario, Sim, Violation, show_round
+from unit.protocol.sim import Sim
+from unit.protocol.sim_parts import NAME, Pod, Process, Scenario, Violation, show_round
 
 from rdzv.protocol import events as ev
 from rdzv.protocol.member_state import Standing

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 from unit.protocol.clusters import cluster, lose, run_until_formed
-from unit.protocol.sim import RECONNECT
+from unit.protocol.sim_parts import RECONNECT
 from unit.protocol.test_coordinator import ME, POLICY, member, roster, running
 
 from rdzv.protocol.coordinator import step

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
-from unit.protocol.sim import Process, Scenario, Sim
+from unit.protocol.sim import Sim
+from unit.protocol.sim_parts import Process, Scenario
 
 from rdzv.protocol.coordinator_state import Policy
 from rdzv.protocol.events import Timing

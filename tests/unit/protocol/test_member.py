@@ -359,9 +359,16 @@ def test_a_later_run_starts_from_a_closed_round() -> None:
     assert not is_closed(agent.state)
 
 
-def test_a_round_closed_with_an_error_is_closed_for_those_who_come_later() -> None:
+@pytest.mark.parametrize(
+    "closed",
+    [
+        Round("job", "run", phase=CLOSED, closed=Closure("Closed", "pod-0")),
+        world(6, 5, phase=CLOSED, closed=Closure("Closed", "pod-0")),
+    ],
+    ids=["before the first world", "after some"],
+)
+def test_a_round_closed_with_an_error_is_closed_for_those_who_come_later(closed: Round) -> None:
     agent = Agent()
-    closed = Round("job", "run", phase=CLOSED, closed=Closure("Closed", "pod-0"))
     agent.sees(closed)
     assert is_closed(agent.state), "also when it is this agent that closed it before anybody joined"
     agent.gets(ev.Join(5000))

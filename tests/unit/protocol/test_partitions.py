@@ -6,7 +6,8 @@ from collections.abc import Callable
 
 import pytest
 from unit.protocol.links import REFUSED, SILENT, halves, isolated
-from unit.protocol.sim import Process, Scenario, Sim
+from unit.protocol.sim import Sim
+from unit.protocol.sim_parts import Process, Scenario
 
 from rdzv.protocol.coordinator_state import Policy
 from rdzv.protocol.events import Timing

@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import pytest
 from unit.protocol.clusters import cluster, run_until_formed
-from unit.protocol.sim import DOUBT, Pod, Process, Violation
+from unit.protocol.sim_parts import DOUBT, Pod, Process, Violation
 
 from rdzv.protocol import events as ev
 from rdzv.protocol import facts
