@@ -46,6 +46,9 @@ def cases(current: EtcdServer, script: Path) -> dict[str, Case]:
             {"PET_RDZV_BACKEND": "etcd-v3", "PET_RDZV_ENDPOINT": nowhere, "PET_RDZV_CONF": "join_timeout=2"},
             "Connection refused",
         ),
+        "a name that nobody registered": Case(
+            {"PET_RDZV_BACKEND": "zookeeper", "PET_RDZV_ENDPOINT": nowhere}, "backend 'zookeeper' is not registered"
+        ),
         "nobody came": Case(
             {"PET_RDZV_BACKEND": "c10d", "PET_RDZV_ENDPOINT": store, **alone},
             "RendezvousTimeoutError",
