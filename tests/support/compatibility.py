@@ -53,7 +53,7 @@ def run(python: str | Path, tests: Sequence[str], more: Mapping[str, str]) -> st
     """Runs tests by this interpreter, with more of an environment, and returns what came of them, as a cell says it."""
     # pytest-xdist's workers would otherwise hand their own name to the tests inside.
     env = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
-    command = [python, "-m", "pytest", "-q", "-p", "no:cacheprovider", *tests]
+    command = [python, "-m", "pytest", "-v", "-p", "no:cacheprovider", *tests]
     env |= {"PYTHONDONTWRITEBYTECODE": "1", **more}
     output = ""
     with subprocess.Popen(command, cwd=ROOT, env=env, stdout=subprocess.PIPE, text=True) as process:
