@@ -23,8 +23,8 @@ TESTS = (
         f"tests/contract/test_kubernetes_handler.py::test_{name}"
         for name in (
             "a_job_forms_trains_and_ends",
-            "survivors_go_on_when_an_agent_is_killed",
-            "a_replacement_is_let_in",
+            "survivors_go_on_when_an_agent_is_killed[on_kubernetes-the coordinator and rank 0]",
+            "a_replacement_is_let_in[on_kubernetes]",
         )
     ),
     *(

@@ -53,16 +53,14 @@ def run(python: str | Path, tests: Sequence[str], more: Mapping[str, str]) -> st
     """Runs tests by this interpreter, with more of an environment, and returns what came of them, as a cell says it."""
     # pytest-xdist's workers would otherwise hand their own name to the tests inside.
     env = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
-    done = subprocess.run(
-        [python, "-m", "pytest", "-q", "-p", "no:cacheprovider", *tests],
-        cwd=ROOT,
-        env={**env, "PYTHONDONTWRITEBYTECODE": "1", **more},
-        stdout=subprocess.PIPE,
-        text=True,
-        check=False,
-    )
-    sys.stdout.write(done.stdout)
-    return said(done.returncode, done.stdout)
+    command = [python, "-m", "pytest", "-v", "-p", "no:cacheprovider", *tests]
+    env |= {"PYTHONDONTWRITEBYTECODE": "1", **more}
+    output = ""
+    with subprocess.Popen(command, cwd=ROOT, env=env, stdout=subprocess.PIPE, text=True) as process:
+        for line in process.stdout or ():
+            output += line
+            sys.stdout.write(line)
+    return said(process.returncode, output)
 
 
 def said(status: int, output: str) -> str:

@@ -53,9 +53,9 @@ def test_a_row_without_a_place_is_an_error(page: str, version: str) -> None:
 @pytest.mark.parametrize(
     ("status", "output", "expected"),
     [
-        (0, "....\n7 passed, 2 skipped, 1 warning in 3.1s\n", "7 passed"),
-        (1, "FAILED a - 3 passed\n2 failed, 5 passed, 1 error in 3.1s\n", "**3 failed**, 5 passed"),
-        (0, "7 skipped in 0.1s\n", "**all failed**, 0 passed"),
+        (0, "a PASSED\n=== 7 passed, 2 skipped, 1 warning in 3.1s ===\n", "7 passed"),
+        (1, "FAILED a - 3 passed\n=== 2 failed, 5 passed, 1 error in 3.1s ===\n", "**3 failed**, 5 passed"),
+        (0, "=== 7 skipped in 0.1s ===\n", "**all failed**, 0 passed"),
         (4, "ERROR: not found\n\n", "**all failed**, 0 passed"),
         (-9, "", "**all failed**, 0 passed"),
     ],

@@ -36,6 +36,8 @@ __all__ = ["KubernetesStore"]
 Keys = Iterable[str | bytes]
 Value = str | bytes | bytearray
 
+#: An older torch (2.6) has no queues, and no error of theirs; in a newer one it derives from this.
+_QueueEmpty = getattr(dist, "QueueEmptyError", dist.DistStoreError)
 _OPEN: set[KubernetesStore] = set()
 """What is not closed. A PrefixStore, a process group or a clone's user holds torch's half of a store only; without its
 Python half, which nothing else may hold, every call of theirs would fail ("Not implemented")."""
@@ -215,13 +217,13 @@ class KubernetesStore(dist.Store):  # type: ignore[misc]  # torch is not analyse
         """Take the oldest value from a queue; waits for one.
 
         Raises:
-            QueueEmptyError: there is none, and `block` is False.
+            QueueEmptyError: there is none, and `block` is False (DistStoreError where torch has no QueueEmptyError).
             DistStoreError: there was none within the store's timeout.
         """
         deadline = time.monotonic() + (self.timeout.total_seconds() or _FOR_EVER)
         while (result := self._run(Op("pop", _key(key)))) == replay.EMPTY:
             if not block:
-                raise dist.QueueEmptyError("queue is empty")
+                raise _QueueEmpty("queue is empty")
             self._wait([_key(key)], _left(deadline), lambda state, name: state.queue_len(name) > 0)
         return records.decode_value(result[1:])
 
