@@ -307,6 +307,23 @@ def test_who_does_not_serve_sends_its_members_away_until_it_does_again(pair: tup
     assert member.found == [coordinator.record, coordinator.record]
 
 
+def test_a_round_with_the_same_coordinator_and_nobody_to_tell_does_not_wake_the_loop(
+    pair: tuple[Agent, Agent], clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As most are: each agent sees each of them, and wakes of a thread are most of what that costs."""
+    coordinator, member = pair
+    asked: list[object] = []
+    monkeypatch.setattr(member.loop, "call", asked.append)
+    member.liveness.follow(coordinator.record)
+    member.liveness.announce(7)
+    assert asked == []
+    member.liveness.follow(replace(coordinator.record, term=2))
+    assert len(asked) == 1
+    monkeypatch.setattr(coordinator.loop, "call", asked.append)
+    coordinator.liveness.announce(7)
+    assert len(asked) == 2
+
+
 def test_news_of_a_round_reach_members_also_in_pieces(pair: tuple[Agent, Agent], clock: Clock) -> None:
     coordinator, member = pair
     clock.run(30)
