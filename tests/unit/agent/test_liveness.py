@@ -6,11 +6,11 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
-from support.clocked_loop import Agent, Clock, clocked
+from support.clocked_loop import KEY, Agent, Clock, clocked
 
-from rdzv.agent import liveness_client
-from rdzv.agent.liveness import silence_of
-from rdzv.agent.liveness_server import SILENCE_SECONDS, Peer, judge
+from rdzv.agent import liveness_client, liveness_server
+from rdzv.agent.liveness import listen, silence_of
+from rdzv.agent.liveness_server import SILENCE_SECONDS, LivenessServer, Peer, judge
 from rdzv.env import SILENCE
 from rdzv.protocol.records import Coordinator, Endpoint
 
@@ -405,3 +405,32 @@ def test_both_sides_wait_for_as_long_as_they_are_told(pair: tuple[Agent, Agent],
     assert member.lost == []
     clock.run(5)
     assert member.lost == [coordinator.record]
+
+
+def test_many_that_connect_or_end_at_one_time_are_judged_together(
+    clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each judgement goes through all of them: one for each would be quadratic."""
+    judged: list[int] = []
+
+    def counting(peers: dict[str, Peer], *rest: float) -> tuple[frozenset[str], frozenset[str], frozenset[str]]:
+        judged.append(len(peers))
+        return judge(peers, *rest)
+
+    monkeypatch.setattr(liveness_server, "judge", counting)
+    members = [f"m{number}" for number in range(100)]
+    sockets = {member: clock.pair() for member in members}
+    server = LivenessServer(clock.loop(), listen("127.0.0.1"), "c", KEY, lambda: None)
+    server.expect(frozenset(members))
+    for member, (ours, _) in sockets.items():
+        server.admit(member, ours)
+    clock.settle()
+    assert server.verdict.connected == set(members)
+    server.ask(frozenset(members))
+    clock.settle()
+    assert server.verdict.doubted == set(members)
+    for _, theirs in sockets.values():
+        theirs.close()
+    clock.run(1.0)
+    assert server.verdict.dead == set(members)
+    assert len(judged) < 10
