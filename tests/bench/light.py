@@ -27,7 +27,7 @@ from bench.world import CREATE, END, JOIN, Report, World
 
 from rdzv.spec import GROUP
 
-SIZES = [100, 300, 1000, 3000]
+SIZES = [256, 1024, 4096]
 PHASES = ("connecting", "forming", "quiet", "loss", "coordinator")
 WHOLE = 2
 """Agents that are not light."""

@@ -13,7 +13,7 @@ from bench.records import Record
 _BEGIN, _END = "<!-- begin: written by the benchmark -->", "<!-- end: written by the benchmark -->"
 _FLOOR, _OURS, _OURS_BY_ETCD = "api-floor", "kubernetes", "etcd-v3"
 _LIGHT = "light-"
-_LAW_FROM = 300
+_LAW_FROM = 256
 """Agents: with fewer, most of a figure may be what does not grow with their number."""
 _FORETOLD = 10_000
 _TORCHS = ("c10d", "c10d-tuned", "etcd", "etcd-v2")

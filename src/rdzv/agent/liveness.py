@@ -98,6 +98,7 @@ class Liveness:
         self._prober = Prober(loop, callbacks.peers, connect)
         self._client = LivenessClient(loop, incarnation, callbacks.lost, callbacks.found, connect, silence)
         self._ticked: float | None = None
+        self._followed: Coordinator | None = None
         self._contested: frozenset[str] = frozenset()
 
     @property
@@ -137,7 +138,9 @@ class Liveness:
 
     def follow(self, target: Coordinator | None) -> None:
         """Keep a connection to this coordinator (None: to nobody)."""
-        self._loop.call(lambda: self._then_tick(lambda: self._client.follow(target)))
+        if target != self._followed:
+            self._followed = target
+            self._loop.call(lambda: self._then_tick(lambda: self._client.follow(target)))
 
     def expect(self, incarnations: Iterable[str]) -> None:
         """As the coordinator: whose connections are expected to be there."""
@@ -165,7 +168,8 @@ class Liveness:
 
     def announce(self, rv: int) -> None:
         """Tell who is connected of a new Round, of this resourceVersion."""
-        self._loop.call(lambda: self._server.announce(rv))
+        if self.connected:
+            self._loop.call(lambda: self._server.announce(rv))
 
     def _then_tick(self, function: Callable[[], None]) -> None:
         function()

@@ -135,7 +135,7 @@ class LivenessServer:
                 with contextlib.suppress(OSError):  # As in `announce`.
                     sock.send(QUESTION)
         self._asked = incarnations
-        self.judge()
+        self._judge_soon()
 
     def announce(self, rv: int) -> None:
         """Tell everybody who is connected of the Round of this resourceVersion."""
@@ -149,6 +149,10 @@ class LivenessServer:
         if verdict != self.verdict:
             self.verdict = verdict
             self._changed()
+
+    def _judge_soon(self) -> None:
+        """Once for all that happens in this turn of the loop: each judgement goes through all, and thousands may connect at one time."""
+        self._loop.at("liveness.judge", self._loop.clock(), self.judge)
 
     def slept(self, seconds: float) -> None:
         """This process was stopped, or starved: what it did not hear meanwhile says nothing about the others."""
@@ -170,7 +174,7 @@ class LivenessServer:
         with contextlib.suppress(OSError):
             sock.send(b"+")
         self._loop.watch(sock, selectors.EVENT_READ, lambda: self._heard(incarnation, sock))
-        self.judge()
+        self._judge_soon()
 
     def _heard(self, incarnation: str, sock: socket.socket) -> None:
         try:
@@ -189,7 +193,7 @@ class LivenessServer:
         if peer is not None:
             peer.heard, peer.asked = self._last_heard[incarnation], False
             if incarnation in self.verdict.suspected or incarnation in self.verdict.doubted:
-                self.judge()
+                self._judge_soon()
 
     def _ended(self, incarnation: str, sock: socket.socket) -> None:
         self._loop.forget(sock)
@@ -199,5 +203,5 @@ class LivenessServer:
         peer = self._expected.get(incarnation)
         if peer is not None:
             peer.connected, peer.gone = False, self._loop.clock()
-            self._loop.at(f"liveness.gone.{incarnation}", peer.gone + RECONNECT_SECONDS, self.judge)
-        self.judge()
+            self._loop.at(f"liveness.gone.{incarnation}", peer.gone + RECONNECT_SECONDS, self._judge_soon)
+        self._judge_soon()

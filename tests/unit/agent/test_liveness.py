@@ -6,11 +6,11 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
-from support.clocked_loop import Agent, Clock, clocked
+from support.clocked_loop import KEY, Agent, Clock, clocked
 
-from rdzv.agent import liveness_client
-from rdzv.agent.liveness import silence_of
-from rdzv.agent.liveness_server import SILENCE_SECONDS, Peer, judge
+from rdzv.agent import liveness_client, liveness_server
+from rdzv.agent.liveness import listen, silence_of
+from rdzv.agent.liveness_server import SILENCE_SECONDS, LivenessServer, Peer, judge
 from rdzv.env import SILENCE
 from rdzv.protocol.records import Coordinator, Endpoint
 
@@ -307,6 +307,23 @@ def test_who_does_not_serve_sends_its_members_away_until_it_does_again(pair: tup
     assert member.found == [coordinator.record, coordinator.record]
 
 
+def test_a_round_with_the_same_coordinator_and_nobody_to_tell_does_not_wake_the_loop(
+    pair: tuple[Agent, Agent], clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As most are: each agent sees each of them, and wakes of a thread are most of what that costs."""
+    coordinator, member = pair
+    asked: list[object] = []
+    monkeypatch.setattr(member.loop, "call", asked.append)
+    member.liveness.follow(coordinator.record)
+    member.liveness.announce(7)
+    assert asked == []
+    member.liveness.follow(replace(coordinator.record, term=2))
+    assert len(asked) == 1
+    monkeypatch.setattr(coordinator.loop, "call", asked.append)
+    coordinator.liveness.announce(7)
+    assert len(asked) == 2
+
+
 def test_news_of_a_round_reach_members_also_in_pieces(pair: tuple[Agent, Agent], clock: Clock) -> None:
     coordinator, member = pair
     clock.run(30)
@@ -388,3 +405,32 @@ def test_both_sides_wait_for_as_long_as_they_are_told(pair: tuple[Agent, Agent],
     assert member.lost == []
     clock.run(5)
     assert member.lost == [coordinator.record]
+
+
+def test_many_that_connect_or_end_at_one_time_are_judged_together(
+    clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each judgement goes through all of them: one for each would be quadratic."""
+    judged: list[int] = []
+
+    def counting(peers: dict[str, Peer], *rest: float) -> tuple[frozenset[str], frozenset[str], frozenset[str]]:
+        judged.append(len(peers))
+        return judge(peers, *rest)
+
+    monkeypatch.setattr(liveness_server, "judge", counting)
+    members = [f"m{number}" for number in range(100)]
+    sockets = {member: clock.pair() for member in members}
+    server = LivenessServer(clock.loop(), listen("127.0.0.1"), "c", KEY, lambda: None)
+    server.expect(frozenset(members))
+    for member, (ours, _) in sockets.items():
+        server.admit(member, ours)
+    clock.settle()
+    assert server.verdict.connected == set(members)
+    server.ask(frozenset(members))
+    clock.settle()
+    assert server.verdict.doubted == set(members)
+    for _, theirs in sockets.values():
+        theirs.close()
+    clock.run(1.0)
+    assert server.verdict.dead == set(members)
+    assert len(judged) < 10
