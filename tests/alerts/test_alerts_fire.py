@@ -1,7 +1,7 @@
 """Each alert of the chart fires in a real Prometheus that scrapes the real operator and webhook, once they have that trouble.
 
-`make alerts PROMETHEUS=path PROMTOOL=path` runs it (3 minutes). Minutes of the rules are seconds here. The dashboard's queries are
-asked, too.
+`make alerts` runs it (3 minutes, and once the time to build Prometheus). Minutes of the rules are seconds here. The dashboard's
+queries are asked, too; with RDZV_ALERTS=write their answers become its picture in the docs.
 """
 
 from __future__ import annotations
@@ -9,10 +9,10 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
 import socket
 import subprocess
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
@@ -24,6 +24,7 @@ from urllib.request import urlopen
 
 import pytest
 import yaml
+from alerts.picture import Answer, picture
 from support.cluster_fixtures import LocalCluster
 from support.fault_proxy import FaultProxy
 from support.hostile_reviews import review
@@ -34,9 +35,14 @@ from support.webhook_process import WebhookProcess, serving
 
 from deploy import render
 from deploy.local.cluster.control import free_ports
+from deploy.local.cluster.tools import build_prometheus
 
 FILES = render.CHART / "files"
 JOB = "rendezvous-operator-metrics"
+DASHBOARD: dict[str, Any] = json.loads((FILES / "dashboard.json").read_text())
+PICTURE = render.ROOT / "docs/operations/dashboard.svg"
+#: Seconds before now that the picture shows.
+PICTURED_SECONDS = 150.0
 RULES: list[dict[str, Any]] = yaml.safe_load((FILES / "alerts.yaml").read_text())["groups"][0]["rules"]
 
 #: A plug-in with a backend that never comes back, and a mistake of the operator's own, which no plug-in could make otherwise.
@@ -84,6 +90,16 @@ class Prometheus:
         found: list[Any] = self._get("query", query=expression)["result"]
         return found
 
+    def history(self, expression: str, seconds: float) -> Answer:
+        """Its values over the last seconds, as far as there are any."""
+        now = time.time()
+        span = {"start": f"{now - seconds}", "end": f"{now}", "step": "1"}
+        found = self._get("query_range", query=expression, **span)["result"]
+        return [
+            (each["metric"], [(at - now + seconds, float(value)) for at, value in each["values"] if value != "NaN"])
+            for each in found
+        ]
+
 
 @dataclass(frozen=True)
 class Scene:
@@ -113,22 +129,24 @@ class Scene:
         self.fired.add(alert)
 
 
+def expression(query: str) -> str:
+    """A query of the dashboard, with its variables as they are here."""
+    return query.replace("$job", JOB).replace("$__rate_interval", "10s")
+
+
 def faster(rules: str) -> str:
     """The rules with seconds for minutes."""
     return re.sub(r"(\[|for: )(\d+)m", r"\1\2s", rules)
 
 
 @pytest.fixture(scope="module")
-def program() -> str:
-    """The path of Prometheus."""
-    found = shutil.which(os.environ.get("PROMETHEUS", "prometheus"))
-    if found is None:
-        pytest.skip("no Prometheus: PROMETHEUS=path names one (github.com/prometheus/prometheus/cmd/prometheus)")
-    return found
+def programs() -> Path:
+    """The folder of prometheus and promtool."""
+    return build_prometheus()
 
 
 @contextmanager
-def scraping(program: str, ports: list[int], scratch: Path) -> Iterator[Prometheus]:
+def scraping(program: Path, ports: list[int], scratch: Path) -> Iterator[Prometheus]:
     (scratch / "rules.yaml").write_text(faster((FILES / "alerts.yaml").read_text()))
     scrape = {"job_name": JOB, "static_configs": [{"targets": [f"127.0.0.1:{port}" for port in ports]}]}
     pace = {"scrape_interval": "500ms", "scrape_timeout": "500ms", "evaluation_interval": "500ms"}
@@ -136,7 +154,7 @@ def scraping(program: str, ports: list[int], scratch: Path) -> Iterator[Promethe
         json.dumps({"global": pace, "rule_files": [str(scratch / "rules.yaml")], "scrape_configs": [scrape]})
     )
     (port,) = free_ports(1)
-    command = [program, f"--config.file={scratch}/prometheus.yaml", f"--storage.tsdb.path={scratch}/data"]
+    command = [str(program), f"--config.file={scratch}/prometheus.yaml", f"--storage.tsdb.path={scratch}/data"]
     command += [f"--web.listen-address=127.0.0.1:{port}", "--log.level=error"]
     with (scratch / "log").open("wb") as log:
         process = subprocess.Popen(command, stdout=log, stderr=log)
@@ -150,7 +168,7 @@ def scraping(program: str, ports: list[int], scratch: Path) -> Iterator[Promethe
 
 
 @pytest.fixture(scope="module")
-def scene(program: str, control_plane: LocalCluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
+def scene(programs: Path, control_plane: LocalCluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
     install_crds(control_plane)
     scratch, kube, namespace = tmp_path_factory.mktemp("alerts"), Kube(control_plane.kubeconfig), "alerts"
     control_plane.kubectl("create", "namespace", namespace)
@@ -175,11 +193,20 @@ def scene(program: str, control_plane: LocalCluster, tmp_path_factory: pytest.Te
             kube.create(pod(namespace, "a", 0))
             eventually(lambda: kube.get("ConfigMap", namespace, "rdzv-mnist"), timeout=60)
             eventually(webhook.answers)
-            with scraping(program, ports, scratch) as prometheus:
+            with scraping(programs / "prometheus", ports, scratch) as prometheus:
                 yield Scene(prometheus, operator, webhook, proxy, kube, namespace)
         finally:
             operator.kill()
             print(f"--- the operator's log ---\n{(scratch / 'log').read_text()[-8000:]}")
+
+
+def test_the_rules_by_prometheus_own_tool(programs: Path) -> None:
+    for words in (
+        ("check", "rules", FILES / "alerts.yaml"),
+        ("test", "rules", render.ROOT / "tests/alerts/alerts_test.yaml"),
+    ):
+        done = subprocess.run([programs / "promtool", *words], capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stdout + done.stderr
 
 
 def test_minutes_are_seconds_and_nothing_else_is_changed() -> None:
@@ -194,11 +221,9 @@ def test_minutes_are_seconds_and_nothing_else_is_changed() -> None:
 
 def test_every_query_of_the_dashboard_has_an_answer_and_no_alert_fires_in_quiet(scene: Scene) -> None:
     ask(scene.webhook, json.dumps(review()).encode())
-    panels = json.loads((FILES / "dashboard.json").read_text())["panels"]
-    queries = [target["expr"] for panel in panels for target in panel["targets"]]
+    queries = [target["expr"] for panel in DASHBOARD["panels"] for target in panel["targets"]]
     for query in queries:
-        expression = query.replace("$job", JOB).replace("$__rate_interval", "10s")
-        eventually(lambda expression=expression: scene.prometheus.query(expression))  # type: ignore[misc]
+        eventually(lambda query=query: scene.prometheus.query(expression(query)))  # type: ignore[misc]
     assert scene.prometheus.firing() == set()
 
 
@@ -265,6 +290,18 @@ def test_passes_that_do_not_end(scene: Scene) -> None:
     for number in range(12):
         scene.make(f"hanging-{number}", "hanging")
     scene.fires("RendezvousOperatorQueueStuck")
+
+
+def test_the_dashboard_is_drawn(scene: Scene) -> None:
+    """As Grafana would ask for it."""
+
+    def ask(query: str) -> Answer:
+        return scene.prometheus.history(expression(query), PICTURED_SECONDS)
+
+    drawn = picture(DASHBOARD, ask, PICTURED_SECONDS, "while the tests of the alerts make trouble")
+    assert drawn.count("<polyline") >= len(DASHBOARD["panels"])
+    if os.environ.get("RDZV_ALERTS") == "write":
+        PICTURE.write_text(drawn)
 
 
 def test_an_operator_that_is_gone(scene: Scene) -> None:

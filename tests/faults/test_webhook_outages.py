@@ -74,6 +74,14 @@ class Place:
     pods: Pods
     service: Relay
     host: str
+    cluster: LocalCluster
+    configuration: str
+
+    def set(self, **fields: str) -> None:
+        """Fields of the webhook's configuration."""
+        patch = [{"op": "add", "path": f"/webhooks/0/{name}", "value": value} for name, value in fields.items()]
+        kind = "mutatingwebhookconfiguration"
+        self.cluster.kubectl("patch", kind, self.configuration, "--type=json", "-p", json.dumps(patch))
 
     def create(self, labels: Object) -> Object:
         """The pod as it would have been created."""
@@ -149,7 +157,7 @@ def place(control_plane: LocalCluster, tmp_path_factory: pytest.TempPathFactory)
             pods.start(folder)
         try:
             eventually(pods.answer, timeout=90)
-            found = Place(Kube(control_plane.kubeconfig), namespace, pods, service, host)
+            found = Place(Kube(control_plane.kubeconfig), namespace, pods, service, host, control_plane, name)
             eventually(lambda: found.create_many(1, {LABEL: "mnist"}) == (0, []), timeout=60)
             yield found
         finally:
@@ -222,6 +230,11 @@ def test_with_both_dead_labelled_pods_wait_and_nobody_elses_are_asked_about(plac
     with pytest.raises(ApiException, match="failed calling webhook"):
         place.create({LABEL: "mnist"})
     assert place.service.accepted > asked
+
+    place.set(failurePolicy="Ignore")  # As webhook.failurePolicy of the chart says, if it is told to.
+    plain, _ = place.create_many(1, {LABEL: "mnist"})
+    assert plain > 0, "it starts without its environment"
+    place.set(failurePolicy="Fail")
 
     for folder in place.pods.folders:
         place.pods.start(folder)

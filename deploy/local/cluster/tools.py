@@ -37,6 +37,7 @@ class Part:
     module: str
     expected: str
     variables: tuple[str, ...] = ()  # linker -X settings; {version} is v1.2.3, {plain} 1.2.3, {minor} the second number
+    tags: str = ""  # build tags: what is left out of the programs
 
     @property
     def folder(self) -> Path:
@@ -66,7 +67,7 @@ class Part:
     def key(self) -> str:
         """The name of its cache entry."""
         sources = [path.read_bytes() for path in sorted(self.folder.iterdir())]
-        return f"{self.name}-{self.version.lstrip('v')}-{digest(self.flags, *sources)}"
+        return f"{self.name}-{self.version.lstrip('v')}-{digest(self.flags + self.tags, *sources)}"
 
 
 KUBERNETES_VARIABLES = tuple(
@@ -106,6 +107,9 @@ CONTROLLERS = (
 #: What enforces NetworkPolicies: built only when tests/contract/test_isolation.py asks for it.
 ENFORCER = Part("network-policies", "sigs.k8s.io/kube-network-policies", "2 min on 2 cores")
 
+#: Prometheus and promtool: built only when tests/alerts asks for them. Without what finds targets in clouds.
+PROMETHEUS = Part("prometheus", "github.com/prometheus/prometheus", "8 min on 2 cores", tags="netgo,remove_all_sd")
+
 
 @dataclass(frozen=True)
 class Tools:
@@ -139,6 +143,8 @@ def _build(part: Part, folder: Path, update: Callable[[str], None]) -> None:
         "build",
         "-v",
         "-trimpath",
+        "-tags",
+        part.tags,
         "-ldflags",
         part.flags,
         "-o",
@@ -212,6 +218,11 @@ def build_controller(name: str) -> Path:
 def build_enforcer() -> Path:
     """The program that enforces NetworkPolicies; it is built if it is missing."""
     return build(ENFORCER) / "cmd"
+
+
+def build_prometheus() -> Path:
+    """The folder of prometheus and promtool; they are built if they are missing."""
+    return build(PROMETHEUS)
 
 
 def module_folder(name: str) -> Path:

@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 
 import rdzv
-from rdzv.cli.conformance_agents import ENDPOINTS, AgentError, Failed, Lab, Target
+from rdzv.cli.conformance_agents import ENDPOINTS, Failed, Lab, NodeError, Target
 from rdzv.cli.conformance_checks import CHECKS, PROFILES, Check, skipped
 from rdzv.cli.conformance_report import FAILED, PASSED, SKIPPED, Result, report, to_yaml
 from rdzv.env import RendezvousEnvironmentError, parse_config
@@ -99,7 +99,7 @@ def results_of(target: Target, checks: Sequence[Check]) -> Iterator[Result]:
         try:
             with Lab(target) as lab:
                 check.run(lab)
-        except (Failed, AgentError) as error:
+        except (Failed, NodeError) as error:
             yield Result(check.profile, check.name, FAILED, check.meaning, _anonymous(str(error), lab))
         else:
             yield Result(check.profile, check.name, PASSED, check.meaning)

@@ -28,7 +28,7 @@ class Failed(Exception):  # noqa: N818 - the outcome of a check, not an error of
     """What was seen instead of what the contract says."""
 
 
-class AgentError(Exception):
+class NodeError(Exception):
     """A call in a node raised. `kinds`: the names of the error's classes."""
 
     def __init__(self, where: str, kinds: Sequence[str], text: str) -> None:
@@ -102,7 +102,7 @@ class Agent:
         """What the call returned.
 
         Raises:
-            AgentError: it raised.
+            NodeError: it raised.
             Failed: it did not end in time, or the node died of it.
         """
         where = f"node {self.index}: {self._asked}"
@@ -113,7 +113,7 @@ class Agent:
         except EOFError:
             raise Failed(f"{where} ended the process") from None
         if outcome == "raised":
-            raise AgentError(where, *value)
+            raise NodeError(where, *value)
         return value
 
     def call(self, method: str, *arguments: Any, seconds: float = WAIT + GRACE) -> Any:
@@ -192,7 +192,7 @@ def raises(agent: Agent, kind: str, seconds: float = WAIT + GRACE) -> None:
     """
     try:
         value = agent.answer(seconds)
-    except AgentError as error:
+    except NodeError as error:
         if kind not in error.kinds:
             raise Failed(f"{error}; the contract says {kind}") from None
     else:

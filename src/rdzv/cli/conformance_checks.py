@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import chain
 
-from rdzv.cli.conformance_agents import Agent, AgentError, Failed, Lab, Target, eventually, meet, raises, worlds
+from rdzv.cli.conformance_agents import Agent, Failed, Lab, NodeError, Target, eventually, meet, raises, worlds
 from rdzv.cli.conformance_histories import wrong_adds, wrong_swaps
 
 CORE, ELASTIC, STORE = "core", "elastic", "store"
@@ -192,7 +192,7 @@ def _rejoin(lab: Lab) -> None:
 def _outcome(agent: Agent) -> str:
     try:
         return f"it got {agent.answer()}"
-    except AgentError as error:
+    except NodeError as error:
         return str(error)
 
 
