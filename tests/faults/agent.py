@@ -32,6 +32,11 @@ from rdzv.resources import ROUNDS
 
 LEAST = 2
 """Agents of a world, at least."""
+FEW, LAST_CALL = 4, (1, 5)
+"""How long a world waits for more than the least, in seconds: up to so many agents, and with more, which take longer to ask.
+
+A coordinator that is stopped while one of `FEW` is away is to come back before its own request has timed out.
+"""
 TOGETHER_SECONDS = 10.0
 """For all of a world to say that they are there, through its store."""
 
@@ -165,7 +170,8 @@ def live(seat: Seat) -> None:
         BUGS[seat.bug].plant()
     os.environ["KUBECONFIG"] = seat.kubeconfig
     name = f"{seat.endpoint.partition('/')[2]}-{seat.slot}"
-    settings = {"slot": str(seat.slot), "member": name, "join_timeout": 300, "last_call_timeout": 5}
+    last_call = LAST_CALL[seat.most > FEW]
+    settings = {"slot": str(seat.slot), "member": name, "join_timeout": 300, "last_call_timeout": last_call}
     params = RendezvousParameters("kubernetes", seat.endpoint, "run-1", LEAST, seat.most, "127.0.0.1", **settings)
     signal.signal(signal.SIGTERM, _told_to_stop)
     found = get_rendezvous_handler(params)
