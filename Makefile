@@ -32,8 +32,8 @@ FAULTS ?= tests/faults tests/contract/test_operator_election.py tests/unit/test_
   tests/unit/protocol/test_seeded_bugs.py
 
 faults: venv ## the long forms: the operator's and the store's lives under faults, changes of a Rendezvous, seeded bugs, hostile input, 100,000 schedules; writes docs/reliability.md (FAULTS=paths for parts)
-	rm -f .local/faults.jsonl
-	RDZV_FAULTS=long $(BIN)/pytest $(FAULTS); ended=$$?; $(BIN)/python tests/faults/report.py; exit $$ended
+	$(BIN)/python tests/faults/report.py
+	RDZV_FAULTS=long $(BIN)/pytest -n 2 --dist loadfile $(FAULTS); ended=$$?; $(BIN)/python tests/faults/report.py; exit $$ended
 
 matrix: venv ## kinds of workloads by their real controllers, each with each backend, on the cluster: the table in docs/workloads.md
 	RDZV_MATRIX=write $(BIN)/pytest tests/matrix

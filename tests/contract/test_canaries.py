@@ -55,6 +55,11 @@ def command(*words: str) -> Change:
     return lambda pod: pod["spec"]["containers"][0].update(command=["torchrun", *words, "train.py"])
 
 
+def probe(pod: Object) -> None:
+    header = {"name": "Authorization", "value": f"Bearer {CANARY}"}
+    pod["spec"]["containers"][0]["livenessProbe"] = {"httpGet": {"port": 8080, "httpHeaders": [header]}}
+
+
 def container(phase: str, **state: Object) -> Change:
     def change(pod: Object) -> None:
         status = {"name": "train", "image": "i", "imageID": "", "ready": False, "restartCount": 2, "state": state}
@@ -80,6 +85,7 @@ SITUATIONS: dict[str, Change] = {
     "an-endpoint-of-its-own": environment(PET_RDZV_ENDPOINT=ADDRESS),
     "settings-of-its-own": environment(PET_RDZV_CONF=f"password={CANARY}", PYTHONPATH=f"/{CANARY}"),
     "a-command-line": command(f"--rdzv-endpoint={ADDRESS}", "--rdzv-conf", f"password={CANARY}"),
+    "a-header-of-its-probe": probe,
     "an-annotation": lambda pod: pod["metadata"].update(annotations={"example.com/token": CANARY}),
     "it-ended-with-an-address": ended(f"OSError: can't connect to postgres://{ADDRESS}/db"),
     "its-rendezvous-failed": ended(f"{RENDEZVOUS_FAILED}RendezvousConnectionError: {ADDRESS} does not answer\n"),
@@ -260,7 +266,7 @@ def test_what_injection_adds_holds_nothing_of_what_a_pod_had(place: Place) -> No
 
 def test_of_all_flows_the_operator_tells_no_secret(place: Place) -> None:
     """Last: the log and the objects are those of all that the other tests did, too."""
-    assert len(FLOWS) >= 48
+    assert len(FLOWS) >= 50
     place.told |= {
         "objects": place.get(TOLD),
         "the operator's log": (place.directory / "log").read_text(),

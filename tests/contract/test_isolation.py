@@ -1,6 +1,7 @@
-"""`spec.network.isolate`, enforced: real connections between the network namespaces of pods, judged by kube-network-policies.
+"""`spec.network.isolate` and the chart's policies, enforced: real connections between the network namespaces of pods.
 
-The operator is the real one, and so is what it writes; kube-network-policies reads it from the API server as in any cluster.
+kube-network-policies judges them. The operator is the real one, and so is what it writes; the policies are read from the API server as
+in any cluster.
 """
 
 from __future__ import annotations
@@ -8,12 +9,12 @@ from __future__ import annotations
 import itertools
 import json
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
-from support.accounts import as_the_operator
+from support.accounts import RELEASE, as_the_operator, rendered
 from support.cluster_fixtures import LocalCluster
 from support.operated import rendezvous
 from support.operator_process import Kube, eventually, running_operator
@@ -29,13 +30,19 @@ PORTS = (STORE, CLIENT, PEER, METRICS, NOTEBOOK)
 
 @dataclass(frozen=True)
 class Played:
-    """A pod that is nothing but an address: its labels, and whether it is in the other namespace."""
+    """A pod that is nothing but an address: its labels, whether it is in the other namespace, and names of ports."""
 
     labels: Object = field(default_factory=dict)
     elsewhere: bool = False
+    ports: Mapping[str, int] = field(default_factory=dict)
 
 
 MEMBER, SERVER = {"rdzv.dev/rendezvous": "mnist"}, {"rdzv.dev/server": "mnist"}
+#: What the chart's pods are called, and which of the ports here are those that they serve.
+OURS = {
+    "operator": {"healthz": STORE, "readyz": CLIENT, "metrics": METRICS},
+    "webhook": {"https": PEER, "metrics": METRICS},
+}
 PODS = {
     "mnist-0": Played(MEMBER),
     "mnist-1": Played(MEMBER),
@@ -48,6 +55,18 @@ PODS = {
     "mnist-elsewhere": Played(MEMBER, elsewhere=True),
     "prometheus": Played({"app": "prometheus"}, elsewhere=True),
     "notebook-elsewhere": Played({"app": "notebook"}, elsewhere=True),
+    **{
+        name: Played(
+            {
+                "app.kubernetes.io/name": RELEASE,
+                "app.kubernetes.io/instance": RELEASE,
+                "app.kubernetes.io/component": name,
+            },
+            elsewhere=True,
+            ports=ports,
+        )
+        for name, ports in OURS.items()
+    },
 }
 MEMBERS, SERVERS = ("mnist-0", "mnist-1"), ("etcd-0", "etcd-1")
 EVERY: set[Attempt] = {(source, target, port) for source, target in itertools.permutations(PODS, 2) for port in PORTS}
@@ -85,6 +104,7 @@ def network(elsewhere: str) -> Object:
 
 @dataclass(frozen=True)
 class Place:
+    plane: LocalCluster
     kube: Kube
     namespace: str
     elsewhere: str
@@ -101,12 +121,13 @@ class Place:
             )
 
 
-def played(name: str, namespace: str, labels: Object, address: str) -> Object:
+def played(name: str, namespace: str, each: Played, address: str) -> Object:
+    ports = [{"name": port, "containerPort": number} for port, number in each.ports.items()]
     return {
         "apiVersion": "v1",
         "kind": "Pod",
-        "metadata": {"name": name, "namespace": namespace, "labels": labels},
-        "spec": {"nodeName": "node", "containers": [{"name": "c", "image": "registry.invalid/x"}]},
+        "metadata": {"name": name, "namespace": namespace, "labels": each.labels},
+        "spec": {"nodeName": "node", "containers": [{"name": "c", "image": "registry.invalid/x", "ports": ports}]},
         "status": {"phase": "Running", "podIP": address, "podIPs": [{"ip": address}]},
     }
 
@@ -129,11 +150,11 @@ def place(plane: LocalCluster, kube: Kube, tmp_path_factory: pytest.TempPathFact
     with PodNetwork(list(PODS), PORTS) as pods, running_operator(operator, scratch / "log", namespace):
         for name, each in PODS.items():
             where = elsewhere if each.elsewhere else namespace
-            kube.create(played(name, where, each.labels, pods.addresses[name]))
+            kube.create(played(name, where, each, pods.addresses[name]))
         kube.create(rendezvous(namespace, "etcd-v3", etcd={"replicas": 3}))
         eventually(lambda: kube.get("StatefulSet", namespace, "rdzv-mnist-etcd"))
         pods.enforce(plane, program, token, scratch)
-        yield Place(kube, namespace, elsewhere, pods)
+        yield Place(plane, kube, namespace, elsewhere, pods)
     plane.kubectl("delete", "clusterrole,clusterrolebinding", reader, f"operator-{namespace}")
     plane.kubectl("delete", "namespace", namespace, elsewhere, "--wait=false")
 
@@ -178,3 +199,16 @@ def test_both_policies_are_owned_by_the_rendezvous(place: Place) -> None:
         found = place.kube.get("NetworkPolicy", place.namespace, name) or {}
         (owner,) = found["metadata"]["ownerReferences"]
         assert (owner["kind"], owner["name"], json.dumps(owner["controller"])) == ("Rendezvous", "mnist", "true")
+
+
+def test_of_the_operator_and_the_webhook_only_the_ports_that_they_serve_are_open(place: Place) -> None:
+    """Last: the policies stay."""
+    chart = ("--set=networkPolicy.enabled=true", "--set=injection.mode=webhook", f"--namespace={place.elsewhere}")
+    policies = [obj for obj in rendered(place.plane, *chart) if obj["kind"] == "NetworkPolicy"]
+    assert {obj["spec"]["podSelector"]["matchLabels"]["app.kubernetes.io/component"] for obj in policies} == set(OURS)
+    attempts = {attempt for attempt in EVERY if attempt[1] in OURS}
+    assert place.network.connects(attempts) == attempts
+    for obj in policies:
+        place.kube.create(obj)
+    expected = {(source, target, port) for source, target, port in attempts if port in OURS[target].values()}
+    eventually(lambda: place.network.connects(attempts) == expected, timeout=60)

@@ -21,24 +21,34 @@ from typing import Any
 from torch.distributed.elastic.rendezvous import RendezvousParameters
 from torch.distributed.elastic.rendezvous.registry import get_rendezvous_handler
 
-from rdzv.agent import round_record
+from rdzv.agent import agent, coordinator_loop, handler, round_record
 from rdzv.agent.conditional import OutcomeUnknownError
+from rdzv.kube import watch_loop
 from rdzv.kube.api import ApiError, Conflict
 from rdzv.kube.retry import Retry
+from rdzv.kube.watch_loop import MODIFIED
+from rdzv.protocol.events import CoordinatorFound
 from rdzv.resources import ROUNDS
 
-NODES = (2, 4)
+LEAST = 2
+"""Agents of a world, at least."""
+FEW, LAST_CALL = 4, (1, 5)
+"""How long a world waits for more than the least, in seconds: up to so many agents, and with more, which take longer to ask.
+
+A coordinator that is stopped while one of `FEW` is away is to come back before its own request has timed out.
+"""
 TOGETHER_SECONDS = 10.0
 """For all of a world to say that they are there, through its store."""
 
 
 @dataclass(frozen=True)
 class Seat:
-    """Where an agent is started. `bug`: one of `BUGS`, or none."""
+    """Where an agent is started. `most`: agents of a world; `bug`: one of `BUGS`, or none."""
 
     endpoint: str
     kubeconfig: str
     slot: int
+    most: int
     out: str
     bug: str = ""
 
@@ -69,45 +79,118 @@ def _again_over_a_conflict(self: Any, record: Any, rv: int | None, owner: Any = 
             obj["metadata"] = {**found["metadata"]}
 
 
-BUGS = {
-    "the Round is written blindly": _blind_patch,
-    "a Round that met a conflict is written over the other one": _again_over_a_conflict,
-}
-
-
-def plant(bug: str) -> None:
+def _written_by(wrong: Callable[..., None]) -> Callable[[], None]:
     """Replaces how this process writes the Round."""
-    wrong, read = BUGS[bug], round_record.RoundRecord.read
 
-    def write(self: Any, record: Any, rv: int | None, retry: Retry, owner: Any = None) -> None:
-        try:
-            wrong(self, record, rv, owner)
-        except ApiError as error:
-            if not (isinstance(error, Conflict) or error.maybe_applied):
-                raise
-            read(self, retry)
-            raise OutcomeUnknownError(error) from error
+    def plant() -> None:
+        read = round_record.RoundRecord.read
 
-    round_record.RoundRecord.write = write  # type: ignore[method-assign]
+        def write(self: Any, record: Any, rv: int | None, retry: Retry, owner: Any = None) -> None:
+            try:
+                wrong(self, record, rv, owner)
+            except ApiError as error:
+                if not (isinstance(error, Conflict) or error.maybe_applied):
+                    raise
+                read(self, retry)
+                raise OutcomeUnknownError(error) from error
+
+        _put(round_record.RoundRecord, "write", write)
+
+    return plant
+
+
+def _put(place: Any, name: str, mistake: Any) -> None:
+    assert hasattr(place, name)
+    setattr(place, name, mistake)
+
+
+def _nobody_is_told_of_those_who_wait() -> None:
+    _put(agent.Agent, "num_nodes_waiting", lambda self: 0)
+
+
+def _the_first_keeps_its_store() -> None:
+    real = handler.AgentRendezvousHandler._make_store
+
+    def make_store(self: Any, accept: Any) -> Any:
+        store = real(self, accept)
+        return store if self._store is None or accept.rank else self._store
+
+    _put(handler.AgentRendezvousHandler, "_make_store", make_store)
+
+
+def _a_coordinator_that_is_gone_is_not_missed() -> None:
+    _put(agent, "CoordinatorLost", CoordinatorFound)
+
+
+def _a_member_is_read_once() -> None:
+    real = coordinator_loop.CoordinatorLoop._take_member
+
+    def take(self: Any, kind: str, obj: Any) -> None:
+        if kind != MODIFIED:
+            real(self, kind, obj)
+
+    _put(coordinator_loop.CoordinatorLoop, "_take_member", take)
+
+
+def _a_watch_that_broke_is_not_begun_again() -> None:
+    def note(self: Any, _error: ApiError) -> None:
+        self._stop.wait()
+
+    _put(watch_loop.WatchLoop, "_note", note)
+
+
+@dataclass(frozen=True)
+class Bug:
+    """One mistake, and in which bursts and by what it shows. `where`: whose it is."""
+
+    plant: Callable[[], None]
+    burst: str
+    shows: str
+    where: str = "agents"
+
+
+LATE, KILLED, AWAY = "a late write", "killed", "the API server away"
+_WORLDS, _APART = "two worlds|after round", "not together"
+BUGS = {
+    "the Round is written blindly": Bug(_written_by(_blind_patch), LATE, _WORLDS),
+    "a Round that met a conflict is written over the other one": Bug(
+        _written_by(_again_over_a_conflict), LATE, _WORLDS
+    ),
+    "nobody is told of those who wait": Bug(_nobody_is_told_of_those_who_wait, KILLED, _APART),
+    "the first agent keeps the store of an earlier round": Bug(_the_first_keeps_its_store, KILLED, _APART),
+    "a coordinator that is gone is not missed": Bug(_a_coordinator_that_is_gone_is_not_missed, KILLED, _APART),
+    "a Member is read only once": Bug(_a_member_is_read_once, KILLED, _APART),
+    "a watch that broke is not begun again": Bug(_a_watch_that_broke_is_not_begun_again, AWAY, _APART, "client"),
+}
 
 
 def live(seat: Seat) -> None:
     """One rendezvous after the other, until it is killed."""
     if seat.bug:
-        plant(seat.bug)
+        BUGS[seat.bug].plant()
     os.environ["KUBECONFIG"] = seat.kubeconfig
-    low, high = NODES
-    settings = {"slot": str(seat.slot), "member": f"node-{seat.slot}", "join_timeout": 300, "last_call_timeout": 1}
-    params = RendezvousParameters("kubernetes", seat.endpoint, "run-1", low, high, local_addr="127.0.0.1", **settings)
-    handler = get_rendezvous_handler(params)
-    with Path(seat.out).open("a", buffering=1) as out:
-        while True:
-            info = handler.next_rendezvous()
-            world = _together(info)
-            said = {"at": time.time(), "slot": seat.slot, "rank": info.rank, "size": info.world_size, "world": world}
-            out.write(json.dumps(said) + "\n")
-            while world and not handler.num_nodes_waiting():
-                time.sleep(0.05)
+    name = f"{seat.endpoint.partition('/')[2]}-{seat.slot}"
+    last_call = LAST_CALL[seat.most > FEW]
+    settings = {"slot": str(seat.slot), "member": name, "join_timeout": 300, "last_call_timeout": last_call}
+    params = RendezvousParameters("kubernetes", seat.endpoint, "run-1", LEAST, seat.most, "127.0.0.1", **settings)
+    signal.signal(signal.SIGTERM, _told_to_stop)
+    found = get_rendezvous_handler(params)
+    try:
+        with Path(seat.out).open("a", buffering=1) as out:
+            while True:
+                info = found.next_rendezvous()
+                world = _together(info)
+                said = {"slot": seat.slot, "rank": info.rank, "size": info.world_size, "world": world}
+                out.write(json.dumps(said) + "\n")
+                while world and not found.num_nodes_waiting():
+                    time.sleep(0.1)
+    except SystemExit:
+        found.shutdown()
+
+
+def _told_to_stop(_number: int, _frame: object) -> None:
+    """As torch's agent, which raises and then shuts its handler down."""
+    raise SystemExit(1)
 
 
 def _together(info: Any) -> str:

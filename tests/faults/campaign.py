@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import json
 import os
 import random
@@ -20,9 +19,11 @@ from typing import Any
 
 from faults.checker import Operation
 from faults.client import KEYS, READS, Job, kept, order_of
-from support.fault_proxy import FaultProxy
+from support.fault_proxy import EtcdProxy, FaultProxy
 from torch import distributed as dist
 
+from rdzv.etcd.client import Client as EtcdClient
+from rdzv.etcd.config import parse
 from rdzv.kube.client import Client
 from rdzv.kube.config import from_kubeconfig
 from rdzv.store.store import KubernetesStore
@@ -172,6 +173,17 @@ FAULTS: dict[str, Fault] = {
     "none": _none,
 }
 KINDS = [name for name in FAULTS if name != "none"]
+_KV, _TXN = "/v3/kv/", "/v3/kv/txn"
+ETCD_FAULTS: dict[str, Fault] = {
+    "lose-reply": _requests({"kind": "lose-reply", "path": _TXN, "times": 2}),
+    "cut-before": _requests({"kind": "cut-before", "path": _KV, "times": 2}),
+    "delay": _requests({"kind": "delay", "seconds": 0.3, "path": _TXN}, {"kind": "delay", "seconds": 0.2, "path": _KV}),
+    "unavailable": _requests(_storm(503, "Unavailable", path=_KV, times=3)),
+    "torn-watch": _requests({"kind": "tear", "method": "WATCH", "path": ""}, {"kind": "lose-reply", "path": _TXN}),
+    "fork": _requests({"kind": "lose-reply", "path": _TXN}),
+    **{kind: FAULTS[kind] for kind in ("silence", "resets", "outage", "stopped", "killed")},
+}
+"""The same of a store in etcd, whose requests are all alike."""
 IMPATIENT = {"outage": 2.0, "unavailable": 3.0}
 """Timeouts of stores that are to give up now and then, in seconds; of the others 60."""
 
@@ -232,9 +244,50 @@ def run(
                 for i in range(clients)
             ]
             statuses = _play(nursery, jobs, proxy, FAULTS[fault], seed)
-            lost = proxy.lost
-        killed = clients // 2 if fault == "killed" else 0
-        return dataclasses.replace(_outcome(directory, begun, statuses, killed), lost=lost)
+        return _outcome(directory, begun, statuses, clients // 2 if fault == "killed" else 0, proxy.lost)
+    finally:
+        store.delete()
+        store.close()
+        client.close()
+
+
+def run_etcd(
+    nursery: Nursery,
+    endpoint: str,
+    directory: Path,
+    fault: str,
+    seed: int,
+    *,
+    clients: int = 5,
+    operations: int = 16,
+) -> Outcome:
+    """One history on a store in etcd, in which a kind of fault happens all the time."""
+    name = f"history-{secrets.token_hex(5)}-1"
+    directory.mkdir(parents=True)
+    config = parse(endpoint, {})
+    client = EtcdClient(config, name)
+    store = KubernetesStore(name, name, client=client)
+    try:
+        begun = _begin(store, "all")
+        proxy = EtcdProxy(config.servers[0], directory)
+        with proxy:
+            jobs = [
+                Job(
+                    name,
+                    "",
+                    str(directory / f"client-{i}"),
+                    i,
+                    seed * 1000 + i,
+                    operations,
+                    seconds=IMPATIENT.get(fault, 60.0),
+                    fork=fault == "fork",
+                    extra={"PATIENCE": 1},
+                    etcd={"endpoint": proxy.endpoint, **proxy.settings},
+                )
+                for i in range(clients)
+            ]
+            statuses = _play(nursery, jobs, proxy, ETCD_FAULTS[fault], seed)
+        return _outcome(directory, begun, statuses, clients // 2 if fault == "killed" else 0, proxy.lost)
     finally:
         store.delete()
         store.close()
@@ -253,7 +306,7 @@ def run_tcp(nursery: Nursery, directory: Path, seed: int, *, clients: int = 5, o
     ]
     pids = [nursery.ask(order_of(job)) for job in jobs]
     statuses = nursery.ask(json.dumps({"wait": pids, "seconds": _patience(jobs)}))
-    return _outcome(directory, begun, statuses, 0)
+    return _outcome(directory, begun, statuses)
 
 
 def _begin(store: Any, work: str) -> list[Operation]:
@@ -282,7 +335,7 @@ def _patience(jobs: list[Job]) -> float:
     return least + each * sum(job.operations for job in jobs)
 
 
-def _outcome(directory: Path, begun: list[Operation], statuses: list[Any], killed: int) -> Outcome:
+def _outcome(directory: Path, begun: list[Operation], statuses: list[Any], killed: int = 0, lost: int = 0) -> Outcome:
     problems = [path.read_text() for path in sorted(directory.glob("*.crash"))]
     stuck = sum(status is None for _, status in statuses)
     dead = sum(status == signal.SIGKILL for _, status in statuses)
@@ -305,7 +358,7 @@ def _outcome(directory: Path, begun: list[Operation], statuses: list[Any], kille
                     result=end.get("result", ()),
                 )
             )
-    return Outcome(history, problems, fates["unknown"], fates["not done"])
+    return Outcome(history, problems, fates["unknown"], fates["not done"], lost)
 
 
 def _calls(path: Path) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:

@@ -23,6 +23,8 @@ from typing import Any
 from faults import seeded
 from torch import distributed as dist
 
+from rdzv.etcd.client import Client as EtcdClient
+from rdzv.etcd.config import parse
 from rdzv.kube.client import Client
 from rdzv.kube.config import from_kubeconfig
 from rdzv.store import records
@@ -61,7 +63,7 @@ class Job:
     store: str
     """Its name; for a TCPStore, its port."""
     kubeconfig: str
-    """Empty for a TCPStore."""
+    """Empty for a TCPStore, and for a store in etcd."""
     log: str
     """File for what it did: a line for each call, one for each return."""
     number: int
@@ -77,6 +79,8 @@ class Job:
     kept_in: str = ""
     """The one object that the store is kept in, as an agent's is; empty: objects of its own."""
     extra: Mapping[str, Any] = field(default_factory=dict)
+    etcd: Mapping[str, str] = field(default_factory=dict)
+    """`endpoint`, and what else has to be known of the etcd that the store is kept in; empty: it is in none."""
 
 
 def key_names() -> list[str]:
@@ -93,9 +97,13 @@ QUEUES = ["queue-0", "queue-1"]
 
 def open_store(job: Job) -> Any:
     """A handle of its own on the job's store."""
-    if job.kubeconfig:
+    if job.etcd:
+        settings = dict(job.etcd)
+        config = parse(settings.pop("endpoint"), settings)
+        store: Any = KubernetesStore(job.store, job.store, client=EtcdClient(config, job.store))
+    elif job.kubeconfig:
         client = Client(from_kubeconfig(job.kubeconfig))
-        store: Any = KubernetesStore(job.store, "default", client=client, **kept(job.kept_in))
+        store = KubernetesStore(job.store, "default", client=client, **kept(job.kept_in))
     else:
         store = dist.TCPStore("127.0.0.1", int(job.store), is_master=False)
     store.set_timeout(timedelta(seconds=job.seconds))
@@ -217,7 +225,7 @@ def work(job: Job) -> None:
         everything(recorder, choose, job.operations - job.operations // 2)
     if child:
         assert os.waitpid(child, 0)[1] == 0
-    if job.kubeconfig:
+    if job.kubeconfig or job.etcd:
         store.close()
 
 

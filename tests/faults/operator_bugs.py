@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +83,37 @@ def _owners_are_not_compared() -> None:
     _put(compare, "is_of_predecessor", lambda obj, name, uid: False)
 
 
+def _what_is_no_longer_wanted_stays() -> None:
+    real = plan.plan
+    _put(reconcile, "plan", lambda *seen: replace(real(*seen), delete=()))
+
+
+def _a_write_that_failed_counts_as_made() -> None:
+    def attempt(_failures: Any, write: Callable[..., Any], *args: Any) -> bool:
+        with suppress(ApiError):
+            write(*args)
+        return True
+
+    _put(apply.KubernetesAPI, "_attempt", staticmethod(attempt))
+
+
+def _the_host_stays_though_it_is_gone() -> None:
+    real, chosen = plan._elect, dict[str, Any]()
+
+    def elect(pods: Any, host: Any, present: str | None) -> Any:
+        found = chosen.get(present or "") or real(pods, host, present)
+        if found is not None:
+            chosen[found.uid] = found
+        return found
+
+    _put(plan, "_elect", elect)
+
+
+def _finalizers_are_taken_off() -> None:
+    _put(compare, "kept_finalizers", lambda actual: [])
+    _put(apply, "kept_finalizers", lambda actual: [])
+
+
 def _memory_is_never_compared() -> None:
     def compared(_self: Any, *_: Any) -> int:
         time.sleep(1.0)
@@ -100,6 +132,10 @@ BUGS = {
     "children of an earlier Rendezvous are taken over as they are": Bug(
         _owners_are_not_compared, "uid of what is gone", life=2
     ),
+    "what is no longer wanted stays": Bug(_what_is_no_longer_wanted_stays, "deleted and made again: "),
+    "a write that failed counts as made": Bug(_a_write_that_failed_counts_as_made, "is     null", REFUSED),
+    "the host stays though it is gone": Bug(_the_host_stays_though_it_is_gone, "its host goes: "),
+    "finalizers that keep a child are taken off": Bug(_finalizers_are_taken_off, "deleted and made again: "),
     "memory is never compared with what is there": Bug(_memory_is_never_compared, "is not back", HIDDEN),
 }
 

@@ -9,12 +9,13 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 
+from kubernetes.dynamic.exceptions import NotFoundError
 from support.operated import pod, rendezvous
-from support.operator_process import Kube, eventually
+from support.operator_process import Kube
 
 from rdzv.control.children import APPLIED_ANNOTATION, MANAGED_BY_LABEL
 from rdzv.spec import LABEL, MANAGER
@@ -70,7 +71,6 @@ class Life:
         self.kube.create({"apiVersion": "v1", "kind": "ConfigMap", "metadata": theirs, "data": {"a": "b"}})
         for obj in (self._pod("a", 0), self._rendezvous(self.first), self._pod("b", 1)):
             self.kube.create(obj)
-        self._servers_start()
 
     def _is_changed(self) -> None:
         self.kube.patch("Rendezvous", self.namespace, NAME, {"spec": {"maxRestarts": 3, "nprocPerNode": 2}})
@@ -88,7 +88,6 @@ class Life:
         self.kube.patch("ConfigMap", self.namespace, CHILD, _HELD)
         self.kube.delete("ConfigMap", self.namespace, CHILD)
         self.kube.create(self._rendezvous(self.second))
-        self._servers_start()
 
     def _let_go(self) -> None:
         self.kube.patch("ConfigMap", self.namespace, CHILD, {"metadata": {"finalizers": None}})
@@ -103,18 +102,22 @@ class Life:
     def _rendezvous(self, backend: str) -> Object:
         return rendezvous(self.namespace, backend, **SETTINGS.get(backend, {}))
 
-    def _servers_start(self) -> None:
-        """The pods of a StatefulSet of this Rendezvous become ready."""
-        meta = (self.kube.get("Rendezvous", self.namespace, NAME) or {})["metadata"]
-        backend = (self.kube.get("Rendezvous", self.namespace, NAME) or {})["spec"]["backend"]
-        if backend.startswith("etcd"):
-            found = eventually(partial(self._server_of, meta["uid"]), timeout=90)
-            ready = {"replicas": found["spec"]["replicas"], "readyReplicas": found["spec"]["replicas"]}
-            self.kube.patch("StatefulSet", self.namespace, f"{CHILD}-etcd", {"status": ready}, status=True)
+    def servers_start(self) -> None:
+        """The pods of each StatefulSet become ready, once the operator says that it waits for them.
 
-    def _server_of(self, uid: str) -> Object | None:
-        found = self.kube.get("StatefulSet", self.namespace, f"{CHILD}-etcd")
-        return found if found and found["metadata"]["ownerReferences"][0]["uid"] == uid else None
+        To be called again and again: the operator may make one at any time.
+        """
+        status = (self.kube.get("Rendezvous", self.namespace, NAME) or {}).get("status") or {}
+        if "ServerNotReady" not in {each["reason"] for each in status.get("conditions") or []}:
+            return
+        for obj in self.kube.list("StatefulSet", self.namespace, f"{LABEL}={NAME}"):
+            replicas = obj["spec"]["replicas"]
+            if (obj.get("status") or {}).get("readyReplicas") != replicas:
+                ready = {"replicas": replicas, "readyReplicas": replicas}
+                with suppress(NotFoundError):  # Just deleted.
+                    self.kube.patch(
+                        "StatefulSet", self.namespace, obj["metadata"]["name"], {"status": ready}, status=True
+                    )
 
 
 def outcome(kube: Kube, namespace: str, name: str = NAME) -> Object:

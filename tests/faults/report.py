@@ -68,12 +68,15 @@ def _cells(row: Result) -> tuple[str, ...]:
 
 
 def write(results: Path, page: Path) -> None:
-    """Into the page, between its marks."""
+    """Into the page, between its marks. `results` are used up; there are none if nothing was run."""
+    if not results.exists():
+        return
     new = added_up(Result(**json.loads(line)) for line in results.read_text().splitlines())
     text = page.read_text()
     before, _, rest = text.partition(BEGIN)
     after = rest.partition(END)[2]
     page.write_text(f"{before}{BEGIN}\n\n{tables(read(text) | new)}\n{END}{after}")
+    results.unlink()
 
 
 if __name__ == "__main__":

@@ -49,13 +49,20 @@ class Tally:
 
     @contextmanager
     def injected(self, group: str, what: str, times: int = 1) -> Iterator[Result]:
-        """Faults of one kind, of which all survive unless the block raises. The count may be corrected inside."""
+        """Faults of one kind, of which all survive unless the block raises. The count may be corrected inside.
+
+        Whoever interrupts the run has found nothing.
+        """
         result = Result(group, what, times)
         try:
             yield result
-            result.survived = result.injected
-        finally:
+        except KeyboardInterrupt:
+            raise
+        except BaseException:
             self._write(result)
+            raise
+        result.survived = result.injected
+        self._write(result)
 
     def caught(self, where: str, bug: str) -> None:
         """A seeded bug was seen."""

@@ -1,7 +1,7 @@
 """Light agents under chaos: they are killed, stopped, cut off, and a coordinator's last write arrives when another one coordinates.
 
 Whatever happens, the Round tells of no two worlds of one number, worlds agree on who is in them, and soon all are in one world again.
-RDZV_FAULTS=long (`make faults`): 20 bursts of each kind, and seeded bugs.
+RDZV_FAULTS=long (`make faults`): crowds of 4 to 16 agents side by side, until 1,000 rounds were formed, and every seeded bug.
 """
 
 from __future__ import annotations
@@ -10,37 +10,42 @@ import contextlib
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
-from faults.agent import BUGS, NODES, Seat, order_of
+from faults.agent import AWAY, BUGS, KILLED, LATE, Seat, order_of
 from faults.tally import LONG, Tally
 from support.cluster_fixtures import LocalCluster
 from support.fault_proxy import Fault, FaultProxy
 from support.operator_process import ROOT, eventually
 from support.torchrun_fleet import install_crds
 
-from rdzv.kube.api import ApiError
+from rdzv.kube.api import ApiError, NotFound
 from rdzv.kube.client import Client
 from rdzv.kube.config import from_kubeconfig
 from rdzv.protocol.records import RUNNING, Round
-from rdzv.resources import ROUNDS
+from rdzv.resources import MEMBERS, ROUNDS
 
 Object = dict[str, Any]
 pytestmark = pytest.mark.timeout(3600)
 
-BURSTS = 20 if LONG else 1
+SIZES = (4, 4, 4, 4, 6, 8, 12, 16) if LONG else (4,)
+"""Agents of each crowd; all crowds live side by side."""
+ROUNDS_OF_EACH = 18 if LONG else 1
+"""Rounds that each crowd has to form under each kind of burst: more than 1,000 in all."""
 ATTEMPTS = 6
-"""Late writes in which a seeded bug may show."""
+"""Bursts in which a seeded bug may show."""
 #: Seconds until all agents are in one world again.
 TOGETHER = 60.0
 TAKEN_OVER = 60.0
@@ -49,10 +54,10 @@ TAKEN_OVER = 60.0
 class Witness(threading.Thread):
     """Watches every version of the Round, and what must never be seen of it."""
 
-    def __init__(self, kubeconfig: Path, namespace: str) -> None:
+    def __init__(self, client: Client, namespace: str, name: str) -> None:
         super().__init__(name="witness", daemon=True)
-        self._client, self._namespace = Client(from_kubeconfig(str(kubeconfig))), namespace
-        self._watch = self._client.watch(ROUNDS, namespace, name="job")
+        self._client = client
+        self._watch = self._client.watch(ROUNDS, namespace, name=name)
         self.latest: Round | None = None
         self.violations: list[str] = []
         self.worlds: dict[int, tuple[Any, ...]] = {}
@@ -79,48 +84,74 @@ class Witness(threading.Thread):
         self._client.close()
 
 
+class Nursery:
+    """The process that forks the agents. Thread-safe."""
+
+    def __init__(self) -> None:
+        places = os.pathsep.join(str(ROOT / name) for name in ("src", "tests", "."))
+        self._process = subprocess.Popen(
+            [sys.executable, "-W", "ignore", "-m", "faults.agent"],
+            env={**os.environ, "PYTHONPATH": places},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        self._lock = threading.Lock()
+
+    def bear(self, seat: Seat) -> int:
+        """Start an agent; returns its process."""
+        assert self._process.stdin
+        assert self._process.stdout
+        with self._lock:
+            self._process.stdin.write(order_of(seat))
+            self._process.stdin.flush()
+            return int(self._process.stdout.readline())
+
+    def close(self) -> None:
+        assert self._process.stdin
+        assert self._process.stdout
+        self._process.stdin.close()
+        self._process.kill()
+        self._process.wait(30)
+        self._process.stdout.close()
+
+
 @dataclass
 class Crowd:
-    """Agents of one Rendezvous behind a proxy."""
+    """Agents of one Rendezvous behind a proxy. `client`: another way to the API server."""
 
     directory: Path
-    endpoint: str
+    namespace: str
+    name: str
+    size: int
     proxy: FaultProxy
+    client: Client
     witness: Witness
-    nursery: subprocess.Popen[str]
+    nursery: Nursery
     bug: str
     pids: dict[int, int] = field(default_factory=dict)
+    outs: dict[int, Path] = field(default_factory=dict)
+    """Where the agent that has a slot now writes: what one before it said says nothing of this one."""
+    started: int = 0
 
     def start(self, slot: int) -> None:
-        seat = Seat(self.endpoint, str(self.proxy.kubeconfig), slot, str(self.directory / f"agent-{slot}"), self.bug)
-        assert self.nursery.stdin
-        assert self.nursery.stdout
-        self.nursery.stdin.write(order_of(seat))
-        self.nursery.stdin.flush()
-        self.pids[slot] = int(self.nursery.stdout.readline())
+        self.started += 1
+        self.outs[slot] = self.directory / f"agent-{slot}-{self.started}"
+        where, out = f"{self.namespace}/{self.name}", str(self.outs[slot])
+        self.pids[slot] = self.nursery.bear(Seat(where, str(self.proxy.kubeconfig), slot, self.size, out, self.bug))
 
     def send(self, slot: int, what: signal.Signals) -> None:
         with contextlib.suppress(ProcessLookupError):
             os.kill(self.pids[slot], what)
 
-    def said(self) -> dict[int, list[Object]]:
-        """By slot, in which worlds its agents were."""
-        found = {}
-        for slot in self.pids:
-            path = self.directory / f"agent-{slot}"
-            lines = path.read_text().split("\n")[:-1] if path.exists() else []
-            found[slot] = [json.loads(line) for line in lines]
-        return found
-
     def are_together(self) -> bool:
         """Whether all of them are in one world, as far as they have said."""
-        last = [said[-1] if said else {} for said in self.said().values()]
-        worlds = {each.get("world") for each in last}
-        assert worlds != {None}, last
-        assert len(worlds) == 1, last
-        assert worlds != {""}, last
-        assert sorted(each["rank"] for each in last) == list(range(len(self.pids))), last
-        assert {each["size"] for each in last} == {len(self.pids)}, last
+        last = [said[-1] if (said := worlds_of(out)) else {} for out in self.outs.values()]
+        worlds, apart = {each.get("world") for each in last}, f"not together: {last}"
+        assert len(worlds) == 1, apart
+        assert not worlds & {None, ""}, apart
+        assert sorted(each["rank"] for each in last) == list(range(len(self.pids))), apart
+        assert {each["size"] for each in last} == {len(self.pids)}, apart
         return True
 
     def check(self) -> None:
@@ -128,7 +159,8 @@ class Crowd:
         assert [path.read_text() for path in self.directory.glob("*.crash")] == []
         assert self.witness.violations == []
         by_world: dict[str, list[Object]] = {}
-        for each in (each for said in self.said().values() for each in said if each["world"]):
+        outs = [path for path in self.directory.glob("agent-*") if path.suffix != ".crash"]
+        for each in (each for out in outs for each in worlds_of(out) if each["world"]):
             by_world.setdefault(each["world"], []).append(each)
         for world, seats in by_world.items():
             assert len({seat["size"] for seat in seats}) == 1, (world, seats)
@@ -143,36 +175,33 @@ class Crowd:
         return record.coordinator.slot
 
 
+def worlds_of(out: Path) -> list[Object]:
+    """In which worlds an agent has said that it was."""
+    lines = out.read_text().split("\n")[:-1] if out.exists() else []
+    return [json.loads(line) for line in lines]
+
+
 @pytest.fixture(scope="module")
-def nursery() -> Iterator[subprocess.Popen[str]]:
-    places = os.pathsep.join(str(ROOT / name) for name in ("src", "tests", "."))
-    process = subprocess.Popen(
-        [sys.executable, "-W", "ignore", "-m", "faults.agent"],
-        env={**os.environ, "PYTHONPATH": places},
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    yield process
-    assert process.stdin
-    assert process.stdout
-    process.stdin.close()
-    process.kill()
-    process.wait(30)
-    process.stdout.close()
+def nursery() -> Iterator[Nursery]:
+    found = Nursery()
+    yield found
+    found.close()
 
 
 @contextlib.contextmanager
 def crowd(
-    plane: LocalCluster, namespace: str, directory: Path, nursery: subprocess.Popen[str], bug: str = ""
+    plane: LocalCluster, namespace: str, directory: Path, nursery: Nursery, number: int = 0, bug: str = ""
 ) -> Iterator[Crowd]:
-    install_crds(plane)
-    witness = Witness(plane.kubeconfig, namespace)
+    """All are there, if they do not have a bug."""
+    name, directory = f"job-{number}", directory / f"{number}"
+    directory.mkdir()
+    client = Client(from_kubeconfig(str(plane.kubeconfig)))
+    witness = Witness(client, namespace, name)
     witness.start()
     with FaultProxy(plane.kubeconfig, directory) as proxy:
-        found = Crowd(directory, f"{namespace}/job", proxy, witness, nursery, bug)
+        found = Crowd(directory, namespace, name, SIZES[number], proxy, client, witness, nursery, bug)
         try:
-            for slot in range(NODES[1]):
+            for slot in range(found.size):
                 found.start(slot)
             eventually(found.are_together, timeout=120)
             yield found
@@ -241,44 +270,101 @@ def a_late_write(found: Crowd, chance: random.Random) -> None:
     found.start(victim)
 
 
+def told_to_stop(found: Crowd, chance: random.Random) -> None:
+    """One after the other, as pods are in a drain, each with its replacement."""
+    for slot in chance.sample(sorted(found.pids), chance.choice([1, 2])):
+        found.send(slot, signal.SIGTERM)
+        time.sleep(chance.uniform(0.0, 2.0))
+        found.start(slot)
+
+
+def without_its_round(found: Crowd, chance: random.Random) -> None:
+    """Somebody deletes it by hand."""
+    with contextlib.suppress(NotFound):
+        found.client.delete(ROUNDS, found.namespace, found.name)
+    time.sleep(chance.uniform(0.0, 2.0))
+
+
+def without_a_member(found: Crowd, chance: random.Random) -> None:
+    """Somebody deletes it by hand, while another agent is replaced."""
+    gone, replaced = chance.sample(sorted(found.pids), 2)
+    with contextlib.suppress(NotFound):
+        found.client.delete(MEMBERS, found.namespace, f"{found.name}-{gone}")
+    found.send(replaced, signal.SIGKILL)
+    time.sleep(chance.uniform(0.0, 2.0))
+    found.start(replaced)
+
+
 Meet = Callable[..., contextlib.AbstractContextManager[Crowd]]
 
 
 @pytest.fixture
-def meet(control_plane: LocalCluster, light_namespace: str, tmp_path: Path, nursery: subprocess.Popen[str]) -> Meet:
+def meet(control_plane: LocalCluster, light_namespace: str, tmp_path: Path, nursery: Nursery) -> Meet:
     """A crowd in this test's own namespace, with a seeded bug or without."""
+    install_crds(control_plane)
     return partial(crowd, control_plane, light_namespace, tmp_path, nursery)
 
 
-BURST = {"killed": killed, "stopped": stopped, "the API server away": without_the_api, "a late write": a_late_write}
+BURST = {
+    KILLED: killed,
+    "stopped": stopped,
+    "told to stop": told_to_stop,
+    AWAY: without_the_api,
+    "the Round deleted": without_its_round,
+    "a Member deleted": without_a_member,
+    LATE: a_late_write,
+}
 
 
-@pytest.mark.parametrize("burst", BURST if LONG else ["a late write"])
+@pytest.mark.parametrize("burst", BURST if LONG else [LATE])
 def test_soon_all_are_in_one_world_again_and_no_two_worlds_have_one_number(
     burst: str, meet: Meet, tally: Tally
 ) -> None:
-    chance = random.Random(os.urandom(8) if LONG else 5)
+    took = list[float]()
+
+    def of_one_crowd(number: int) -> int:
+        chance = random.Random(os.urandom(8) if LONG else 5)
+        with meet(number) as found:
+            while len(found.witness.worlds) <= ROUNDS_OF_EACH:
+                BURST[burst](found, chance)
+                ended = time.monotonic()
+                eventually(found.are_together, timeout=TOGETHER)
+                took.append(time.monotonic() - ended)
+                found.check()
+            return len(found.witness.worlds)
+
     with (
-        meet() as found,
-        tally.injected("Agents", f"four agents: {burst}", BURSTS) as recovery,
+        tally.injected("Agents", f"4 to 16 agents: {burst}") as recovery,
+        tally.injected("Agents", "rounds: none of them two worlds") as rounds,
+        ThreadPoolExecutor(len(SIZES)) as pool,
     ):
-        for _ in range(BURSTS):
-            BURST[burst](found, chance)
-            ended = time.monotonic()
-            eventually(found.are_together, timeout=TOGETHER)
-            recovery.took(time.monotonic() - ended)
-            found.check()
-        print(f"{burst}: {len(found.witness.worlds)} worlds, the slowest came together after {recovery.slowest:.1f} s")
+        rounds.injected = sum(pool.map(of_one_crowd, range(len(SIZES))))
+        recovery.injected = len(took)
+        recovery.took(max(took))
+        median = sorted(took)[len(took) // 2]
+        print(f"{burst}: {rounds.injected} worlds, together after {median:.1f} s (median), {max(took):.1f} s (worst)")
+
+
+def wrong_after(found: Crowd, burst: str, chance: random.Random) -> str:
+    """What is not as it should be; empty if all is."""
+    try:
+        BURST[burst](found, chance)
+        found.check()
+        eventually(found.are_together, timeout=TOGETHER)
+        found.check()
+    except AssertionError as problem:
+        return str(problem)
+    return ""
 
 
 @pytest.mark.parametrize("bug", list(BUGS) if LONG else list(BUGS)[:1])
 def test_chaos_shows_that(bug: str, meet: Meet, tally: Tally) -> None:
-    with meet(bug) as found:
+    seed = BUGS[bug]
+    with meet(bug=bug) as found:
         for attempt in range(ATTEMPTS):
-            a_late_write(found, random.Random(attempt))
-            if found.witness.violations:
-                print(f"{bug}: seen in attempt {attempt + 1}: {found.witness.violations[0]}")
-                tally.caught("agents", bug)
+            if problem := wrong_after(found, seed.burst, random.Random(attempt)):
+                assert re.search(seed.shows, problem), problem
+                print(f"{bug}: seen in attempt {attempt + 1}: {problem}")
+                tally.caught(seed.where, bug)
                 return
-            eventually(found.are_together, timeout=TOGETHER)
-    pytest.fail(f"not seen in {ATTEMPTS} late writes")
+    pytest.fail(f"not seen in {ATTEMPTS} bursts")

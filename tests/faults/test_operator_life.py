@@ -45,8 +45,9 @@ class Stage:
     proxy: FaultProxy
     operator: OperatorProcess
 
-    def settles(self, since: float) -> bool:
+    def settles(self, life: Life, since: float) -> bool:
         """Whether nothing is written any more, and nothing is to be."""
+        life.servers_start()
         found = self.kube.get("Rendezvous", self.namespace, NAME) or {}
         last = max([since, *(seen.at for seen in self.proxy.requests if seen.method in WRITES)])
         told: int = (found.get("status") or {}).get("observedGeneration", 0)
@@ -81,7 +82,7 @@ def wanted(plane: LocalCluster, directory: Path, backends: tuple[str, str]) -> d
         life = Life(undisturbed.kube, undisturbed.namespace, *backends)
         for name, part in life.parts:
             part()
-            eventually(functools.partial(undisturbed.settles, time.monotonic()), timeout=90)
+            eventually(functools.partial(undisturbed.settles, life, time.monotonic()), timeout=90)
             found[name] = outcome(undisturbed.kube, undisturbed.namespace)
     return found
 
@@ -103,8 +104,9 @@ def live(
             # As long as faults come, nothing need be right.
             assert time.monotonic() < harm.last + patience, f"{name}: {wrong}"
             time.sleep(0.05)
+            life.servers_start()
         slowest = max(slowest, time.monotonic() - harm.last)
-    eventually(functools.partial(on.settles, time.monotonic()), timeout=RECOVERED)
+    eventually(functools.partial(on.settles, life, time.monotonic()), timeout=RECOVERED)
     assert not still_wrong(on, ends[life.parts[-1][0]], harm)
     return slowest
 

@@ -15,11 +15,12 @@ from pathlib import Path
 
 import pytest
 from faults import campaign
-from faults.campaign import KINDS, Nursery, Outcome
+from faults.campaign import ETCD_FAULTS, KINDS, Nursery, Outcome
 from faults.checker import Operation, verdicts
 from faults.seeded import BUGS
 from faults.tally import LONG, Tally
 from support.cluster_fixtures import LocalCluster
+from support.etcd_servers import EtcdServer
 from support.torchrun_fleet import install_crds
 
 HISTORIES = range(15) if LONG else range(1)
@@ -92,6 +93,17 @@ def test_every_history_has_an_order_under(
     by_name = (number + KINDS.index(fault)) % 2 == 1
     with tally.injected("Store", f"histories of 16 operations by 4 to 8 clients: {fault}"):
         outcome = campaign.run(nursery, kubeconfig, tmp_path / "h", fault, number, clients=clients, by_name=by_name)
+        assert len(outcome.history) > 20
+        _judge(outcome, tmp_path / "h")
+
+
+@pytest.mark.parametrize("number", range(3) if LONG else [0])
+@pytest.mark.parametrize("fault", ETCD_FAULTS if LONG else ["lose-reply"])
+def test_every_history_of_a_store_in_etcd_has_an_order_under(
+    fault: str, number: int, nursery: Nursery, etcd: EtcdServer, tmp_path: Path, tally: Tally
+) -> None:
+    with tally.injected("Store", f"in etcd: histories of 16 operations by 4 to 8 clients: {fault}"):
+        outcome = campaign.run_etcd(nursery, etcd.endpoint, tmp_path / "h", fault, number, clients=4 + number % 5)
         assert len(outcome.history) > 20
         _judge(outcome, tmp_path / "h")
 

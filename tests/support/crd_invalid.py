@@ -322,6 +322,41 @@ REFUSED = [
         "spec.c10d.resources.limits.memory in body should match",
         {"c10d": {"host": "dedicated", "image": "torch:2", "resources": {"limits": {"memory": "much"}}}},
     ),
+    *(
+        Refused(
+            f"{backend}-{id_}",
+            f"spec.{backend}.resources{said}",
+            {"backend": backend, backend: {**settings, "resources": resources}},
+        )
+        for backend, settings in (("c10d", {"host": "dedicated", "image": "torch:2"}), ("etcd", {}))
+        for id_, said, resources in (
+            (
+                "requests-more-than-its-limit",
+                ".requests: Invalid value: asks for more of something than limits allows",
+                {"requests": {"cpu": 1}, "limits": {"cpu": "900m"}},
+            ),
+            (
+                "limit-without-enough-of-the-same-request",
+                ".requests: Invalid value: asks for more of something than limits allows",
+                {"requests": {"cpu": "100m", "memory": "1Gi"}, "limits": {"memory": "1G"}},
+            ),
+            (
+                "limits-another-resource",
+                ".limits: Invalid value: names what a container has not: write cpu, memory or ephemeral-storage",
+                {"limits": {"cpus": 1}},
+            ),
+            (
+                "requests-another-resource",
+                ".requests: Invalid value: names what a container has not: write cpu, memory or ephemeral-storage",
+                {"requests": {"disk": "1Gi"}},
+            ),
+            (
+                "requests-less-than-nothing",
+                ".requests.cpu: Invalid value: -1: spec.",
+                {"requests": {"cpu": -1}},
+            ),
+        )
+    ),
     Refused(
         "static-settings-with-c10d",
         "spec.static: Invalid value: holds settings of backend static, but spec.backend is c10d: remove spec.static",

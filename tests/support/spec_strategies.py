@@ -86,10 +86,15 @@ _other_configs = st.dictionaries(
 
 
 ETCDS = ("etcd", "etcd-v2", "etcd-v3")
-_amounts = st.dictionaries(
-    st.sampled_from(["cpu", "memory"]), st.one_of(st.integers(1, 9), st.sampled_from(["100m", "0.5", "64Mi", "1G"]))
+
+
+def _amounts(*amounts: int | str) -> st.SearchStrategy[Object]:
+    return st.dictionaries(st.sampled_from(["cpu", "memory", "ephemeral-storage"]), st.sampled_from(amounts))
+
+
+_resources = st.fixed_dictionaries(
+    {}, optional={"requests": _amounts(1, "100m", "0.5"), "limits": _amounts(1, 9, "64Mi", "1G")}
 )
-_resources = st.fixed_dictionaries({}, optional={"requests": _amounts, "limits": _amounts})
 _images = st.sampled_from(["etcd:3", "registry:5000/team/etcd@sha256:0123"])
 _c10d_hosts = st.one_of(
     st.sampled_from([{}, {"host": "pod"}]),

@@ -30,6 +30,19 @@ def test_a_row_that_was_not_run_keeps_its_figures_and_its_day(tmp_path: Path) ->
     assert page.read_text().endswith("\nmore\n")
 
 
+def test_a_run_that_was_interrupted_is_reported_once(tmp_path: Path) -> None:
+    page, results = tmp_path / "page.md", tmp_path / "results"
+    page.write_text(f"{BEGIN}\n{END}\n")
+    tally = Tally(results)
+    with tally.injected("Operator", "killed", 4):
+        pass
+    with pytest.raises(KeyboardInterrupt), tally.injected("Operator", "stopped", 3):
+        raise KeyboardInterrupt
+    for _ in range(2):
+        report.write(results, page)
+        assert {what: row.injected for (_, what), row in report.read(page.read_text()).items()} == {"killed": 4}
+
+
 def test_what_does_not_survive_is_in_the_report(tmp_path: Path) -> None:
     results = tmp_path / "results"
     with pytest.raises(AssertionError), Tally(results).injected("Operator", "killed", 3):
