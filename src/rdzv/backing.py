@@ -32,6 +32,8 @@ class Backing(Protocol):
     """Where objects are when no other namespace is named."""
     trouble: ApiError | None
     """Why the server does not answer; None once it has."""
+    agents: int
+    """How many lose the server when this one does: in a crowd each comes back to it more slowly."""
 
     def connect(self, connections: int = ...) -> None:
         """Open connections ahead of use."""

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import random
 import threading
 import time
+from collections import Counter
 from typing import Any
 
 import pytest
@@ -13,7 +15,7 @@ from hypothesis import strategies as st
 
 from rdzv.kube import api
 from rdzv.kube.api import Call, Reply, Resource, error_of, error_of_status
-from rdzv.kube.retry import CAP, Backoff, Retry
+from rdzv.kube.retry import BASE, CAP, CROWD_CAP, CROWD_RATE, Backoff, Retry, pauses
 
 MEMBERS = Resource("rdzv.dev/v1alpha1", "rendezvousmembers")
 GET, PATCH = Call("get", MEMBERS, "train", "mnist-0"), Call("patch", MEMBERS, "train", "mnist-0")
@@ -136,6 +138,27 @@ def test_backoff_stays_between_base_and_cap(base: float, cap: float, times: int)
 def test_backoff_never_goes_below_what_the_server_asked(seconds: float) -> None:
     pause = Backoff().next(seconds)
     assert seconds <= pause <= max(CAP, seconds * 1.1)
+
+
+@pytest.mark.parametrize("away", [0.0, 3.0, 20.0])
+def test_a_crowd_comes_back_to_a_server_one_after_the_other(away: float) -> None:
+    random.seed(1)
+    back = sorted(first_attempt_after(away, Backoff(agents=1000)) for _ in range(1000))
+    by_second = Counter(int(at - away) for at in back)
+    assert max(by_second.values()) <= 2.5 * CROWD_RATE
+    assert back[-1] - away <= CROWD_CAP
+
+
+def first_attempt_after(away: float, backoff: Backoff) -> float:
+    """When an agent that lost the server at 0 asks it for the first time since it is back."""
+    at = backoff.next()
+    while at < away:
+        at += backoff.next()
+    return at
+
+
+def test_a_few_agents_are_as_quick_as_one() -> None:
+    assert pauses(1) == pauses(50) == (BASE, CAP)
 
 
 def test_sleep_ends_at_the_deadline_and_at_the_stop_event() -> None:

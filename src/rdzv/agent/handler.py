@@ -38,6 +38,7 @@ from rdzv.env import LAUNCH_TIMEOUT
 from rdzv.kube import config as kube_config
 from rdzv.kube.api import ApiError
 from rdzv.kube.client import Client
+from rdzv.kube.retry import pauses
 from rdzv.protocol.coordinator_state import Policy
 from rdzv.protocol.events import CLOSED_ERROR, GRACEFUL, TIMEOUT, Timing
 from rdzv.protocol.records import ROUND_KIND, Endpoint
@@ -87,7 +88,9 @@ class AgentRendezvousHandler(RendezvousHandler):  # type: ignore[misc]  # torch 
         self._place, self._store_kind = place, str(params.get("store") or "tcp")
         if self._store_kind not in stores:
             raise ValueError(f"store={self._store_kind}: write one of {', '.join(stores)}")
-        timing = Timing(join_timeout=_join_timeout(params))
+        place.client.agents = params.max_nodes
+        first, longest = pauses(params.max_nodes, Timing.retry, Timing.retry_max)
+        timing = Timing(join_timeout=_join_timeout(params), retry=first, retry_max=longest)
         policy = Policy(
             params.min_nodes, params.max_nodes, last_call=_seconds(params, "last_call_timeout", LAST_CALL_TIMEOUT)
         )

@@ -40,7 +40,7 @@ IDLE = 2
 """Connections kept open when nobody uses them, unless a client is told otherwise."""
 UNAUTHORIZED_SECONDS = 30.0
 """How long 401 is retried: API servers answer it for seconds while they start, to everybody."""
-STARTING_SECONDS = 10.0
+STARTING_SECONDS = 20.0
 """How long after an outage 403 is retried: an API server that starts refuses everything until it has read the roles."""
 
 
@@ -65,6 +65,8 @@ class HttpClient(ABC):
         self._keep, self._call_seconds = idle, call_seconds
         self.trouble: ApiError | None = None
         """Why the server does not answer; None once it has. For people, so as it is."""
+        self.agents = 1
+        """How many lose the server when this one does: in a crowd each comes back to it more slowly."""
         self._closed = False
         self._trouble_at = float("-inf")
         self._refused_at: float | None = None
@@ -175,7 +177,7 @@ class HttpClient(ABC):
 
     def run(self, request: Request, retry: Retry | None) -> Object:
         """Send a request, again as `retry` allows; returns the object in the reply. Raises ApiError."""
-        backoff = Backoff()
+        backoff = Backoff(agents=self.agents)
         while True:
             try:
                 return self._exchange(request, retry)

@@ -13,6 +13,19 @@ BASE = 0.05
 """Shortest pause between attempts, seconds."""
 CAP = 2.5
 """Longest pause that the client itself chooses, seconds: a server that is back is noticed within this."""
+CROWD_CAP = 5.0
+"""The same in a large crowd."""
+CROWD_RATE = 200.0
+"""Requests a second of a crowd to a server that has been away, if each of its agents makes one."""
+
+
+def pauses(agents: int, base: float = BASE, cap: float = CAP) -> tuple[float, float]:
+    """The first and the longest pause, seconds, of one of so many agents that lose their server at one moment.
+
+    What is enough for a few is a storm in a crowd: it comes back at `CROWD_RATE`, or faster the shorter the server was away.
+    """
+    spread = agents / CROWD_RATE
+    return max(base, min(spread / 5, CROWD_CAP / 5)), max(cap, min(spread, CROWD_CAP))
 
 
 @dataclass(frozen=True)
@@ -42,11 +55,15 @@ class Retry:
 
 
 class Backoff:
-    """Pauses with decorrelated jitter: each between `base` and three times the previous one, at most `cap`."""
+    """Pauses with decorrelated jitter: each between `base` and three times the previous one, at most `cap`.
 
-    def __init__(self, base: float = BASE, cap: float = CAP) -> None:
-        self.base, self.cap = base, cap
-        self._last = base
+    `agents`: how many lose the server at the moment when this one does.
+    """
+
+    def __init__(self, base: float = BASE, cap: float = CAP, agents: int = 1) -> None:
+        self.base = base
+        self._first, self.cap = pauses(agents, base, cap)
+        self._last = self._first
 
     def next(self, at_least: float | None = None) -> float:
         """Seconds to wait now; `at_least` is a server's Retry-After, spread by up to a tenth so that agents part."""
@@ -58,4 +75,4 @@ class Backoff:
 
     def reset(self) -> None:
         """Start again from the shortest pause, after something went well."""
-        self._last = self.base
+        self._last = self._first

@@ -111,7 +111,7 @@ class WatchLoop(ABC):
             ApiError: the last error, when the deadline passed.
         """
         retry = Retry(deadline, self._stop)
-        backoff = Backoff()
+        backoff = Backoff(agents=self.client.agents)
         short_streams = 0
         error: ApiError | None = None
         while not self._stop.is_set():
