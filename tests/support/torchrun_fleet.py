@@ -113,7 +113,9 @@ class Fleet:
         name = f"node-{index}"
         script = self.directory / "train.py"
         script.write_text(TRAIN)
-        config = {"slot": str(index), "member": name, "last_call_timeout": "2", "join_timeout": "150", **self.config}
+        config = {"slot": str(index), "last_call_timeout": "2", "join_timeout": "150", **self.config}
+        if "RDZV_POD_NAME" not in environment:
+            config["member"] = name
         command = [
             *(sys.executable, "-W", "ignore", "-m", "torch.distributed.run"),
             *(f"--rdzv-backend={self.backend}", f"--rdzv-endpoint={self.endpoint}", f"--rdzv-id={self.run_id}"),
