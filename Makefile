@@ -24,8 +24,9 @@ test-unit: venv
 test-contract: venv
 	$(BIN)/pytest -n 2 --dist loadfile tests/contract tests/faults
 
+CELL := tests/matrix/test_matrix.py::test_a_world_forms_and_forms_again_without_a_pod
 test-cluster: venv
-	$(BIN)/pytest tests/cluster
+	$(BIN)/pytest tests/cluster '$(CELL)[JobSet, two replicated jobs-kubernetes]' '$(CELL)[PyTorchJob, Master and Worker-c10d]'
 
 FAULTS ?= tests/faults tests/contract/test_operator_election.py tests/unit/test_hostile_replies.py \
   tests/unit/protocol/test_hostile_records.py tests/unit/agent/test_admission.py tests/unit/protocol/test_schedules.py \
