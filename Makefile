@@ -44,7 +44,7 @@ COMPAT ?= tests/compat
 compat: venv ## each Kubernetes, torch and Python that is supported: the tables in docs/compatibility.md (COMPAT="tests/compat/test_torch.py -k 2.6" for parts; hours, 5 GB of disk)
 	RDZV_COMPAT=write $(BIN)/pytest $(COMPAT)
 
-bench: venv ## every rendezvous backend side by side: a table, and .local/bench.json (BENCH_ONLY=form-fixed BENCH_N=2,8 for parts)
+bench: venv ## every rendezvous backend side by side: a table, and .local/bench.json (BENCH_ONLY=form-fixed BENCH_N=2,8 BENCH_BACKENDS=c10d,kubernetes for parts)
 	$(BIN)/python tests/bench/run.py
 
 CONFORMANCE ?= kubernetes etcd-v3 c10d static etcd etcd-v2
