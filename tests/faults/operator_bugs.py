@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -88,13 +87,13 @@ def _what_is_no_longer_wanted_stays() -> None:
     _put(reconcile, "plan", lambda *seen: replace(real(*seen), delete=()))
 
 
-def _a_write_that_failed_counts_as_made() -> None:
-    def attempt(_failures: Any, write: Callable[..., Any], *args: Any) -> bool:
-        with suppress(ApiError):
-            write(*args)
-        return True
+def _what_is_there_is_never_changed() -> None:
+    def compared(actual: Any, wanted: Any) -> compare.Verdict:
+        found = compare.compare(actual, wanted)
+        return compare.Verdict.SAME if found is compare.Verdict.REPLACE else found
 
-    _put(apply.KubernetesAPI, "_attempt", staticmethod(attempt))
+    _put(plan, "compare", compared)
+    _put(apply, "compare", compared)
 
 
 def _the_host_stays_though_it_is_gone() -> None:
@@ -133,7 +132,7 @@ BUGS = {
         _owners_are_not_compared, "uid of what is gone", life=2
     ),
     "what is no longer wanted stays": Bug(_what_is_no_longer_wanted_stays, "deleted and made again: "),
-    "a write that failed counts as made": Bug(_a_write_that_failed_counts_as_made, "is     null", REFUSED),
+    "what is there is never changed": Bug(_what_is_there_is_never_changed, "changed: "),
     "the host stays though it is gone": Bug(_the_host_stays_though_it_is_gone, "its host goes: "),
     "finalizers that keep a child are taken off": Bug(_finalizers_are_taken_off, "deleted and made again: "),
     "memory is never compared with what is there": Bug(_memory_is_never_compared, "is not back", HIDDEN),
