@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -87,6 +88,15 @@ def _what_is_no_longer_wanted_stays() -> None:
     _put(reconcile, "plan", lambda *seen: replace(real(*seen), delete=()))
 
 
+def _a_write_that_failed_counts_as_made() -> None:
+    def attempt(_failures: Any, write: Callable[..., Any], *args: Any) -> bool:
+        with suppress(ApiError):
+            write(*args)
+        return True
+
+    _put(apply.KubernetesAPI, "_attempt", staticmethod(attempt))
+
+
 def _what_is_there_is_never_changed() -> None:
     def compared(actual: Any, wanted: Any) -> compare.Verdict:
         found = compare.compare(actual, wanted)
@@ -132,6 +142,9 @@ BUGS = {
         _owners_are_not_compared, "uid of what is gone", life=2
     ),
     "what is no longer wanted stays": Bug(_what_is_no_longer_wanted_stays, "deleted and made again: "),
+    "a write that failed counts as made": Bug(
+        _a_write_that_failed_counts_as_made, "deleted and made again: Rendezvous NAME", REFUSED
+    ),
     "what is there is never changed": Bug(_what_is_there_is_never_changed, "changed: "),
     "the host stays though it is gone": Bug(_the_host_stays_though_it_is_gone, "its host goes: "),
     "finalizers that keep a child are taken off": Bug(_finalizers_are_taken_off, "deleted and made again: "),
