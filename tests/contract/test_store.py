@@ -468,7 +468,15 @@ def test_concurrent_sets_and_deletes_leave_an_exact_count(world: World) -> None:
     assert handles[0].num_keys() == before + 20
 
 
+def needs_of_torch(world: World, *operations: str) -> None:
+    """Skips where this torch has not yet these operations: its own stores lack them, and ours what they would inherit."""
+    owner = KubernetesStore if world.kind in {"kubernetes", "named", "etcd"} else dist.Store
+    if absent := [name for name in operations if not hasattr(owner, name)]:
+        pytest.skip(f"torch {torch.__version__} has no {', '.join(absent)}")
+
+
 def test_torchs_own_barrier(world: World) -> None:
+    needs_of_torch(world, "barrier")
     handles = [world.open() for _ in range(4)]
     arrived: list[int] = []
 
@@ -496,13 +504,6 @@ def test_the_barrier_and_synchronize_of_elastic(world: World) -> None:
 def test_an_elastic_barrier_gives_up(store: Store) -> None:
     with pytest.raises(dist.DistStoreError, match=TIMEOUT):
         elastic.barrier(store, 2, "b", barrier_timeout=0.5)
-
-
-def needs_of_torch(world: World, *operations: str) -> None:
-    """Skips stores of torch's own and behind its PrefixStore where this torch has not yet these operations; ours has them by itself."""
-    absent = [name for name in operations if not hasattr(dist.Store, name)]
-    if absent and world.kind not in {"kubernetes", "named", "etcd"}:
-        pytest.skip(f"torch {torch.__version__} has no {', '.join(absent)}")
 
 
 def test_a_clone_is_the_same_store_and_waits_by_itself(world: World) -> None:

@@ -17,6 +17,7 @@ from datetime import timedelta
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from torch import __version__ as torch_version
 from torch.distributed import PrefixStore, TCPStore
 from torch.distributed.elastic.rendezvous import (
     RendezvousClosedError,
@@ -63,6 +64,8 @@ LAST_CALL_TIMEOUT = 30.0
 STORE_TIMEOUT = timedelta(seconds=300)
 _CONNECT_SECONDS = 20.0
 """torch's client and its server each look up the name of the other's address: two DNS timeouts must fit."""
+_LIBUV_TAKES_FD = torch_version >= (2, 8)
+"""Whether torch's server by libuv takes a socket that listens already; before, only the other one does (pytorch#150215)."""
 _BLAME_SECONDS = 5.0
 """Without an answer for this long, a store counts as unreachable."""
 _LOOK_SECONDS = 0.1
@@ -199,7 +202,9 @@ class AgentRendezvousHandler(RendezvousHandler):  # type: ignore[misc]  # torch 
             self._port.close()
             return self._connect(accept)
         try:
-            return _tcp_store(leader.address, leader.port, is_master=True, master_listen_fd=fd)
+            return _tcp_store(
+                leader.address, leader.port, is_master=True, master_listen_fd=fd, use_libuv=_LIBUV_TAKES_FD
+            )
         except RuntimeError as error:  # torch's server is its own first client: the address is not this machine's.
             raise self._unreachable(accept, str(error)) from error
 
