@@ -111,6 +111,14 @@ MISTAKES = [
         torch=True,
     ),
     Mistake(
+        "nosecret",
+        "Degraded: RendezvousFailed",
+        ["has no ca.crt, tls.crt, tls.key: make Secret rdzv-NAME-client beside the Rendezvous"],
+        ("torchrun", "train.py"),
+        rendezvous={"backend": "etcd-v3", "endpoint": "etcd.infra.svc:2379", "etcd": {"tls": True}},
+        torch=True,
+    ),
+    Mistake(
         "forever",
         "Degraded: CrashLooping",
         ["it has finished: a Deployment or StatefulSet starts it again for ever, a Job does not"],
