@@ -43,7 +43,8 @@ class Parts:
 
 
 def test_the_next_part_is_asked_for_while_one_goes_into_memory() -> None:
-    api, cache, woken = Parts(2), Cache(), []
+    api, cache = Parts(2), Cache()
+    woken: list[object] = []
 
     def wake(keys: Any) -> None:
         if not woken:
