@@ -102,6 +102,10 @@ def eventually(what: Callable[[], T | None], timeout: float = 30.0) -> T:
         time.sleep(0.05)
 
 
+#: kopf loads the client of the tests if it is there. The image has none.
+_KOPF = "import sys; sys.modules['kubernetes'] = None; from kopf.cli import main; main()"
+
+
 class OperatorProcess:
     """`kopf run operator/main.py`, as the image runs it; `namespace`: the only one it serves (None: all); `path`: of plug-ins.
 
@@ -132,8 +136,8 @@ class OperatorProcess:
             env["PYTHONPATH"] += f":{self._path}"
         command = [
             sys.executable,
-            "-m",
-            "kopf",
+            "-c",
+            _KOPF,
             "run",
             "operator/main.py",
             *(["--namespace", self._namespace] if self._namespace else ["--all-namespaces"]),

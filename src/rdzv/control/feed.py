@@ -11,13 +11,14 @@ import random
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 from rdzv.control.cache import Cache, Id, Key, Kind, Version, id_of, version_of
 from rdzv.control.transport import Transport
 from rdzv.kube.api import ApiError
-from rdzv.objects import ReadOnlyObject
+from rdzv.objects import Object, ReadOnlyObject
 
 _log = logging.getLogger(__name__)
 
@@ -97,7 +98,7 @@ class Feed(threading.Thread):
 def fill(api: Transport, cache: Cache, kind: Kind, namespace: str | None, wake: Wake) -> str:
     """Makes memory what a list of now says; returns its resourceVersion."""
     before, version = cache.versions(kind, namespace), ""
-    for page in api.pages(kind, namespace):
+    for page in _ahead(api.pages(kind, namespace)):
         version = str(page["metadata"]["resourceVersion"])
         concerned: set[Key] = set()
         for obj in page["items"]:
@@ -107,6 +108,15 @@ def fill(api: Transport, cache: Cache, kind: Kind, namespace: str | None, wake: 
     for id_, known in before.items():
         wake(cache.forget(kind, id_, known))
     return version
+
+
+def _ahead(pages: Iterator[Object]) -> Iterator[Object]:
+    """The same, each asked for while the one before it goes into memory: the API server needs as long to write one as we to read it."""
+    with ThreadPoolExecutor(1, "list") as executor:
+        coming = executor.submit(next, pages, None)
+        while (page := coming.result()) is not None:
+            coming = executor.submit(next, pages, None)
+            yield page
 
 
 @dataclass(frozen=True)
