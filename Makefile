@@ -24,8 +24,9 @@ test-unit: venv
 test-contract: venv
 	$(BIN)/pytest -n 2 --dist loadfile tests/contract tests/faults
 
+CELL := tests/matrix/test_matrix.py::test_a_world_forms_and_forms_again_without_a_pod
 test-cluster: venv
-	$(BIN)/pytest tests/cluster
+	$(BIN)/pytest tests/cluster '$(CELL)[JobSet, two replicated jobs-kubernetes]' '$(CELL)[PyTorchJob, Master and Worker-c10d]'
 
 FAULTS ?= tests/faults tests/contract/test_operator_election.py tests/unit/test_hostile_replies.py \
   tests/unit/protocol/test_hostile_records.py tests/unit/agent/test_admission.py tests/unit/protocol/test_schedules.py \
@@ -43,7 +44,7 @@ COMPAT ?= tests/compat
 compat: venv ## each Kubernetes, torch and Python that is supported: the tables in docs/compatibility.md (COMPAT="tests/compat/test_torch.py -k 2.6" for parts; hours, 5 GB of disk)
 	RDZV_COMPAT=write $(BIN)/pytest $(COMPAT)
 
-bench: venv ## every rendezvous backend side by side: a table, and .local/bench.json (BENCH_ONLY=form-fixed BENCH_N=2,8 for parts)
+bench: venv ## every rendezvous backend side by side: a table, and .local/bench.json (BENCH_ONLY=form-fixed BENCH_N=2,8 BENCH_BACKENDS=c10d,kubernetes for parts)
 	$(BIN)/python tests/bench/run.py
 
 CONFORMANCE ?= kubernetes etcd-v3 c10d static etcd etcd-v2

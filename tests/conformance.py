@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import signal
 import subprocess
 import sys
 import tempfile
@@ -23,6 +24,7 @@ OURS = ("kubernetes", "etcd-v3")
 def main(backends: list[str]) -> int:
     """A failed check is a line of a report. Returns 1 if a backend of ours has one, or if a report could not be made."""
     REPORTS.mkdir(exist_ok=True)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # The servers are taken down then too.
     bad = []
     with tempfile.TemporaryDirectory(prefix="rdzv-conformance-") as scratch, contextlib.ExitStack() as stack:
         environ = {**os.environ, "PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1"}

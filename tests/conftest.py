@@ -4,7 +4,7 @@ import os
 
 from hypothesis import HealthCheck, settings
 
-pytest_plugins = ["support.cluster_fixtures", "support.etcd_servers", "faults.tally"]
+pytest_plugins = ["support.cluster_fixtures", "support.installed", "support.etcd_servers", "faults.tally"]
 
 # How fast examples are drawn says something about the machine, nothing about the code.
 # A run tells what a change did, so each one draws the same examples; the long campaigns draw others each time.

@@ -15,6 +15,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 from unittest import mock
 
@@ -23,7 +24,7 @@ from bench.world import CREATE, END, JOIN, Commands, Plan
 
 from rdzv.agent.agent import Agent
 from rdzv.agent.interface import AgentSettings
-from rdzv.agent.liveness import PING_SECONDS
+from rdzv.agent.liveness import PING_SECONDS, Liveness
 from rdzv.agent.liveness_client import LivenessClient
 from rdzv.agent.loop import Loop
 from rdzv.agent.member_loop import MemberLoop
@@ -58,6 +59,8 @@ from rdzv.resources import ROUNDS
 LOSE, TELL = b"l", b"t"
 """Commands: end one agent, without a word; report what steps of the coordinator took."""
 MONITOR_SECONDS = 0.1
+SILENCE_SECONDS = 60.0
+"""After which the other end of a connection is dead: thousands on one machine wait for a processor for longer than the product's limit."""
 _EACH_LOOP = 64
 _AT_ONCE = 8
 _STACK_BYTES = 256 * 1024
@@ -114,7 +117,8 @@ def _be_whole(meeting: Meeting, namespace: str, slot: int, commands: Commands) -
                 case b"":
                     pass
                 case command if command == CREATE:
-                    agent = Agent(Client(from_kubeconfig(meeting.kubeconfig)), settings)
+                    patient = partial(Liveness, silence=SILENCE_SECONDS)
+                    agent = Agent(Client(from_kubeconfig(meeting.kubeconfig)), settings, patient)
                     commands.say("created", pid=os.getpid())
                 case command if command == JOIN:
                     joins = True
@@ -240,7 +244,11 @@ class Light:
         me = identity(crowd.meeting, slot)
         part: Any = Part(loop, str(slot))
         self.liveness = LivenessClient(
-            part, me.incarnation, lambda it: self.feed(CoordinatorLost(it)), lambda it: self.feed(CoordinatorFound(it))
+            part,
+            me.incarnation,
+            lambda it: self.feed(CoordinatorLost(it)),
+            lambda it: self.feed(CoordinatorFound(it)),
+            silence=SILENCE_SECONDS,
         )
         self._loop = part
         self._member = MemberLoop(self._perform, lambda at: part.at("member", at, lambda: self.feed(Tick())))

@@ -97,6 +97,15 @@ def _a_write_that_failed_counts_as_made() -> None:
     _put(apply.KubernetesAPI, "_attempt", staticmethod(attempt))
 
 
+def _what_is_there_is_never_changed() -> None:
+    def compared(actual: Any, wanted: Any) -> compare.Verdict:
+        found = compare.compare(actual, wanted)
+        return compare.Verdict.SAME if found is compare.Verdict.REPLACE else found
+
+    _put(plan, "compare", compared)
+    _put(apply, "compare", compared)
+
+
 def _the_host_stays_though_it_is_gone() -> None:
     real, chosen = plan._elect, dict[str, Any]()
 
@@ -133,7 +142,10 @@ BUGS = {
         _owners_are_not_compared, "uid of what is gone", life=2
     ),
     "what is no longer wanted stays": Bug(_what_is_no_longer_wanted_stays, "deleted and made again: "),
-    "a write that failed counts as made": Bug(_a_write_that_failed_counts_as_made, "is     null", REFUSED),
+    "a write that failed counts as made": Bug(
+        _a_write_that_failed_counts_as_made, "deleted and made again: Rendezvous NAME", REFUSED
+    ),
+    "what is there is never changed": Bug(_what_is_there_is_never_changed, "changed: "),
     "the host stays though it is gone": Bug(_the_host_stays_though_it_is_gone, "its host goes: "),
     "finalizers that keep a child are taken off": Bug(_finalizers_are_taken_off, "deleted and made again: "),
     "memory is never compared with what is there": Bug(_memory_is_never_compared, "is not back", HIDDEN),

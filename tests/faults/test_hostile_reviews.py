@@ -58,7 +58,7 @@ def test_whatever_it_is_sent_it_answers_and_stays_as_it_was(webhook: WebhookProc
         chance = random.Random(number)
         async with client(webhook) as session:
             for _ in range(reviews):
-                status, text = await post(session, webhook, hostile(chance))
+                status, text = await post(session, webhook, io.BytesIO(hostile(chance)))
                 statuses[status] += 1
                 if status == 200:
                     verdict = json.loads(text)["response"]
@@ -75,7 +75,8 @@ def test_whatever_it_is_sent_it_answers_and_stays_as_it_was(webhook: WebhookProc
         statuses = asyncio.run(scenario(REVIEWS))
         print(dict(statuses), f"{before >> 20} MiB before, {webhook.rss() >> 20} MiB after")
         assert statuses.total() == REVIEWS // CLIENTS * CLIENTS
-        assert set(statuses) == {200, 400}, webhook.log.read_text().partition("Traceback")[2][:3000]
+        # A review that was made fifty times as long twice may be too long.
+        assert set(statuses) - {413} == {200, 400}, webhook.log.read_text().partition("Traceback")[2][:3000]
         assert webhook.rss() - before < GROWTH
         assert "Traceback" not in webhook.log.read_text()
         assert asyncio.run(is_served(webhook))

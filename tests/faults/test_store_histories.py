@@ -10,7 +10,7 @@ import dataclasses
 import json
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -77,11 +77,22 @@ def test_the_checker_finds_what_is_wrong() -> None:
     assert verdicts(wrong) == ["illegal"] * len(wrong)
 
 
-def _judge(outcome: Outcome, place: Path) -> None:
-    assert outcome.problems == []
-    verdict = verdicts([outcome.history])
-    place.with_suffix(".json").write_text(json.dumps([dataclasses.asdict(op) for op in outcome.history]))
-    assert verdict == ["ok"], place.with_suffix(".json")
+def _judge(play: Callable[[int, Path], Outcome], number: int, place: Path) -> None:
+    """`play`: one history of this seed, kept in this directory.
+
+    With many outcomes unknown, as when a busy machine lets a store's timeout pass, there may be too many orders to try: then another
+    history is judged.
+    """
+    for attempt in range(3):
+        kept = place / f"h{attempt}"
+        outcome = play(number + 100 * attempt, kept)
+        assert outcome.problems == []
+        assert len(outcome.history) > 20
+        kept.with_suffix(".json").write_text(json.dumps([dataclasses.asdict(op) for op in outcome.history]))
+        verdict = verdicts([outcome.history])
+        if verdict != ["unknown"]:
+            break
+    assert verdict == ["ok"], kept.with_suffix(".json")
 
 
 @pytest.mark.parametrize("number", HISTORIES)
@@ -92,9 +103,11 @@ def test_every_history_has_an_order_under(
     clients = 4 + number % 5
     by_name = (number + KINDS.index(fault)) % 2 == 1
     with tally.injected("Store", f"histories of 16 operations by 4 to 8 clients: {fault}"):
-        outcome = campaign.run(nursery, kubeconfig, tmp_path / "h", fault, number, clients=clients, by_name=by_name)
-        assert len(outcome.history) > 20
-        _judge(outcome, tmp_path / "h")
+        _judge(
+            lambda seed, place: campaign.run(nursery, kubeconfig, place, fault, seed, clients=clients, by_name=by_name),
+            number,
+            tmp_path,
+        )
 
 
 @pytest.mark.parametrize("number", range(3) if LONG else [0])
@@ -103,9 +116,11 @@ def test_every_history_of_a_store_in_etcd_has_an_order_under(
     fault: str, number: int, nursery: Nursery, etcd: EtcdServer, tmp_path: Path, tally: Tally
 ) -> None:
     with tally.injected("Store", f"in etcd: histories of 16 operations by 4 to 8 clients: {fault}"):
-        outcome = campaign.run_etcd(nursery, etcd.endpoint, tmp_path / "h", fault, number, clients=4 + number % 5)
-        assert len(outcome.history) > 20
-        _judge(outcome, tmp_path / "h")
+        _judge(
+            lambda seed, place: campaign.run_etcd(nursery, etcd.endpoint, place, fault, seed, clients=4 + seed % 5),
+            number,
+            tmp_path,
+        )
 
 
 @pytest.mark.parametrize("number", range(15 if LONG else 2))
@@ -113,7 +128,7 @@ def test_histories_of_torchs_own_store_have_an_order(
     number: int, nursery: Nursery, tmp_path: Path, tally: Tally
 ) -> None:
     with tally.injected("Store", "histories of torch's own TCPStore, the control"):
-        _judge(campaign.run_tcp(nursery, tmp_path / "h", number, clients=4 + number % 5), tmp_path / "h")
+        _judge(lambda seed, place: campaign.run_tcp(nursery, place, seed, clients=4 + number % 5), number, tmp_path)
 
 
 def test_add_and_compare_set_count_once_however_many_replies_are_lost(

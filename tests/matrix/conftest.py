@@ -1,4 +1,4 @@
-"""The cluster with the chart, and real controllers of workloads."""
+"""Real controllers of workloads beside the cluster, and namespaces that their webhooks serve."""
 
 from __future__ import annotations
 
@@ -9,18 +9,7 @@ from support.cluster_fixtures import LocalCluster
 from support.workload_controllers import LABEL, Controllers
 from support.workloads import Place
 
-from deploy.demo import demo
 from deploy.demo.demo import Images
-from deploy.demo.kube import Cluster
-
-
-@pytest.fixture(scope="session")
-def images(cluster: LocalCluster) -> Iterator[Images]:
-    target = Cluster(cluster.kubeconfig, cluster.dir)
-    found = demo.images_for(target)
-    demo.install(target, found)
-    yield found
-    demo.uninstall(target)
 
 
 @pytest.fixture(scope="session")
@@ -33,6 +22,6 @@ def controllers(
 
 
 @pytest.fixture
-def place(cluster: LocalCluster, namespace: str) -> Place:
-    cluster.kubectl("label", "namespace", namespace, f"{LABEL}=true")
-    return Place(cluster, namespace)
+def place(place: Place) -> Place:
+    place.cluster.kubectl("label", "namespace", place.namespace, f"{LABEL}=true")
+    return place

@@ -11,6 +11,7 @@ header are forwarded with the client certificate of the kubeconfig, so both kind
 
 Kinds of faults for one request (`inject`; the first that matches and has `times` left is used):
 
+- `answer`: answered here with 200 and `body`
 - `reply`: answered here with `status` (a `Status` object with `reason`, `message`; `retry_after` as a header)
 - `cut-before`: the connection is cut; the API server never sees the request
 - `lose-reply`: forwarded and carried out; the connection is cut instead of the reply
@@ -67,6 +68,7 @@ class Fault:
     status: int = 503
     reason: str = ""
     message: str = "injected"
+    body: bytes = b""
     retry_after: int | None = None
     seconds: float = 0.0
     hits: int = 0
@@ -279,7 +281,12 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         if fault.kind == "delay":
             fault.release.wait(fault.seconds)
         event = json.dumps({"type": "ERROR", "object": fault.status_object()}).encode() + b"\n"
-        bodies = {"close-at-once": b"", "garbage": b'{"type": "ADDED", "obj\n', "error-event": event}
+        bodies = {
+            "answer": fault.body,
+            "close-at-once": b"",
+            "garbage": b'{"type": "ADDED", "obj\n',
+            "error-event": event,
+        }
         if fault.kind in bodies:
             self.answer(200, bodies[fault.kind])
         elif fault.kind == "reply":

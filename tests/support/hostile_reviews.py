@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from random import Random
 from typing import Any
@@ -74,7 +75,7 @@ def changed(random: Random, value: Any) -> Any:
         outer, key = random.choice(places)
         match random.randrange(4):
             case 0:
-                outer[key] = random.choice(_ODD)
+                outer[key] = copy.deepcopy(random.choice(_ODD))  # It may be changed next.
             case 1:
                 del outer[key]
             case 2 if isinstance(outer, dict):

@@ -18,7 +18,7 @@ if int(os.environ["LOCAL_RANK"]) == 0:
         "slot": os.environ.get("RDZV_SLOT"),
         "pair": [os.environ.get("RDZV_GROUP"), os.environ.get("RDZV_INDEX")],
         "pod": os.environ["RDZV_POD_NAME"],
-        "restart": int(os.environ["TORCHELASTIC_RESTART_COUNT"]),
+        "threads": os.environ.get("OMP_NUM_THREADS"),
         "born": time.time(),
     }
     print("WORLD " + json.dumps(world), flush=True)

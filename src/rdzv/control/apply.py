@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from rdzv.control.children import APPLIED_ANNOTATION, title
+from rdzv.control.children import APPLIED_ANNOTATION, is_of_predecessor, title
 from rdzv.control.compare import Verdict, compare, kept_finalizers, replacement
 from rdzv.control.events import EventToPost
 from rdzv.control.plan import HELD_BACK, REQUEST_FAILED, Failure, Plan, Write, name_taken
@@ -38,6 +38,10 @@ class Outcome:
     gave_way: bool = False
 
 
+class OldViewError(ApiError):
+    """The Rendezvous of the pass was deleted, or made again, since it was read: what it takes for an earlier one's is not."""
+
+
 class KubernetesAPI(Transport):
     """Writes what a pass planned. Every method may raise `ApiError`."""
 
@@ -65,17 +69,20 @@ class KubernetesAPI(Transport):
             rendezvous: the object.
             secrets: children that have to be there, and that are never read.
             failures: what has failed before, which the ConfigMap waits for too.
+
+        Raises:
+            OldViewError: nothing more was written.
         """
         if plan.newer and self._gives_way(rendezvous):
             return Outcome(gave_way=True)
         failures = [*failures]
         done: list[str] = []
         for obj in plan.delete:
-            self._attempt(failures, self._delete, obj, done)
+            self._attempt(failures, self._delete, obj, rendezvous, done)
         succeeded = [not failures, *(self._attempt(failures, self._keep, obj) for obj in secrets)]
-        succeeded += [self._attempt(failures, self._put_right, write, done) for write in plan.apply]
+        succeeded += [self._attempt(failures, self._put_right, write, rendezvous, done) for write in plan.apply]
         if plan.release is not None and all(succeeded):
-            self._attempt(failures, self._put_right, plan.release, done)
+            self._attempt(failures, self._put_right, plan.release, rendezvous, done)
         elif plan.release is not None:
             failures.append(
                 Failure(HELD_BACK, f"{title(plan.release.wanted)}, which new pods wait for, comes after that")
@@ -108,6 +115,8 @@ class KubernetesAPI(Transport):
         """Whether it succeeded; else `failures` says why it did not."""
         try:
             failure = write(*args)
+        except OldViewError:
+            raise
         except ApiError as error:
             failure = Failure(REQUEST_FAILED, str(error))
         if failure is not None:
@@ -130,7 +139,7 @@ class KubernetesAPI(Transport):
                 self._took_over.pop(uid, None)
         self._took_over[rendezvous.uid] = now
 
-    def _put_right(self, write: Write, done: list[str]) -> Failure | None:
+    def _put_right(self, write: Write, rendezvous: Rendezvous, done: list[str]) -> Failure | None:
         """Makes one child what it should be, on what is there now if that is not what the pass has seen. `done`: what was, in words."""
         actual, wanted = write.actual, write.wanted
         for _ in range(ATTEMPTS):
@@ -140,7 +149,7 @@ class KubernetesAPI(Transport):
             if verdict is Verdict.SAME or (actual is not None and self._is_as_admitted(actual, wanted)):
                 return None
             try:
-                stored = self._carry_out(verdict, actual, wanted, done)
+                stored = self._carry_out(verdict, actual, wanted, rendezvous, done)
             except ApiError as error:
                 if error.code not in CHANGED:
                     raise
@@ -171,13 +180,15 @@ class KubernetesAPI(Transport):
         self._kept[place] = (_applied(secret), now)
         return None
 
-    def _carry_out(self, verdict: Verdict, actual: ReadOnlyObject | None, wanted: Object, done: list[str]) -> Object:
+    def _carry_out(
+        self, verdict: Verdict, actual: ReadOnlyObject | None, wanted: Object, rendezvous: Rendezvous, done: list[str]
+    ) -> Object:
         resource, namespace, _ = _address(wanted)
         if verdict is Verdict.REPLACE and actual is not None:
             stored = self.client.replace(resource, namespace, replacement(actual, wanted))
         else:
             if actual is not None:
-                self._delete(actual, done)
+                self._delete(actual, rendezvous, done)
             stored = self.client.create(resource, namespace, wanted)
         self.learned(stored)
         done.append(f"{'replaced' if verdict is Verdict.REPLACE else 'created'} {title(wanted)}")
@@ -195,8 +206,10 @@ class KubernetesAPI(Transport):
     def _is_as_admitted(self, actual: ReadOnlyObject, wanted: Object) -> bool:
         return self._admitted.get(_place(wanted)) == (actual["metadata"]["resourceVersion"], _applied(wanted))
 
-    def _delete(self, obj: Mapping[str, Any], done: list[str]) -> None:
+    def _delete(self, obj: Mapping[str, Any], rendezvous: Rendezvous, done: list[str]) -> None:
         """Deletes exactly this incarnation: an object re-created since under its name is left alone."""
+        if is_of_predecessor(obj, rendezvous.name, rendezvous.uid):
+            self._check_view(rendezvous)
         meta, (resource, namespace, name) = obj["metadata"], _address(obj)
         if kept_finalizers(obj) != (meta.get("finalizers") or []):
             body = {**obj, "metadata": {**meta, "finalizers": kept_finalizers(obj)}}
@@ -205,6 +218,13 @@ class KubernetesAPI(Transport):
         with unless_changed():
             self.client.delete(resource, namespace, name, uid=meta["uid"])
         done.append(f"deleted {title(obj)}")
+
+    def _check_view(self, rendezvous: Rendezvous) -> None:
+        """That what another Rendezvous of this name owns is an earlier one's: the later one may be the other. Raises OldViewError."""
+        found = self.look(RENDEZVOUS, rendezvous.namespace, rendezvous.name)
+        if found is None or found["metadata"]["uid"] != rendezvous.uid:
+            text = f"Rendezvous {rendezvous.namespace}/{rendezvous.name} was deleted, or made again, since it was read"
+            raise OldViewError(None, text)
 
 
 def _applied(obj: ReadOnlyObject) -> str:

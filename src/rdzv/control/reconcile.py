@@ -14,7 +14,7 @@ from dataclasses import replace
 from typing import Any
 
 from rdzv.backends import World
-from rdzv.control.apply import KubernetesAPI
+from rdzv.control.apply import KubernetesAPI, OldViewError
 from rdzv.control.cache import PODS, RENDEZVOUS, Cache, Key, View
 from rdzv.control.children import child
 from rdzv.control.events import EventToPost, events_for, events_of_status, events_without_rendezvous, gave_way
@@ -69,8 +69,8 @@ class Reconciler:
         Returns after how many seconds it wants another pass (None: when something changes).
 
         Raises:
-            ApiError: the API server refused something or could not be reached. The reason is in the status, if that could be written;
-                the caller retries.
+            ApiError: the API server refused something or could not be reached, or memory is old. The reason is in the status, if that
+                could be written; the caller retries.
         """
         view = self._cache.view(key)
         if view.rendezvous is None and view.observed.pods:
@@ -90,7 +90,11 @@ class Reconciler:
         world = self._registry.observe(rendezvous, observed, previous, time.time())
 
         secrets, unsigned, renewal = self._certificates(rendezvous, decided)
-        executed = self._api.execute(decided, rendezvous, secrets, unsigned)
+        try:
+            executed = self._api.execute(decided, rendezvous, secrets, unsigned)
+        except OldViewError:
+            self._look_again(key)
+            raise
         if executed.gave_way:
             self._told(key, None, "")
             return self._post([gave_way(rendezvous, decided.newer)])

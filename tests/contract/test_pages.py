@@ -1,0 +1,152 @@
+"""Commands on the pages for kubectl and helm, each run as it stands on a real API server; names stand for those of a job `mnist`.
+
+What needs a node is left out: `ELSEWHERE` names it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support.cluster_fixtures import _shared
+from support.command import environment
+from support.operated import pod
+from support.operator_process import ROOT, Kube, OperatorProcess, eventually
+from support.workload_controllers import apply_definitions
+
+Object = dict[str, Any]
+
+PAGES = [
+    ROOT / "README.md",
+    ROOT / "charts/rendezvous-operator/README.md",
+    *sorted(page for page in (ROOT / "docs").glob("*.md") if page.name != "ARCHITECTURE.md"),
+    *sorted((ROOT / "docs/backends").glob("*.md")),
+    *sorted((ROOT / "docs/operations").glob("*.md")),
+]
+NAMES = {
+    "NAME": "mnist",
+    "POD": "mnist-1",
+    "NAMESPACE": "team",
+    "KIND": "job",
+    "NEW": "rdzv-ml",
+    "REGISTRY": "registry.example",
+}
+#: Names of commands, not commands.
+PARTS = {
+    *(f"kubectl {verb}" for verb in ("apply", "describe", "logs", "delete pod", "port-forward", "rdzv")),
+    *("helm install", "helm upgrade", "helm rollback", "helm rollback --force-conflicts", "helm --wait"),
+}
+#: By how they begin, those that need nodes, or the chart's own pods.
+ELSEWHERE = ("helm test", "kubectl exec", "kubectl logs", "kubectl rdzv check", "kubectl wait")
+#: By how they begin, the commands that are run before and after all others. Helm and `kubectl apply` do not share what they install.
+FIRST = ("helm install", "kubectl apply -k", "helm upgrade")
+LAST = ("helm uninstall", "kubectl get crd", "kubectl delete crd", "kubectl apply --server-side", "kubectl apply")
+USE = len(FIRST)
+SYSTEM, RELEASE = "rdzv-system", "rendezvous-operator"
+
+
+def commands(page: Path) -> Iterator[str]:
+    """Each with the names that stand for the reader's own replaced."""
+    lines = page.read_text().replace("\\\n", " ").splitlines()
+    for line in lines:
+        spans = [line] if line.startswith("    ") else re.findall(r"`([^`\n]+)`", line)
+        for span in (span.strip().replace("\\|", "|") for span in spans):
+            if span.startswith(("kubectl ", "helm ")) and "…" not in span and span not in PARTS:
+                text = re.sub(r"\b[A-Z]{3,}\b", lambda found: NAMES.get(found[0], found[0]), span)
+                yield re.sub(r"\s+", " ", text.partition(" # ")[0]).strip()
+
+
+def order(command: str) -> int:
+    """When a command is run; `USE`: while the operator serves."""
+    places = [*FIRST, "", *LAST]
+    return next((place for place, beginning in enumerate(places) if beginning and command.startswith(beginning)), USE)
+
+
+COMMANDS = sorted(dict.fromkeys(command for page in PAGES for command in commands(page)), key=order)
+HERE = [command for command in COMMANDS if not command.startswith(ELSEWHERE)]
+
+
+@pytest.fixture(scope="module")
+def shell(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    """The environment of a reader's shell: an API server, the tools, and the kinds of others. It is in namespace `team`."""
+    with _shared("pages", "--light") as api:
+        apply_definitions(api)
+        kubeconfig = json.loads(api.kubeconfig.read_text())
+        kubeconfig["contexts"][0]["context"]["namespace"] = "team"
+        path = tmp_path_factory.mktemp("shell") / "kubeconfig"
+        path.write_text(json.dumps(kubeconfig))
+        for name in ("team", "rdzv-ml"):
+            api.kubectl("create", "namespace", name)
+        for plural, kind in (("servicemonitors", "ServiceMonitor"), ("prometheusrules", "PrometheusRule")):
+            api.kubectl("apply", "-f", "-", input=json.dumps(definition("monitoring.coreos.com", plural, kind)))
+        folders = (str(Path(sys.executable).parent), str(api.dir / "bin"), os.environ["PATH"])
+        yield environment(path, PATH=":".join(folders))
+
+
+def definition(group: str, plural: str, kind: str) -> Object:
+    """Of a kind of somebody else's, as far as Helm looks at it."""
+    schema = {"openAPIV3Schema": {"type": "object", "x-kubernetes-preserve-unknown-fields": True}}
+    spec = {
+        "group": group,
+        "names": {"plural": plural, "kind": kind},
+        "scope": "Namespaced",
+        "versions": [{"name": "v1", "served": True, "storage": True, "schema": schema}],
+    }
+    meta = {"name": f"{plural}.{group}"}
+    return {"apiVersion": "apiextensions.k8s.io/v1", "kind": "CustomResourceDefinition", "metadata": meta, "spec": spec}
+
+
+def run(command: str, shell: dict[str, str]) -> subprocess.CompletedProcess[str]:
+    """To its end; one that watches for some seconds."""
+    seconds = "5" if watches(command) else "240"
+    words = ["timeout", seconds, "bash", "-o", "pipefail", "-c", command]
+    return subprocess.run(words, cwd=ROOT, env=shell, capture_output=True, text=True, check=False)
+
+
+def watches(command: str) -> bool:
+    return bool({"-w", "--watch"} & set(command.split()))
+
+
+@pytest.fixture(scope="module")
+def done(
+    shell: dict[str, str], tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, subprocess.CompletedProcess[str]]:
+    """All of them, one after the other, as some rely on others: `deploy/samples` makes the Rendezvous `mnist`."""
+    outcomes = {command: run(command, shell) for command in HERE if order(command) < USE}
+    kubeconfig = Path(shell["KUBECONFIG"])
+    kube = Kube(kubeconfig)
+    kube.create(pod("team", "mnist-1", 1))
+    operator = OperatorProcess(
+        kubeconfig, tmp_path_factory.mktemp("operator") / "log", None, env={"RDZV_LEASE": f"{SYSTEM}/{RELEASE}"}
+    )
+    operator.start()
+    try:
+        eventually(lambda: kube.get("Lease", SYSTEM, RELEASE), timeout=60)
+        outcomes |= {command: run(command, shell) for command in HERE if order(command) == USE}
+    finally:
+        operator.kill()
+    return outcomes | {command: run(command, shell) for command in HERE if order(command) > USE}
+
+
+@pytest.mark.parametrize("command", HERE, ids=lambda command: command[:70])
+@pytest.mark.timeout(900)
+def test_a_command_on_a_page_works_as_it_stands(
+    done: dict[str, subprocess.CompletedProcess[str]], command: str
+) -> None:
+    found = done[command]
+    # `rdzv` says by 1 that something is wrong with what it looks at, here that there are no agents.
+    expected = {124} if watches(command) else {0, 1} if command.startswith("kubectl rdzv") else {0}
+    assert found.returncode in expected, f"{command}\n{found.stdout}\n{found.stderr}"
+    assert "Traceback" not in found.stderr
+
+
+def test_what_is_left_out_is_on_the_pages() -> None:
+    for beginning in ELSEWHERE:
+        assert any(command.startswith(beginning) for command in COMMANDS), beginning
