@@ -231,7 +231,7 @@ class _Watch:
         return self._name in ("", metadata["name"]) and (not key or metadata.get("labels", {}).get(key) == value)
 
     def send(self, kind: str, obj: Object) -> None:
-        self.lines.put(json.dumps({"type": kind, "object": obj}).encode() + b"\n")
+        self.lines.put(json.dumps({"type": kind, "object": obj}, separators=(",", ":")).encode() + b"\n")
 
 
 class _Response:
@@ -241,7 +241,7 @@ class _Response:
 
     def __init__(self, status: int, body: Object | None = None, stream: _Watch | None = None) -> None:
         self.status, self.stream = status, stream
-        self._body = b"" if body is None else json.dumps(body).encode()
+        self._body = b"" if body is None else json.dumps(body, separators=(",", ":")).encode()
 
     def getheader(self, name: str) -> None:
         """None of them."""

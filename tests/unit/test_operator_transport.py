@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import socket
 import threading
 from collections.abc import Sequence
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from support.scripted_api import Answer, ScriptedApi
 
 from rdzv.control import transport
 from rdzv.control.cache import PODS, ROUNDS
-from rdzv.control.transport import CONNECTIONS, OperatorClient, Transport
+from rdzv.control.transport import CONNECTIONS, OperatorClient, Transport, without_managed_fields
 from rdzv.kube.api import ApiError, Call, Resource, Unreachable
 from rdzv.kube.config import Config
 from rdzv.kube.transport import Connection
@@ -208,3 +211,69 @@ def test_a_part_of_a_list_says_what_it_is_for() -> None:
         "/api/v1/pods?limit=500&labelSelector=rdzv.dev%2Frendezvous&continue=token",
     ]
     assert all("PartialObjectMetadataList" in accept for _, accept in seen)
+
+
+TEXTS = st.text(st.sampled_from('ab"\\[]{},:') | st.characters(), max_size=8) | st.just(',"managedFields":[')
+FIELDS = st.recursive(
+    st.dictionaries(TEXTS, st.just({}), max_size=3), lambda inner: st.dictionaries(TEXTS, inner, max_size=3)
+)
+
+
+@given(FIELDS, TEXTS, TEXTS)
+def test_who_set_which_field_is_left_out_and_nothing_else_whatever_texts_say(
+    fields: dict[str, Any], manager: str, text: str
+) -> None:
+    managed = [{"manager": manager, "fieldsV1": fields}, {"manager": "kubelet", "fieldsV1": {"f:status": {}}}]
+    metadata = {"name": text, "labels": {text: text}}
+    pods = [{"metadata": metadata | fields, "spec": {text: [text]}} for fields in ({}, {"managedFields": managed}) * 2]
+    whole = {"kind": "PodList", "items": pods}
+    sent = json.dumps(whole, separators=(",", ":")).encode()
+    found = without_managed_fields(bytearray(sent))
+    for pod in (*found["items"], *pods):
+        pod["metadata"].pop("managedFields", None)
+    assert found == whole
+
+
+def test_who_set_which_field_is_not_read() -> None:
+    key = 'k:{\\"type\\":\\"Ready\\"}'
+    managed = '[{"fieldsV1":{"f:status":{"KEY":{}}}}]'.replace("KEY", key)
+    pod = f'{{"metadata":{{"name":"a","managedFields":{managed}}},"spec":{{}}}}'
+    assert without_managed_fields(pod.encode()) == {"metadata": {"name": "a"}, "spec": {}}
+
+
+@pytest.mark.parametrize(
+    "metadata",
+    [
+        '{"name":"a","managedFields":[[1],{"b":[2]}],"uid":"u"}',
+        '{"name":"a","managedFields":[{"b":[2],"uid":"v"}],"uid":"u"}',
+        '{"name":"a","managedFields":[{"]":1}],"uid":"u"}',
+        '{"name":"a","managedFields":[{"\\\\":"]"}],"uid":"u"}',
+        '{"managedFields":[],"name":"a","uid":"u"}',
+        '{"name":"a","managedFields":null,"uid":"u"}',
+    ],
+)
+def test_lists_that_no_api_server_writes_are_read_as_they_are(metadata: str) -> None:
+    pod = f'{{"metadata":{metadata},"spec":{{}}}}'
+    assert without_managed_fields(pod.encode()) == json.loads(pod)
+
+
+@pytest.mark.parametrize("data", [b'{"a":1,"managedFields":[', b"", b"[]", b'{"a":1,"managedFields":[{}'])
+def test_what_is_no_object_is_refused(data: bytes) -> None:
+    with pytest.raises(ValueError, match=r"."):
+        without_managed_fields(data)
+
+
+def test_replies_and_events_say_nothing_of_who_set_which_field() -> None:
+    api, managed = ScriptedApi(), [{"manager": "kubelet", "fieldsV1": {"f:status": {}}}]
+    metadata = {"name": "a", "namespace": "train", "labels": {"rdzv.dev/rendezvous": ""}, "managedFields": managed}
+    api.put("rendezvousrounds", {"metadata": metadata})
+    client = client_of(api)
+    reader = Transport(client)
+    (page,) = reader.pages(ROUNDS, "train")
+    read = [client.get(ROUND, "train", "a"), *page["items"]]
+    since = str(api.rv)
+    api.put("rendezvousrounds", {"metadata": metadata})
+    events = reader.watch(ROUNDS, "train", since, 20)
+    read.append(next(event["object"] for event in events if event["type"] != "BOOKMARK"))
+    assert [obj["metadata"].get("managedFields") for obj in read] == [None] * 3
+    assert [obj["metadata"]["name"] for obj in read] == ["a"] * 3

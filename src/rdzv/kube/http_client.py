@@ -99,6 +99,10 @@ class HttpClient(ABC):
     def about_to_send(self, request: Request) -> None:  # noqa: B027 - most have nothing to say here
         """Called when the connection is there. What it raises keeps the request from being sent."""
 
+    def parsed(self, body: bytes) -> Object:
+        """What a reply says. Raises ValueError: it is no JSON object."""
+        return parsed(body)
+
     # Connections.
 
     def connect(self, connections: int = IDLE) -> None:
@@ -264,7 +268,7 @@ class HttpClient(ABC):
         if response.status >= 300:
             raise self.error_of(call, reply_of(response, body))
         try:
-            return parsed(body)
+            return self.parsed(body)
         except ValueError:
             raise Unreachable(call, "the reply is not a JSON object", maybe_applied=not request.safe) from None
 
