@@ -214,7 +214,7 @@ def test_a_part_of_a_list_says_what_it_is_for() -> None:
 
 
 TEXTS = st.text(st.sampled_from('ab"\\[]{},:') | st.characters(), max_size=8) | st.just(',"managedFields":[')
-FIELDS = st.recursive(
+FIELDS: st.SearchStrategy[dict[str, Any]] = st.recursive(
     st.dictionaries(TEXTS, st.just({}), max_size=3), lambda inner: st.dictionaries(TEXTS, inner, max_size=3)
 )
 
