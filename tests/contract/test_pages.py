@@ -1,6 +1,6 @@
 """Commands on the pages for kubectl and helm, each run as it stands on a real API server; names stand for those of a job `mnist`.
 
-What needs a node is left out: `ELSEWHERE` names it.
+What needs a node, or a cluster that is not made yet, is run elsewhere: `ELSEWHERE` says by which test.
 """
 
 from __future__ import annotations
@@ -43,8 +43,14 @@ PARTS = {
     *(f"kubectl {verb}" for verb in ("apply", "describe", "logs", "delete pod", "port-forward", "rdzv")),
     *("helm install", "helm upgrade", "helm rollback", "helm rollback --force-conflicts", "helm --wait"),
 }
-#: By how they begin, those that need nodes, or the chart's own pods.
-ELSEWHERE = ("helm test", "kubectl exec", "kubectl logs", "kubectl rdzv check", "kubectl wait")
+#: By how they begin, and the test that runs them.
+ELSEWHERE = {
+    **dict.fromkeys(
+        ("helm test", "kubectl exec mnist-1", "kubectl logs", "kubectl rdzv check", "kubectl wait"),
+        "cluster/test_pages.py::test_commands_that_need_nodes",
+    ),
+    "kubectl exec -n rdzv-system": "cluster/test_plugin.py",
+}
 #: By how they begin, the commands that are run before and after all others. Helm and `kubectl apply` do not share what they install.
 FIRST = ("helm install", "kubectl apply -k", "helm upgrade")
 LAST = ("helm uninstall", "kubectl get crd", "kubectl delete crd", "kubectl apply --server-side", "kubectl apply")
@@ -70,7 +76,7 @@ def order(command: str) -> int:
 
 
 COMMANDS = sorted(dict.fromkeys(command for page in PAGES for command in commands(page)), key=order)
-HERE = [command for command in COMMANDS if not command.startswith(ELSEWHERE)]
+HERE = [command for command in COMMANDS if not command.startswith(tuple(ELSEWHERE))]
 
 
 @pytest.fixture(scope="module")
@@ -147,6 +153,8 @@ def test_a_command_on_a_page_works_as_it_stands(
     assert "Traceback" not in found.stderr
 
 
-def test_what_is_left_out_is_on_the_pages() -> None:
-    for beginning in ELSEWHERE:
+def test_commands_that_are_run_elsewhere_are_there_and_their_tests_too() -> None:
+    for beginning, test in ELSEWHERE.items():
         assert any(command.startswith(beginning) for command in COMMANDS), beginning
+        file, _, name = test.partition("::")
+        assert f"def {name}" in (ROOT / "tests" / file).read_text()

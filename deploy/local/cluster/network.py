@@ -77,6 +77,8 @@ def connect(supervisor: Supervisor, link: str, nodes: int) -> tuple[str, str]:
             # When the bridge goes down so does its route, and a sender would be told. A lost node tells nobody.
             f"route add blackhole {node_subnet(index)} metric 1000",
         ]
+    # As by a node's default route: without a route the kernel refuses packets to a Service before kube-proxy's rules see them.
+    lines += [f"route add {SERVICES} dev br-node-1"] if nodes else []
     run(supervisor.inside(["ip", "-batch", "-"]), stdin="\n".join(lines) + "\n")
     # The last one: answers between pods of one node pass the bridge only, and still have to be translated back to the Service's address.
     settings = [
