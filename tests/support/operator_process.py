@@ -102,7 +102,7 @@ def eventually(what: Callable[[], T | None], timeout: float = 30.0) -> T:
         time.sleep(0.05)
 
 
-#: kopf loads the client of the tests if it is there. The image has none.
+#: kopf loads the client of the tests if it is there. The image has none; operators of earlier versions needed it.
 _KOPF = "import sys; sys.modules['kubernetes'] = None; from kopf.cli import main; main()"
 
 
@@ -136,8 +136,7 @@ class OperatorProcess:
             env["PYTHONPATH"] += f":{self._path}"
         command = [
             sys.executable,
-            "-c",
-            _KOPF,
+            *(["-c", _KOPF] if self._root == ROOT else ["-m", "kopf"]),
             "run",
             "operator/main.py",
             *(["--namespace", self._namespace] if self._namespace else ["--all-namespaces"]),

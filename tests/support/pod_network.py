@@ -17,6 +17,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -29,15 +30,20 @@ from support.relay import Relay
 QUEUE = "98"
 _GATEWAY = "169.254.1.1"
 _NEW_NETWORK = 0x40000000  # CLONE_NEWNET
+#: Seconds between two pods: long enough for a judgement of each of the first one's connections.
+_STAGGER = 0.1
 
-#: A pod: it listens, and says which connections succeed; the namespace is there as long as it runs.
+#: A pod: it listens, takes what comes (a backlog that is full would look like a policy), and says which connections succeed. The
+#: namespace is there as long as it runs.
 _POD = """
-import json, selectors, socket, sys, time
-listening = []
+import json, selectors, socket, sys, threading, time
+def serve(listener):
+    while True:
+        listener.accept()[0].close()
 for line in sys.stdin:
     order = json.loads(line)
     for port in order.get("listen", []):
-        listening.append(socket.create_server(("", port)))
+        threading.Thread(target=serve, args=(socket.create_server(("", port)),), daemon=True).start()
     trying, ready = selectors.DefaultSelector(), []
     for target in order.get("connect", []):
         each = socket.socket()
@@ -191,12 +197,14 @@ class PodNetwork:
         assert process.poll() is None, log.read_text()
 
     def connects(self, attempts: Iterable[Attempt], seconds: float = 2.0) -> set[Attempt]:
-        """Those that succeed within so many seconds; all are tried at once."""
+        """Those that succeed within so many seconds; those of one pod are tried at once."""
         wanted: dict[str, list[list[object]]] = {name: [] for name in self._pods}
         for source, target, port in attempts:
             wanted[source].append([self.addresses[target], port])
         for name, targets in wanted.items():
             self._pods[name].send({"connect": targets, "seconds": seconds})
+            # The kernel drops what the queue has no room for, as a policy would.
+            time.sleep(_STAGGER)
         of = {address: name for name, address in self.addresses.items()}
         found: set[Attempt] = set()
         for source in wanted:
