@@ -9,6 +9,7 @@ import json
 import re
 import secrets
 import time
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -43,18 +44,19 @@ class Lag:
     """Answers lists through a proxy with what they were at one moment, and holds watches back."""
 
     def __init__(self, proxy: FaultProxy, kubeconfig: Path) -> None:
-        self._proxy, self._client = proxy, Client(from_kubeconfig(str(kubeconfig)))
+        self._proxy, self._kubeconfig = proxy, kubeconfig
         self._lists: dict[str, bytes] = {}
         self._answered: set[str] = set()
         self._held: list[Fault] = []
 
     def remember(self) -> None:
         """All lists that were asked for so far, as they are now."""
-        for seen in [*self._proxy.requests]:
-            path = seen.target.partition("?")[0]
-            if seen.method == "GET" and COLLECTION.fullmatch(path):
-                asked = Request(Call("list", Resource("v1", "lists")), "GET", seen.target, safe=True)
-                self._lists[path] = json.dumps(self._client.run(asked, None)).encode()
+        with closing(Client(from_kubeconfig(str(self._kubeconfig)))) as client:
+            for seen in [*self._proxy.requests]:
+                path = seen.target.partition("?")[0]
+                if seen.method == "GET" and COLLECTION.fullmatch(path):
+                    asked = Request(Call("list", Resource("v1", "lists")), "GET", seen.target, safe=True)
+                    self._lists[path] = json.dumps(client.run(asked, None)).encode()
 
     def begin(self) -> None:
         self._proxy.decide = self._decide
