@@ -20,7 +20,11 @@ else:
         copy = object.__new__(type(record))
         copy.__dict__.update(record.__dict__)
         copy.__dict__.update(changes)
-        copy.__dict__.pop("ranks", None)  # A Round keeps it once it was asked for, and it may be another one now.
+        fields = record.__dataclass_fields__
+        if len(copy.__dict__) > len(fields):
+            # What a record keeps beside its fields (`cached_property`) follows from them, and they may be others now.
+            for name in copy.__dict__.keys() - fields.keys():
+                del copy.__dict__[name]
         return copy
 
 
