@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import re
-import secrets
 import time
 from contextlib import closing
 from pathlib import Path
@@ -119,11 +118,10 @@ def kept(objects: dict[tuple[str, str], Object]) -> dict[tuple[str, str], tuple[
 
 @pytest.mark.parametrize("later", ["c10d", "kubernetes"])
 def test_an_old_view_makes_it_undo_nothing(
-    later: str, control_plane: LocalCluster, tmp_path: Path, tally: Tally
+    later: str, control_plane: LocalCluster, light_namespace: str, tmp_path: Path, tally: Tally
 ) -> None:
     install_crds(control_plane)
-    kube, namespace = Kube(control_plane.kubeconfig), f"test-{secrets.token_hex(4)}"
-    control_plane.kubectl("create", "namespace", namespace)
+    kube, namespace = Kube(control_plane.kubeconfig), light_namespace
     with (
         FaultProxy(control_plane.kubeconfig, tmp_path) as proxy,
         running_operator(proxy.kubeconfig, tmp_path / "log", namespace) as operator,
@@ -159,7 +157,6 @@ def test_an_old_view_makes_it_undo_nothing(
         eventually(lambda: kept(children(kube, namespace)) == before, timeout=RECOVERED)
         recovery.took(time.monotonic() - ended)
         print(f"c10d, then {later}: right after {recovery.slowest:.1f} s")
-    control_plane.kubectl("delete", "namespace", namespace, "--wait=false")
 
 
 def watched(proxy: FaultProxy) -> set[str]:

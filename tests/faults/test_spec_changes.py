@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import random
-import secrets
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -115,16 +114,14 @@ def torch_takes(data: Object, spec: Object) -> None:
 
 
 @pytest.fixture
-def ground(control_plane: LocalCluster, tmp_path: Path) -> Iterator[Field]:
+def ground(control_plane: LocalCluster, light_namespace: str, tmp_path: Path) -> Iterator[Field]:
     install_crds(control_plane)
-    kube, namespace = Kube(control_plane.kubeconfig), f"test-{secrets.token_hex(4)}"
-    control_plane.kubectl("create", "namespace", namespace)
+    kube, namespace = Kube(control_plane.kubeconfig), light_namespace
     with (
         FaultProxy(control_plane.kubeconfig, tmp_path) as proxy,
         running_operator(proxy.kubeconfig, tmp_path / "log", namespace) as operator,
     ):
         yield Field(kube, namespace, proxy, operator, tmp_path / "log")
-    control_plane.kubectl("delete", "namespace", namespace, "--wait=false")
 
 
 def refuse_writes(proxy: FaultProxy) -> None:

@@ -1,8 +1,8 @@
 """Agents without torch: the pod's side of backend `kubernetes` as it is, hundreds of them as threads of a few processes.
 
 with LightAgents(kubeconfig, "namespace/name", 1000) as crowd:
-crowd.join()                      # all at once; again: each asks for the next world
-crowd.worlds(size=1000, round=1)  # waits until all of them are in it
+    crowd.join()  # all at once; again: each asks for the next world
+    crowd.worlds(1, timeout=60)  # waits until all of them are in it
 """
 
 from __future__ import annotations
@@ -134,7 +134,6 @@ class LightAgents:
         endpoint: str,
         count: int,
         processes: int = 16,
-        nice: int = 0,
         log: Path = Path(os.devnull),
     ) -> None:
         """`log` takes what they say."""
