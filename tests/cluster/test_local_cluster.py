@@ -69,6 +69,13 @@ def all_pids(state: dict[str, Any]) -> set[int]:
     return found
 
 
+def kill(state: dict[str, Any], name: str) -> None:
+    """Kill a component, and return when it has ended: a large process takes a moment, and `up` finds it alive till then."""
+    pid = state["processes"][name]["pid"]
+    os.kill(pid, signal.SIGKILL)
+    eventually(Path(f"/proc/{pid}").exists, False)
+
+
 def traces(directory: Path, state: dict[str, Any], pids: set[int]) -> list[str]:
     """Return what is left on the machine of a cluster; mounts as seen from every namespace.
 
@@ -137,7 +144,7 @@ def test_cluster_survives_kills_and_leaves_nothing(own: Path) -> None:
 
     # One component: `up` starts it again, and what it knew is still there.
     run_on_both(own)
-    os.kill(first["processes"]["kube-apiserver"]["pid"], signal.SIGKILL)
+    kill(first, "kube-apiserver")
     assert "starting again: kube-apiserver" in local("up", "--dir", own)
     assert "p1" in LocalCluster.at(own).kubectl("get", "pods", "-o", "name")
 
@@ -180,9 +187,8 @@ def test_component_that_does_not_start_is_named_with_its_log(tmp_path: Path) -> 
     directory = tmp_path / "c"
     try:
         local("up", "--light", "--dir", directory)
-        state = state_of(directory)
         (directory / "data/authentication.json").write_text("{}")
-        os.kill(state["processes"]["kube-apiserver"]["pid"], signal.SIGKILL)
+        kill(state_of(directory), "kube-apiserver")
         with pytest.raises(RuntimeError) as caught:
             local("up", "--light", "--dir", directory)
         assert "kube-apiserver ended with status" in str(caught.value)

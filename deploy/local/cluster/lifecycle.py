@@ -139,8 +139,9 @@ def _finish(cluster: Cluster, supervisor: Supervisor) -> None:
 
 def _resume(cluster: Cluster, supervisor: Supervisor, begun: float) -> None:
     """Start again what has ended in a cluster whose namespaces are still there."""
+    healthy = control.healthy(cluster)  # asked first: a server that was killed just now may still be ending
     ended = [name for name, pid in supervisor.processes().items() if pid is None]
-    if not ended and control.healthy(cluster):
+    if healthy and not ended:
         say(f"cluster {cluster.name} runs already: export KUBECONFIG={cluster.kubeconfig}")
         return
     say(f"starting again: {', '.join(ended)}" if ended else "waiting for the API server")
