@@ -53,7 +53,12 @@ class Run:
             meeting = lab.meeting(self.backend.registered, name, least, self.most)
             if self.roster:
                 lab.write_roster(meeting, expected=range(self.count))
-            plans = [plan(self.backend, self.scenario, meeting, slot, f"{name}-{slot}") for slot in range(self.count)]
+            # An operator knows pods: of agents outside of them nobody can say that no more are to come.
+            uids = [f"uid-{name}-{slot}" if self.roster else "" for slot in range(self.count)]
+            plans = [
+                plan(self.backend, self.scenario, meeting, slot, f"{name}-{slot}", uids[slot])
+                for slot in range(self.count)
+            ]
         with World(plans, threads=threads, log=lab.log) as world:
             try:
                 return self._time(world, len(plans))

@@ -8,7 +8,8 @@ from collections.abc import Callable, Mapping, Sequence
 from bench.records import Record
 
 _Scale = Callable[[float], float]
-_WIDTH, _HEIGHT = 760, 460
+_END, _HEIGHT = 610, 460
+"""Where the lines end, and the labels begin."""
 _LEFT, _RIGHT, _TOP, _BOTTOM = 70, 150, 40, 55
 COLOURS = {
     "api-floor": "#888888",
@@ -19,32 +20,33 @@ COLOURS = {
     "etcd-v2": "#862e9c",
     "etcd-v3": "#0b7285",
 }
-_LABEL_HEIGHT = 14.0
+_LABEL_HEIGHT, _LETTER = 14.0, 6.5
 
 
 def plot(records: Sequence[Record], title: str, colours: Mapping[str, str] = COLOURS) -> str:
     """Both axes logarithmic; a line for each `backend`. What ended at the time limit is an open circle: it takes longer than that."""
     sizes = sorted({record.n for record in records})
     values = [record.median for record in records]
+    width = _END + max(_RIGHT, 12 + _LETTER * max(len(record.backend) for record in records))
     low, high = 10 ** math.floor(math.log10(min(values))), 10 ** math.ceil(math.log10(max(values)))
 
     def x(size: float) -> float:
         share = math.log(size / sizes[0]) / max(math.log(sizes[-1] / sizes[0]), 1e-9)
-        return _LEFT + share * (_WIDTH - _LEFT - _RIGHT)
+        return _LEFT + share * (_END - _LEFT)
 
     def y(seconds: float) -> float:
         return _HEIGHT - _BOTTOM - math.log(seconds / low) / math.log(high / low) * (_HEIGHT - _TOP - _BOTTOM)
 
     parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {_HEIGHT}" font-family="sans-serif" font-size="12">',
-        f'<rect width="{_WIDTH}" height="{_HEIGHT}" fill="white"/>',
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width:g} {_HEIGHT}" font-family="sans-serif" font-size="12">',
+        f'<rect width="{width:g}" height="{_HEIGHT}" fill="white"/>',
         f'<text x="{_LEFT}" y="22" font-size="15">{title}</text>',
-        f'<text x="{(_LEFT + _WIDTH - _RIGHT) / 2}" y="{_HEIGHT - 12}" text-anchor="middle">agents</text>',
+        f'<text x="{(_LEFT + _END) / 2}" y="{_HEIGHT - 12}" text-anchor="middle">agents</text>',
         f'<text x="16" y="{_HEIGHT / 2}" text-anchor="middle" transform="rotate(-90 16 {_HEIGHT / 2})">seconds</text>',
     ]
     decade = low
     while decade <= high * 1.01:
-        parts.append(_line(_LEFT, y(decade), _WIDTH - _RIGHT, y(decade), "#dddddd"))
+        parts.append(_line(_LEFT, y(decade), _END, y(decade), "#dddddd"))
         parts.append(f'<text x="{_LEFT - 8}" y="{y(decade) + 4:.1f}" text-anchor="end">{decade:g}</text>')
         decade *= 10
     for size in sizes:
@@ -77,7 +79,7 @@ def _labels(ends: list[tuple[float, str, str]]) -> list[str]:
     parts, last = [], -math.inf
     for height, backend, colour in sorted(ends):
         last = max(height, last + _LABEL_HEIGHT)
-        place = f'x="{_WIDTH - _RIGHT + 12}" y="{last + 4:.1f}"'
+        place = f'x="{_END + 12}" y="{last + 4:.1f}"'
         parts.append(f'<text {place} fill="{colour}">{backend}</text>')
     return parts
 
