@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 _NAMED = 5
 _NOBODY = Silent()
 _APPEAR_SECONDS = 2.0
-"""For the pod of a replacement to be made, once that of the lost one is gone or leaves."""
+"""For the pod of a replacement to be made, once that of the lost one is gone."""
 
 
 @dataclass(frozen=True)
@@ -57,12 +57,10 @@ def completion(state: CoordinatorState, facts: Facts, now: float) -> tuple[Coord
     if at is not None and facts.lost:
         # Failures seldom come alone.
         at = max(at, state.since.get("failed", -1e9) + state.policy.settle)
-        replacements = _replacements(facts)
+        forming = state.since.get("forming", now)
+        replacements = _replacements(facts, max(0.0, state.since.get("gone", now) - forming))
         if replacements is not None and not waited_for.who:
-            at, why = (
-                max(at, state.since.get("forming", now) + replacements.seconds),
-                "replacements have not come in time",
-            )
+            at, why = max(at, forming + replacements.seconds), "replacements have not come in time"
             waited_for = replacements
     return state, Completion(at, why, missing_text(there, waited_for))
 
@@ -134,8 +132,11 @@ def _absent(there: Attendance, roster: Roster, without: Silent = _NOBODY) -> tup
     return [f"{absent.pod} is {absent.reason}" for absent in hopeless], coming
 
 
-def _replacements(facts: Facts) -> Outstanding | None:
-    """Who is to come for those who are lost: pods that exist, or are about to, as far as the operator tells."""
+def _replacements(facts: Facts, gone: float) -> Outstanding | None:
+    """Who is to come for those who are lost: pods that exist, or are about to, as far as the operator tells.
+
+    `gone`: seconds from the first loss until no pod of theirs was left.
+    """
     there, wait = facts.attendance, facts.attendance.pace.replacement_wait
     before = len(there.rejoining) + len(facts.lost)
     if there.roster is None or len(there.joined) >= min(there.most, before):
@@ -147,7 +148,9 @@ def _replacements(facts: Facts) -> Outstanding | None:
         return Outstanding(tuple(coming), seconds=wait)
     if stuck or facts.silent != _NOBODY:
         return None
-    return Outstanding(("replacements, of which there are no pods yet",), seconds=min(wait, _APPEAR_SECONDS))
+    if facts.being_stopped:
+        return Outstanding(("replacements of pods that are being stopped",), seconds=wait)
+    return Outstanding(("replacements, of which there are no pods yet",), seconds=min(wait, gone + _APPEAR_SECONDS))
 
 
 def missing_text(there: Attendance, waited_for: Outstanding) -> str:

@@ -254,6 +254,7 @@ def _note_failures(state: CoordinatorState, facts: Facts, forming: bool, now: fl
     failed = facts.lost if forming else facts.lost | facts.attendance.rejoining
     if failed != state.failed:
         state = replace(note(state, "failed", bool(failed - state.failed), now, renew=True), failed=failed)
+    state = note(state, "gone", not facts.being_stopped, now)
     return note(state, "forming", forming or bool(failed), now)
 
 

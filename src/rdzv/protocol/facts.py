@@ -86,6 +86,7 @@ class Facts:
         askers: by name, those whose store may be connected to.
         contested: incarnations of the running world for whose slot a later agent asks.
         silent: those who are lost although their connection stands.
+        being_stopped: a pod of those who are lost is not gone yet: some controllers make another one only then.
         ended: why the operator ends the world of this Round; empty: it does not.
     """
 
@@ -108,6 +109,7 @@ class Facts:
     askers: Mapping[str, Member]
     contested: frozenset[str]
     silent: Silent
+    being_stopped: bool
     ended: str
 
 
@@ -130,6 +132,7 @@ def gather(state: CoordinatorState, view: View, own: Round | None, now: float) -
     salt = own.salt if own is not None else 0
     done = {fingerprint(salt, incarnation) for incarnation in state.succeeded}
     here = attendance.present | attendance.rejoining
+    lost = world - done - here
     highest_seen = _highest_seen(state, members, own, roster)
     # Those who are taken for dead may live, out of reach of this agent; pods that are gone don't.
     maybe = [m for m in members if not why_not_alive(m, frozenset(), state.succeeded, roster)]
@@ -142,7 +145,7 @@ def gather(state: CoordinatorState, view: View, own: Round | None, now: float) -
     left_out, name_at = exclusion.named(state, view, own, maybe, now)
     return Facts(
         attendance=attendance,
-        lost=world - done - here,
+        lost=lost,
         succeeded=world & done,
         members_rv=view.members_rv,
         own_rv=_own_rv(state, view, own),
@@ -160,7 +163,9 @@ def gather(state: CoordinatorState, view: View, own: Round | None, now: float) -
         askers={member.name: member for member in askers},
         contested=contested,
         ended=roster.ended if roster is not None and own is not None and own.uid == roster.ended_uid else "",
-        silent=_silent(members, view, own, world - done - here, roster),
+        silent=_silent(members, view, own, lost, roster),
+        being_stopped=roster is not None
+        and any(m.pod_uid in roster.draining and fingerprint(salt, m.incarnation) in lost for m in members),
     )
 
 

@@ -48,10 +48,30 @@ def test_survivors_go_on_without_one_that_does_not_come_in_time() -> None:
 
 
 def test_a_pod_that_is_yet_to_be_made_is_waited_for_shortly() -> None:
-    bench = lost(roster(0, 1, pace=PACE, draining=frozenset({"uid-2"})))
+    bench = lost(roster(0, 1, pace=PACE))
     assert bench.silent_until(101.0) == 102.0
     bench.roster = roster(0, 1, 2, pace=PACE)
     assert bench.silent_until(101.9) == 110.0
+
+
+def test_a_pod_that_can_be_made_only_once_the_lost_one_is_gone_is_waited_for_from_then_on() -> None:
+    """A StatefulSet does that."""
+    bench = lost(roster(0, 1, pace=PACE, draining=frozenset({"uid-2"})))
+    assert bench.silent_until(104.0) == 110.0
+    bench.roster = roster(0, 1, pace=PACE)
+    assert bench.silent_until(105.0) == 107.0
+    assert bench.silent_until(106.9) == 107.0
+    assert bench.wrote(107.0).slots == (0, 1)
+
+
+def test_a_pod_that_does_not_stop_is_not_waited_for_longer_than_replacements_are() -> None:
+    bench = lost(roster(0, 1, pace=PACE, draining=frozenset({"uid-2"})))
+    bench.silent_until(109.0)
+    assert bench.wrote(110.0).slots == (0, 1)
+    bench = lost(roster(0, 1, pace=PACE, draining=frozenset({"uid-2"})))
+    bench.silent_until(109.0)
+    bench.roster = roster(0, 1, pace=PACE)
+    assert bench.silent_until(109.5) == 110.0
 
 
 @pytest.mark.parametrize(
