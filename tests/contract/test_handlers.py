@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import socket
 import subprocess
 import sys
 import threading
@@ -15,8 +16,10 @@ from pathlib import Path
 
 import pytest
 from support.builders import rendezvous
+from torch.distributed import TCPStore
 
 from deploy.local.cluster.control import free_ports
+from rdzv.agent import handler
 from rdzv.env import render
 from rdzv.registry import backend_registry
 from rdzv.spec import Rendezvous
@@ -241,3 +244,15 @@ def test_torchrun_takes_all_of_it_from_the_environment(tmp_path: Path) -> None:
     outputs = [process.communicate(timeout=180) for process in processes]
     lines = sorted(line for out, _ in outputs for line in out.splitlines() if line.startswith("rank"))
     assert lines == [f"rank {rank} of 4 sum 4" for rank in range(4)], outputs
+
+
+def test_torchs_server_by_libuv_takes_a_socket_that_listens_exactly_where_the_handler_gives_it_one() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port, fd = listener.getsockname()[1], os.dup(listener.fileno())
+        try:
+            TCPStore("127.0.0.1", port, None, True, wait_for_workers=False, master_listen_fd=fd, use_libuv=True)
+            taken = True
+        except NotImplementedError:
+            os.close(fd)
+            taken = False
+    assert taken == handler._LIBUV_TAKES_FD

@@ -335,7 +335,8 @@ def test_multi_set_and_get(store: Store) -> None:
     assert store.multi_get([]) == []
     store.multi_set(["same", "same"], ["1", "2"])
     assert store.get("same") == b"2"
-    with pytest.raises((dist.DistStoreError, ValueError), match="size"):
+    # A DistStoreError, but of torch 2.6's own stores, which raise what that derives from.
+    with pytest.raises((RuntimeError, ValueError), match="size"):
         store.multi_set(["a", "b"], ["1"])
 
 
