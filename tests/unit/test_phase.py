@@ -173,6 +173,29 @@ def test_a_suspended_job_says_who_holds_it_back() -> None:
     assert story.moment(gated)[:2] == ("Suspended: pods wait for their scheduling gates", "True NodesMissing")
 
 
+@pytest.mark.parametrize("backend", ["kubernetes", "c10d"])
+def test_pods_that_end_because_they_are_taken_away_are_no_failed_job(backend: str) -> None:
+    """Kubelet says how their containers ended before they are gone."""
+    story, held = Story(backend, 2), Beside(found=Found(suspended="Job mnist"))
+    story.moment(pods("Running", "Running"))
+    leaving = pods("Failed", "Failed", deletionTimestamp="2026-01-01T00:00:00Z")
+    assert story.moment(leaving)[0] == "Waiting: no pod left"
+    assert story.moment(beside=held)[0] == "Suspended: Job mnist", "Kueue lets another Job go first"
+    assert story.moment(pods("Pending", "Pending"))[0] == "Forming 0/2"
+
+
+def test_a_job_that_has_failed_stays_so_while_its_pods_are_taken_away() -> None:
+    story = Story("c10d", 2)
+    leaving = pods("Failed", "Failed", deletionTimestamp="2026-01-01T00:00:00Z")
+    assert story.moment(pods("Failed", "Failed"))[0] == "Failed"
+    assert story.moment(leaving)[0] == "Failed"
+    one_by_itself = [pods("Failed")[0], leaving[1]]
+    other = Story("c10d", 2)
+    other.moment(pods("Running", "Running"))
+    assert other.moment(one_by_itself)[0] == "Waiting: no pod left"
+    assert other.moment(one_by_itself[:1])[0] == "Failed", "its Job had given up, and took the other pod away"
+
+
 def test_what_a_namespace_refuses_to_create_is_said_though_there_is_no_pod() -> None:
     story = Story("c10d", 2)
     text = 'Job mnist: FailedCreate: Error creating: pods "mnist-0-abc" is forbidden: exceeded quota: gpus'

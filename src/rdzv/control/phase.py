@@ -131,9 +131,11 @@ def outcome(observed: Observed, world: World, before: str) -> str:
     if live or world.outcome:
         return ""
     ended = [pod for pod in observed.pods if pod.phase in (SUCCEEDED, FAILED)]
-    if not ended:
-        return before if before in (SUCCEEDED, FAILED) and not observed.pods else ""
-    return _of_ended(ended)
+    # How a pod fails that is told to end says nothing of the job: Kueue, for one, lets another go first.
+    taken_away = any(pod.terminating and pod.phase == FAILED for pod in ended)
+    if taken_away or not observed.pods:
+        return before if before in (SUCCEEDED, FAILED) else ""
+    return _of_ended(ended) if ended else ""
 
 
 def _of_ended(ended: Sequence[Pod]) -> str:
