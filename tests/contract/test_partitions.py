@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 
 import pytest
 from support.cluster_fixtures import LocalCluster
-from support.peer_network import PeerNetwork
+from support.peer_network import BOTH, BY_IT, BY_OTHERS, PeerNetwork
 from support.torchrun_fleet import Fleet, Node
 
 ADDRESS, GROUP = "127.0.0.9", 54321
@@ -46,9 +46,9 @@ def start(fleet: Fleet, victim: int) -> list[Node]:
 
 
 def check_left_out(
-    plane: LocalCluster, fleet: Fleet, nodes: list[Node], victim: int, since: float, before: int
+    plane: LocalCluster, fleet: Fleet, nodes: list[Node], victim: int, since: float, before: int, ways: str = BOTH
 ) -> None:
-    """The others train on and are not disturbed; the Round and their logs say who is missing and why."""
+    """The others train on and are not disturbed; the Round and their logs say who is missing and why, and which way is cut."""
     others = [node for node in nodes if node is not nodes[victim]]
     fleet.await_world(others, 3, since=since)
     time.sleep(WATCHED_SECONDS)
@@ -57,6 +57,8 @@ def check_left_out(
     (left_out,) = settled["unreachable"]
     assert left_out["name"] == f"node-{victim}"
     pattern = rf"node-{victim} can't be reached by node-\d at {re.escape(ADDRESS)}:\d+"
+    if ways == BY_IT:
+        pattern = rf"node-\d can't be reached by node-{victim} at 127\.0\.0\.1:\d+"
     assert re.fullmatch(pattern, left_out["reason"]), left_out
     for node in nodes:
         assert f"goes on without node-{victim}: {left_out['reason']}" in node.output(), node.name
@@ -82,12 +84,18 @@ def test_one_that_is_cut_off_is_left_out_by_name_and_let_in_again(
     assert all(node.alive() for node in nodes)
 
 
-def test_one_that_was_never_reached_does_not_keep_the_others(
-    plane: LocalCluster, fleet: Fleet, network: PeerNetwork
+@pytest.mark.parametrize(
+    ("victim", "ways"),
+    [(3, BOTH), (3, BY_IT), (0, BY_OTHERS)],
+    ids=["both ways", "it reaches nobody", "nobody reaches it, the coordinator and rank 0"],
+)
+def test_one_that_was_cut_off_from_the_start_does_not_keep_the_others(
+    plane: LocalCluster, fleet: Fleet, network: PeerNetwork, victim: int, ways: str
 ) -> None:
-    network.cut("refused")
-    nodes, at = start(fleet, 3), time.time()
-    check_left_out(plane, fleet, nodes, 3, at, 0)
+    """Cut one way, it coordinates or leads nobody who can't reach it, and follows nobody whom it can't reach."""
+    network.cut("refused", ways)
+    nodes, at = start(fleet, victim), time.time()
+    check_left_out(plane, fleet, nodes, victim, at, 0, ways)
 
 
 def test_the_time_of_one_that_is_left_out_ends_with_the_reason(fleet: Fleet, network: PeerNetwork) -> None:

@@ -6,12 +6,15 @@ import os
 import subprocess
 from types import TracebackType
 
+BOTH, BY_IT, BY_OTHERS = "both", "by it", "by others"
+"""Whose connections are cut: those that the agent and the others open to each other, that the agent opens, that the others open to it."""
+
 
 class PeerNetwork:
     """The agent is known by its address, and by the group that its process runs in. Needs root and nftables.
 
     with PeerNetwork("127.0.0.9", 54321, api_port) as network:
-        network.cut("refused")     # or "silent"; of its address by the others, and of theirs by it
+        network.cut("refused")     # or "silent"
         network.heal()
     """
 
@@ -27,13 +30,14 @@ class PeerNetwork:
     ) -> None:
         self.heal()
 
-    def cut(self, how: str) -> None:
-        """Refused at once, or swallowed: connections that stand, and those to come."""
+    def cut(self, how: str, ways: str = BOTH) -> None:
+        """Refused at once, or swallowed. Both ways: connections that stand, and those to come; one way: those to come only."""
         verdict = {"refused": "reject with tcp reset", "silent": "drop"}[how]
-        rules = (
-            f"meta skgid {self.group} ip daddr 127.0.0.1 tcp dport != {self.api_port} {verdict}",
-            f"meta skgid != {self.group} meta l4proto tcp ip daddr {self.address} {verdict}",
-        )
+        # What stands carries both ways, whoever opened it.
+        opens = "" if ways == BOTH else "tcp flags & (syn | ack) == syn "
+        by_it = f"meta skgid {self.group} ip daddr 127.0.0.1 tcp dport != {self.api_port} {opens}{verdict}"
+        by_others = f"meta skgid != {self.group} meta l4proto tcp ip daddr {self.address} {opens}{verdict}"
+        rules = {BOTH: (by_it, by_others), BY_IT: (by_it,), BY_OTHERS: (by_others,)}[ways]
         self.heal()
         chain = "type filter hook output priority 0;"
         _nft("\n".join((f"table inet {self._table} {{", "chain out {", chain, *rules, "}", "}")))

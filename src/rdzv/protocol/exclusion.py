@@ -162,11 +162,21 @@ def _sentence(charge: _Charge, member: Member, by: Member, before: Barred | None
     return Barred(member.name, reason, charge.leads, now + wait, wait, charge.round, times, charge.refused, over)
 
 
-def named(
-    state: CoordinatorState, view: View, own: Round | None, members: Iterable[Member], now: float
-) -> tuple[tuple[LeftOut, ...], float | None]:
-    """Who is left out and why, and when (seconds) more may have to be said, as far as time alone decides."""
-    found, later = [], None
+@dataclass(frozen=True)
+class Naming:
+    """Who is left out and why, who will be named next, and when (seconds) to look again, as far as time alone decides.
+
+    Whether the coordinator can connect to those who are next is found out before: which way is cut is part of the reason.
+    """
+
+    left_out: tuple[LeftOut, ...]
+    next: tuple[str, ...]
+    at: float | None
+
+
+def naming(state: CoordinatorState, view: View, own: Round | None, members: Iterable[Member], now: float) -> Naming:
+    """Whom to name in the Round now, and later."""
+    found, following, times = [], [], []
     before = {one.name: one for one in own.left_out} if own is not None else {}
     for member in sorted(members, key=lambda m: (m.slot is None, m.slot or 0, m.name)):
         barred, since = state.barred.get(member.incarnation), state.unconnected.get(member.incarnation)
@@ -178,9 +188,12 @@ def named(
             found.append(before[member.name])  # As another coordinator has found.
         elif at is not None and now >= at:
             found.append(LeftOut(member.name, _no_connection(state, view, member)[:REASON_LENGTH]))
+        elif at is not None and now >= at - _PROBE_SECONDS:
+            following.append(member.name)
+            times.append(at)
         elif at is not None:
-            later = at if later is None else min(at, later)
-    return tuple(found[:MAX_LEFT_OUT]), later
+            times.append(at - _PROBE_SECONDS)
+    return Naming(tuple(found[:MAX_LEFT_OUT]), tuple(following[:MAX_LEFT_OUT]), min(times, default=None))
 
 
 def _no_connection(state: CoordinatorState, view: View, member: Member) -> str:
@@ -195,8 +208,9 @@ def _unreachable(who: str, by: str, at: Endpoint) -> str:
 
 
 def probes(facts: Facts) -> dict[str, Endpoint]:
-    """By incarnation, the stores to connect to: of those who are left out, and of a leader that some could not reach."""
-    there = [facts.askers[one.name] for one in facts.left_out if one.name in facts.askers]
+    """By incarnation, the stores to connect to: of those who are left out, or about to be, and of a leader that some could not reach."""
+    names = [*(one.name for one in facts.left_out), *facts.named_next]
+    there = [facts.askers[name] for name in names if name in facts.askers]
     if facts.leader is not None and facts.reporters:
         there.append(facts.leader)
     return {member.incarnation: Endpoint(member.address, member.port) for member in there}

@@ -82,7 +82,8 @@ class Facts:
         reporters: who could not connect to its store and asks, too.
         probes: `View.probes`.
         left_out: who asks to be counted and can't be reached, or reaches nobody.
-        name_at: when (seconds) there may be more of them; None: not by time alone.
+        named_next: names of those who will be, should nothing change.
+        name_at: when (seconds) to look at them again; None: not by time alone.
         askers: by name, those whose store may be connected to.
         contested: incarnations of the running world for whose slot a later agent asks.
         silent: those who are lost although their connection stands.
@@ -105,6 +106,7 @@ class Facts:
     reporters: tuple[Member, ...]
     probes: Mapping[str, bool]
     left_out: tuple[LeftOut, ...]
+    named_next: tuple[str, ...]
     name_at: float | None
     askers: Mapping[str, Member]
     contested: frozenset[str]
@@ -142,7 +144,7 @@ def gather(state: CoordinatorState, view: View, own: Round | None, now: float) -
     connected = (view.connected - view.suspected - view.dead) | {state.me.incarnation}
     askers = [m for m in maybe if own is not None and exclusion.asks(m, own)]
     leader = _leader(attendance.joined, own)
-    left_out, name_at = exclusion.named(state, view, own, maybe, now)
+    naming = exclusion.naming(state, view, own, maybe, now)
     return Facts(
         attendance=attendance,
         lost=lost,
@@ -158,8 +160,9 @@ def gather(state: CoordinatorState, view: View, own: Round | None, now: float) -
         leader=leader,
         reporters=_reporters(attendance.joined, own, leader),
         probes=view.probes,
-        left_out=left_out,
-        name_at=name_at,
+        left_out=naming.left_out,
+        named_next=naming.next,
+        name_at=naming.at,
         askers={member.name: member for member in askers},
         contested=contested,
         ended=roster.ended if roster is not None and own is not None and own.uid == roster.ended_uid else "",

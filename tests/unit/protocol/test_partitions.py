@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 
 import pytest
@@ -73,6 +74,12 @@ def others(victim: int) -> list[str]:
     return names(*(slot for slot in range(SIZE) if slot != victim))
 
 
+def reasons(sim: Sim) -> list[str]:
+    """Why the present world is without some, as the Round says."""
+    assert sim.round is not None
+    return [one.reason for one in sim.round[0].left_out]
+
+
 def full(sim: Sim, size: int = SIZE) -> Callable[[], bool]:
     """Whether a world of this size runs."""
     return lambda: len(world(sim)) == size
@@ -115,6 +122,15 @@ def test_one_isolated_among_six(how: str, direction: str, victim: int, formed: b
         # Who can be connected to can coordinate and lead; who can connect can be in a world that another one leads.
         harmless = direction == ("in" if victim else "out")
         assert world(sim) == (names(*range(SIZE)) if harmless else others(victim))
+        # The reason says which way is cut.
+        pattern = (
+            r"pod-\d can't be reached by pod-3 at"
+            if direction == "out"
+            else rf"pod-{victim} can't be reached by pod-\d at"
+        )
+        assert [bool(re.match(pattern, reason)) for reason in reasons(sim)] == ([] if harmless else [True]), reasons(
+            sim
+        )
         sim.heal_links()
         eventually(sim, full(sim))
 
