@@ -96,7 +96,7 @@ class Node:
 
 @dataclass
 class Fleet:
-    """Starts agents of one Rendezvous; `stop` ends whatever is left."""
+    """Starts agents of one Rendezvous; `stop` ends whatever is left. `prefix`: of their names, which no others in a namespace may have."""
 
     directory: Path
     kubeconfig: Path
@@ -106,11 +106,12 @@ class Fleet:
     nodes: list[Node] = field(default_factory=list)
     config: dict[str, str] = field(default_factory=dict)
     backend: str = "kubernetes"
+    prefix: str = "node"
 
     def start(self, *, address: str = "127.0.0.1", group: int | None = None, **environment: str) -> Node:
         """At this address, and in this group, of loopback; with further variables."""
         index = len(self.nodes)
-        name = f"node-{index}"
+        name = f"{self.prefix}-{index}"
         script = self.directory / "train.py"
         script.write_text(TRAIN)
         config = {"slot": str(index), "last_call_timeout": "2", "join_timeout": "150", **self.config}
