@@ -70,6 +70,19 @@ def test_a_deleted_rendezvous_lets_running_pods_go_on(place: Place, images: Imag
     assert {pod["status"]["phase"] for pod in place.get("pods")["items"]} == {"Running"}
 
 
+@pytest.mark.parametrize("backend", ["kubernetes", "c10d"])
+def test_a_job_that_is_suspended_while_it_runs_says_so_and_meets_again_when_it_is_resumed(
+    place: Place, images: Images, backend: str
+) -> None:
+    place.apply(rendezvous(backend, 2), workload("Job", images, 2, env={"STAY": "1"}))
+    before = place.await_world(2)
+    place.kubectl("patch", "job", "world", "-p", '{"spec": {"suspend": true}}')
+    place.await_summary("Suspended: Job world")
+    place.kubectl("patch", "job", "world", "-p", '{"spec": {"suspend": false}}')
+    after = place.await_world(2)
+    assert {world["pod"] for world in before}.isdisjoint(world["pod"] for world in after)
+
+
 @pytest.mark.parametrize("delivery", ["image-volume", "init"])
 def test_the_library_comes_into_an_unchanged_image(place: Place, images: Images, delivery: str) -> None:
     place.kubectl("label", "namespace", place.namespace, "pod-security.kubernetes.io/enforce=restricted")

@@ -171,6 +171,16 @@ class Place:
 
         return self.wait(formed, timeout, lambda: f"no world of {size}: {latest}")
 
+    def await_summary(self, summary: str, timeout: float = 180) -> Object:
+        """The status of Rendezvous `world`, once this is its STATUS."""
+        latest: Object = {}
+
+        def said() -> Object | None:
+            latest.update(self.get("rdzv/world").get("status", {}))
+            return latest if latest.get("summary") == summary else None
+
+        return self.wait(said, timeout, lambda: f"STATUS is {latest.get('summary')}, not {summary},")
+
     def wait(self, what: Callable[[], T | None], timeout: float, problem: Callable[[], str]) -> T:
         """The first true answer of `what`, asked once a second; fails with the problem and with what is there instead."""
         deadline = time.monotonic() + timeout
