@@ -136,7 +136,11 @@ def test_who_comes_late_is_counted_once_it_is_connected() -> None:
 def test_who_is_not_connected_for_long_is_named(reached: bool | None, reason: str) -> None:
     bench = coordinating({"uid-1/0", "uid-2/0"}, WORLD[:3])
     bench.put(member(3, want=2))
-    assert bench.at(1.0).look_again == 10.0
+    first = bench.at(1.0)
+    assert (first.look_again, first.probe) == (6.0, {})
+    tried = bench.at(6.0)
+    assert (tried.look_again, tried.write) == (10.0, None)
+    assert tried.probe == {"uid-3/0": Endpoint("10.0.0.3", 1203)}, "which way is cut is found out before"
     if reached is not None:
         bench.probes = {"uid-3/0": reached}
     decision = bench.at(10.0)
