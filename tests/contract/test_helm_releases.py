@@ -96,7 +96,8 @@ def helm() -> Iterator[Helm]:
 def clean(helm: Helm) -> Iterator[Helm]:
     """Without our CRDs, before and after."""
     yield helm
-    helm.plane.kubectl("delete", "crd", "-l", CRDS, "--ignore-not-found")
+    # The API server empties a CRD first, and tries again after pauses that double: once that took longer than three minutes.
+    helm.plane.kubectl("delete", "crd", "-l", CRDS, "--ignore-not-found", timeout=450)
 
 
 def wanted_secrets(values: Object) -> list[str]:

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from support import builders
 from support.builders import pod_object, rendezvous
 
+from rdzv.control.children import child
 from rdzv.control.events import EventToPost
 from rdzv.control.inquiry import (
     AGAIN_FIRST,
@@ -27,6 +28,7 @@ from rdzv.control.nearby import Found, is_alike, look_around, meant, warnings_of
 from rdzv.control.status import rfc3339
 from rdzv.kube.api import ApiError
 from rdzv.observed import Observed
+from rdzv.registry import backend_registry
 from rdzv.spec import LABEL, Rendezvous
 
 Object = dict[str, Any]
@@ -96,6 +98,17 @@ def test_a_slip_is_said_with_what_to_write(labels: Object, template: Object, sai
 )
 def test_what_is_right_or_another_matter_is_no_slip(template: Object) -> None:
     assert around([job({}, template)], names=["mnsit"]).near == []
+
+
+@pytest.mark.parametrize(
+    "subject",
+    [*map(rendezvous, ("etcd", "etcd-v2", "etcd-v3")), rendezvous("c10d", c10d={"host": "dedicated", "image": "x"})],
+    ids=["etcd", "etcd-v2", "etcd-v3", "c10d"],
+)
+def test_the_server_that_the_operator_runs_is_no_slip(subject: Rendezvous) -> None:
+    (made,) = (obj for obj in backend_registry().provision(subject).objects if obj["kind"] == "StatefulSet")
+    found = around([child(made, subject), job({}, {"labels": {LABEL: "mnist"}}, suspend=True)])
+    assert (found.near, found.suspended) == ([], "Job train")
 
 
 def test_pods_are_told_of_unless_their_workload_is() -> None:

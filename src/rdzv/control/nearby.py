@@ -11,6 +11,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from rdzv.control.children import MANAGED_BY_LABEL
 from rdzv.objects import ReadOnlyObject
 from rdzv.pod_reasons import said, seconds
 from rdzv.spec import GROUP, LABEL, MANAGER
@@ -142,6 +143,8 @@ def look_around(
         workloads: those of the namespace.
         warnings: about objects of the namespace.
     """
+    # A server that the operator runs for a Rendezvous bears its name.
+    workloads = [workload for workload in workloads if workload.labels.get(MANAGED_BY_LABEL) != MANAGER]
     own = [workload for workload in workloads if workload.template.get(LABEL) == name]
     near = [text for workload in workloads if (text := _near_workload(workload, name, names))]
     near += [text for pod in pods if (text := _near_pod(pod["metadata"], name, names))]
