@@ -19,6 +19,7 @@ from support.cluster_fixtures import _shared
 from support.command import environment
 from support.operated import pod
 from support.operator_process import ROOT, Kube, OperatorProcess, eventually
+from support.samples import CONTROLLERS
 from support.workload_controllers import apply_definitions
 
 Object = dict[str, Any]
@@ -83,7 +84,7 @@ HERE = [command for command in COMMANDS if not command.startswith(tuple(ELSEWHER
 def shell(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
     """The environment of a reader's shell: an API server, the tools, and the kinds of others. It is in namespace `team`."""
     with _shared("pages", "--light") as api:
-        apply_definitions(api)
+        apply_definitions(api, *CONTROLLERS)
         kubeconfig = json.loads(api.kubeconfig.read_text())
         kubeconfig["contexts"][0]["context"]["namespace"] = "team"
         path = tmp_path_factory.mktemp("shell") / "kubeconfig"

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from support import samples
 from support.cluster_fixtures import LocalCluster
-from support.samples import KINDS, SAMPLES, pod_templates
+from support.samples import CONTROLLERS, KINDS, SAMPLES, pod_templates
 from support.workload_controllers import apply_definitions
 
 Object = dict[str, Any]
@@ -22,7 +22,7 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *sorted((ROO
 def api(control_plane: LocalCluster) -> LocalCluster:
     """The project's CRDs, and those of the controllers."""
     control_plane.kubectl("apply", "--server-side", "-f", str(ROOT / "charts/rendezvous-operator/files/crds"))
-    apply_definitions(control_plane)
+    apply_definitions(control_plane, *CONTROLLERS)
     return control_plane
 
 

@@ -11,7 +11,7 @@ from threading import Lock
 from typing import Any
 
 import pytest
-from support import matrix_table
+from support import matrix_table, queues
 from support.cluster_fixtures import LocalCluster, new_namespace
 from support.workload_controllers import LABEL, Controllers
 from support.workloads import Place, pod_template, rendezvous, workload
@@ -29,6 +29,27 @@ LONG = 600.0
 
 def job(images: Images) -> list[Object]:
     return [workload("Job", images, 2, env=STAY)]
+
+
+def job_in_a_queue(images: Images) -> list[Object]:
+    return [queues.queued(found) for found in job(images)]
+
+
+def admitted(place: Place) -> None:
+    """By Kueue, once its queue has room for both pods. Until then the status says who is held back."""
+    queues.give_room(place, 1)
+    place.wait(
+        lambda: "insufficient quota for pods" in queues.why_it_waits(place),
+        LONG,
+        lambda: f"Kueue says {queues.why_it_waits(place)!r}",
+    )
+    assert place.await_summary("Suspended: Job world", LONG)["nodes"] == {
+        "expected": 2,
+        "joined": 0,
+        "summary": "0/2",
+        "missing": [{"pod": "every pod", "reason": "Suspended: by Job world"}],
+    }
+    queues.give_room(place, 2)
 
 
 def job_without_indexes(images: Images) -> list[Object]:
@@ -87,12 +108,16 @@ def of(api_version: str, kind: str, spec: Object) -> Object:
 
 @dataclass(frozen=True)
 class Kind:
-    """How a kind of workload is made, how many pods it has, the pairs that they are told, by rank (none: it has no places), and by whom."""
+    """How a kind of workload is made, how many pods it has, the pairs that they are told, by rank (none: it has no places), and by whom.
+
+    `admit`: what has to happen before its pods are made.
+    """
 
     make: Callable[[Images], list[Object]]
     pods: int
     pairs: list[list[str | None]]
     controllers: tuple[str, ...] = ()
+    admit: Callable[[Place], None] = lambda place: None
 
 
 def places(*of_group: tuple[str | None, int]) -> list[list[str | None]]:
@@ -102,6 +127,7 @@ def places(*of_group: tuple[str | None, int]) -> list[list[str | None]]:
 
 KINDS = {
     "Job (Indexed)": Kind(job, 2, places((None, 2))),
+    "Job (Indexed) under Kueue": Kind(job_in_a_queue, 2, places((None, 2)), ("kueue",), admitted),
     "Job (NonIndexed)": Kind(job_without_indexes, 2, []),
     "StatefulSet": Kind(lambda images: [workload("StatefulSet", images, 2)], 2, places((None, 2))),
     "Deployment": Kind(lambda images: [workload("Deployment", images, 2)], 2, []),
@@ -158,6 +184,7 @@ def run(place: Place, images: Images, kind: Kind, backend: str) -> str:
     """What a cell comes to. Fails with what is there instead of a world."""
     ordered = bool(kind.pairs) and backend not in UNORDERED
     place.apply(rendezvous(backend, kind.pods), *kind.make(images))
+    kind.admit(place)
     before = place.await_world(kind.pods, LONG)
     assert not ordered or told(before) == kind.pairs, before
     lost = before[-1]["pod"]

@@ -23,6 +23,7 @@ KINDS: dict[str, tuple[str, tuple[str, ...]]] = {
     "trainjob": ("TrainJob", ("jobset", "trainer")),
 }
 """By folder, the kind of workload, and the controllers that it needs beside Kubernetes' own."""
+CONTROLLERS = sorted({name for _, names in KINDS.values() for name in names})
 
 
 def rendered(cluster: LocalCluster, folder: str) -> list[Object]:

@@ -1,4 +1,4 @@
-"""JobSet, LeaderWorkerSet, and Kubeflow's training operator and trainer, as they are released, beside the API server of a local cluster.
+"""JobSet, LeaderWorkerSet, Kueue, and Kubeflow's training operator and trainer, as released, beside the API server of a local cluster.
 
 They run in its network namespace: their webhooks are at its loopback, and nobody else reaches them.
 """
@@ -25,8 +25,10 @@ Object = dict[str, Any]
 
 #: Namespaces with this label are served by their webhooks, which fail closed.
 LABEL = "rdzv.dev/matrix"
-#: Hard-coded in both of Kubeflow's.
+#: Hard-coded in both of Kubeflow's, and in Kueue for its metrics.
 _CERTIFICATES = Path("/tmp/k8s-webhook-server/serving-certs")
+_KUEUE_CERTIFICATES = Path("/etc/kueue/metrics/certs")
+_FOLDERS = (_CERTIFICATES, _CERTIFICATES.parent, _KUEUE_CERTIFICATES, *_KUEUE_CERTIFICATES.parents[:2])
 _CRDS = {
     "jobset": ("config/components/crd/bases/jobset.x-k8s.io_jobsets.yaml",),
     "lws": ("config/crd/bases/leaderworkerset.x-k8s.io_leaderworkersets.yaml",),
@@ -35,9 +37,27 @@ _CRDS = {
         f"manifests/base/crds/trainer.kubeflow.org_{kind}.yaml"
         for kind in ("clustertrainingruntimes", "trainingruntimes", "trainjobs")
     ),
+    "kueue": ("config/components/crd/bases",),
 }
-_WEBHOOKS = {"jobset": "config/components/webhook/manifests.yaml", "lws": "config/webhook/manifests.yaml"}
-_PORTS = {"jobset": 19443, "lws": 19543, "training-operator": 19643, "trainer": 19743}
+_WEBHOOKS = {
+    "jobset": "config/components/webhook/manifests.yaml",
+    "lws": "config/webhook/manifests.yaml",
+    "kueue": "config/components/webhook/manifests.yaml",
+}
+#: What the webhooks are about that it serves, of one that has more than it is told to have.
+_SERVED = {"kueue": {"jobs", "workloads", "clusterqueues", "resourceflavors"}}
+_PORTS = {"jobset": 19443, "lws": 19543, "training-operator": 19643, "trainer": 19743, "kueue": 19843}
+#: What is said to one beside what is said to all that take a configuration.
+_CONFIGURATIONS: dict[str, Object] = {
+    "jobset": {"apiVersion": "config.jobset.x-k8s.io/v1alpha1"},
+    "lws": {"apiVersion": "config.lws.x-k8s.io/v1alpha1"},
+    "kueue": {
+        "apiVersion": "config.kueue.x-k8s.io/v1beta2",
+        "integrations": {"frameworks": ["batch/job"]},
+        # It would need an APIService.
+        "featureGates": {"VisibilityOnDemand": False},
+    },
+}
 #: Where Kubeflow's own take their certificates from: the namespace, the Secret and the name of the Service.
 _KUBEFLOW = {
     "training-operator": ("kubeflow", "training-operator-webhook-cert", "training-operator"),
@@ -50,8 +70,8 @@ _INIT = """- name: init-pytorch
 
 
 def apply_definitions(cluster: LocalCluster, *names: str) -> None:
-    """Installs the CRDs of these controllers (none: of all), and waits until they are served."""
-    files = [module_folder(name) / path for name in names or _CRDS for path in _CRDS[name]]
+    """Installs the CRDs of these controllers, and waits until they are served."""
+    files = [module_folder(name) / path for name in names for path in _CRDS[name]]
     options = [option for file in files for option in ("-f", str(file))]
     cluster.kubectl("apply", "--server-side", "--force-conflicts", *options)
 
@@ -100,7 +120,7 @@ class Controllers:
         for process in self.running.values():
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
-        for folder in (_CERTIFICATES, _CERTIFICATES.parent):
+        for folder in _FOLDERS:
             if folder.exists():
                 folder.rmdir()
         for name in _WEBHOOKS:
@@ -113,8 +133,9 @@ class Controllers:
     def _run(self, name: str, program: Path) -> None:
         state = json.loads((self.cluster.dir / "state.json").read_text())
         # Each in a mount namespace of its own, which ends with it.
-        _CERTIFICATES.mkdir(parents=True, exist_ok=True)
-        script = f'mount --bind "$0" {_CERTIFICATES} && exec "$@"'
+        certificates = _KUEUE_CERTIFICATES if name == "kueue" else _CERTIFICATES
+        certificates.mkdir(parents=True, exist_ok=True)
+        script = f'mount --bind "$0" {certificates} && exec "$@"'
         target = str(state["processes"]["kube-apiserver"]["pid"])
         inside = ["nsenter", "--net", "--target", target, "--", "unshare", "--mount", "--propagation", "private"]
         command = [*inside, "sh", "-c", script, str(self.directory), str(program), *self._options(name)]
@@ -147,7 +168,7 @@ class Controllers:
                 *("--pytorch-init-container-template-file", str(template)),
             ]
         config = {
-            "apiVersion": f"config.{name}.x-k8s.io/v1alpha1",
+            **_CONFIGURATIONS[name],
             "kind": "Configuration",
             "leaderElection": {"leaderElect": False},
             "internalCertManagement": {"enable": False},
@@ -164,6 +185,12 @@ class Controllers:
             obj for obj in yaml.safe_load_all(manifests.read_text()) if obj["kind"] == "MutatingWebhookConfiguration"
         )
         found["metadata"]["name"] = f"matrix-{name}"
+        if name in _SERVED:
+            found["webhooks"] = [
+                webhook
+                for webhook in found["webhooks"]
+                if all(_SERVED[name].issuperset(rule["resources"]) for rule in webhook["rules"])
+            ]
         for webhook in found["webhooks"]:
             path = webhook["clientConfig"].pop("service")["path"]
             url = f"https://127.0.0.1:{_PORTS[name]}{path}"

@@ -102,6 +102,7 @@ CONTROLLERS = (
     Part("lws", "sigs.k8s.io/lws", "4 min on 2 cores"),
     Part("training-operator", "github.com/kubeflow/training-operator", "2 min on 2 cores"),
     Part("trainer", "github.com/kubeflow/trainer/v2", "3 min on 2 cores"),
+    Part("kueue", "sigs.k8s.io/kueue", "12 min on 2 cores"),
 )
 
 #: What enforces NetworkPolicies: built only when tests/contract/test_isolation.py asks for it.
