@@ -167,7 +167,8 @@ def gather(state: CoordinatorState, view: View, own: Round | None, now: float) -
         contested=contested,
         ended=roster.ended if roster is not None and own is not None and own.uid == roster.ended_uid else "",
         silent=_silent(members, view, own, lost, roster),
-        being_stopped=roster is not None
+        being_stopped=bool(lost)
+        and roster is not None
         and any(m.pod_uid in roster.draining and fingerprint(salt, m.incarnation) in lost for m in members),
     )
 

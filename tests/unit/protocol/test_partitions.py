@@ -128,9 +128,8 @@ def test_one_isolated_among_six(how: str, direction: str, victim: int, formed: b
             if direction == "out"
             else rf"pod-{victim} can't be reached by pod-\d at"
         )
-        assert [bool(re.match(pattern, reason)) for reason in reasons(sim)] == ([] if harmless else [True]), reasons(
-            sim
-        )
+        said = reasons(sim)
+        assert [bool(re.match(pattern, reason)) for reason in said] == ([] if harmless else [True]), said
         sim.heal_links()
         eventually(sim, full(sim))
 
