@@ -267,6 +267,47 @@ def test_an_object_that_is_deleted_during_an_outage_is_told(lab: Lab, scope: dic
     follower.shows({})
 
 
+@pytest.mark.parametrize("scope", SCOPES, ids=IDS)
+def test_a_server_that_was_away_is_not_asked_for_what_it_has_forgotten(lab: Lab, scope: dict[str, Any]) -> None:
+    """The history of one that was started again begins at its start: going on from before would be 410, and a herd's request more."""
+
+    def resumed(since: int) -> list[bool]:
+        """Of the streams that were opened, whether they went on from where they were."""
+        return [
+            "resourceVersion=0&" not in seen.target for seen in lab.proxy.requests[since:] if seen.method == "WATCH"
+        ]
+
+    lab.put("a", "1")
+    follower = lab.follow(**scope)
+    follower.shows({"a": "1"})
+    lab.put("a", "2")
+    follower.shows({"a": "2"})  # It was told in the stream, which can go on from here.
+    seen = len(lab.proxy.requests)
+    lab.proxy.cut()
+    lab.put("a", "3")
+    follower.shows({"a": "3"})
+    assert resumed(seen) == [True]
+    lab.proxy.down()
+    time.sleep(1)  # Several attempts.
+    lab.put("a", "4")
+    seen, told = len(lab.proxy.requests), len(follower.events)
+    lab.proxy.up()
+    follower.shows({"a": "4"})
+    follower.until(lambda: SYNCED in follower.kinds()[told:])
+    eventually(lambda: resumed(seen) == ["label_selector" in scope])
+    assert sum(request.method == "GET" for request in lab.proxy.requests[seen:]) == 1
+
+
+def test_a_read_that_is_put_off_does_not_cost_the_stream(lab: Lab) -> None:
+    """An API server that has just started says 429 to many; each of a herd would open its stream again as well."""
+    lab.put("a", "1")
+    put_off = lab.proxy.inject("reply", method="GET", status=429, times=3)
+    follower = lab.follow(name="a")
+    follower.shows({"a": "1"})
+    assert put_off.hit.is_set()
+    assert [seen.method for seen in lab.proxy.requests] == ["WATCH", *["GET"] * 4]
+
+
 @pytest.mark.parametrize(
     "fault",
     [

@@ -83,12 +83,8 @@ class Ground:
         """When each came to the API server, in order."""
         found = []
         for event in self.plane.cluster.agent_requests("agent"):
-            # A watch has a line when it begins and one when it ends.
-            if (
-                event["verb"] != "watch"
-                or event["stage"] == "ResponseStarted"
-                or event["responseStatus"]["code"] >= 300
-            ):
+            # A watch has a line when it begins, or is refused, and one when it ends.
+            if event["verb"] != "watch" or event["stage"] == "ResponseStarted":
                 at = datetime.fromisoformat(event["requestReceivedTimestamp"].replace("Z", "+00:00")).timestamp()
                 found.append(at)
         return sorted(at for at in found if at >= since)

@@ -9,7 +9,8 @@ from http.client import HTTPResponse
 from typing import TYPE_CHECKING
 
 from rdzv.kube.api import Call, NotFound, Resource, Unreachable, checked, error_of_status
-from rdzv.kube.transport import Connection
+from rdzv.kube.retry import Retry
+from rdzv.kube.transport import CALL_SECONDS, Connection
 from rdzv.kube.watch_loop import ADDED, DELETED, MODIFIED, SYNCED, WatchEvent, WatchLoop
 from rdzv.objects import parsed
 
@@ -90,6 +91,10 @@ class Watch(WatchLoop):
         connection.send(self.call, "GET", self.api.target(self.call, query), None, self.client.headers())
         return self._answer(connection)
 
+    def was_away(self) -> None:
+        """It may have been started again, and not know what was before: to go on from there would be one request more, for 410."""
+        self._resume = None
+
     def present(self) -> dict[str, str]:
         """By a list, or a read."""
         api, call = self.api, self.call
@@ -140,8 +145,10 @@ class Watch(WatchLoop):
 
     def _get(self) -> Iterator[WatchEvent]:
         name = self.call.name or ""
+        # The stream is open meanwhile: it need not be opened again because a server that has just started says 429.
+        retry = Retry.within(CALL_SECONDS, self._stop)
         try:
-            obj = self.api.get(self.call.resource, self.call.namespace, name)
+            obj = self.api.get(self.call.resource, self.call.namespace, name, retry=retry)
         except NotFound:
             if name in self._known:
                 yield from self._remove(name, self._known[name])

@@ -91,6 +91,9 @@ class WatchLoop(ABC):
     def present(self) -> dict[str, str]:
         """The versions of what exists now, by name, as the server says when it is asked. Raises ApiError."""
 
+    def was_away(self) -> None:  # noqa: B027 - one need not know
+        """The server could not be reached twice in turn, so it was not only this connection that ended."""
+
     def close(self) -> None:
         """End `events()`, from any thread: it returns at once, also out of a read."""
         if self._pid != os.getpid():
@@ -124,6 +127,8 @@ class WatchLoop(ABC):
             except (Unauthorized, Forbidden, Gone, TooManyRequests, ServerError, Unreachable) as caught:
                 error = caught
                 self._note(caught)
+                if isinstance(caught, Unreachable) and isinstance(before, Unreachable):
+                    self.was_away()
             if isinstance(error, Gone) and not isinstance(before, Gone):
                 backoff.reset()  # The server is there, and has said what to do.
             if self._changes > changes or time.monotonic() - started > _HEALTHY_SECONDS:
