@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from rdzv import pod_reasons
+from rdzv.addresses import addresses_of
 from rdzv.objects import ReadOnlyObject, entry_of
 from rdzv.pairs import Pair, labels_of, pair_of, place_order
 from rdzv.pod_reasons import Runs
@@ -33,15 +34,15 @@ _NEVER_RUN = Runs()
 class Pod:
     """One opted-in pod.
 
-    `pair`: its index and the group that it counts in (None: it has none). `unusable_index`: what its index label says instead of
-    one. `rank`: what torchrun takes for its rank in a world of fixed ranks (None: nothing). `workload`: what made it, "" where its
-    user says which group it is of, or its controller has groups. `started`: a container of it runs or ran. `hopeless`: it won't start
-    without help. `reason`: why it is not there yet ("" when it is); `bland`: that says nothing, and an Event may say more. `created`:
-    RFC 3339, so that text order is time order. `ip`: its first address ("": it has none yet). `owner`: UID of its controller ("": it
-    has none). `runs`: how its containers have run. `own_nproc`: how many processes it says itself that it has ("": nothing, "?": a number
-    that can't be seen). `processors`: how many it may use, where nprocPerNode auto means those (0: it does not). `no_services`: why it
-    can't look up Services, and what to do ("": it can, as far as it shows).
-    `node`: where it runs, or is about to ("": nobody has said yet).
+    `pair`: its index and the group that it counts in (None: it has none). `unusable_index`: what its index label says instead of one.
+    `rank`: what torchrun takes for its rank in a world of fixed ranks (None: nothing). `workload`: what made it, "" where its user says
+    which group it is of, or its controller has groups. `started`: a container of it runs or ran. `hopeless`: it won't start without help.
+    `reason`: why it is not there yet ("" when it is); `bland`: that says nothing, and an Event may say more. `created`: RFC 3339, so that
+    text order is time order. `ip`: its first address ("": it has none yet). `addresses`: see `addresses_of`. `owner`: UID of its
+    controller ("": it has none). `runs`: how its containers have run. `own_nproc`: how many processes it says itself that it has ("":
+    nothing, "?": a number that can't be seen). `processors`: how many it may use, where nprocPerNode auto means those (0: it does not).
+    `no_services`: why it can't look up Services, and what to do ("": it can, as far as it shows). `node`: where it runs, or is about to
+    ("": nobody has said yet).
     """
 
     name: str
@@ -58,6 +59,7 @@ class Pod:
     reason: str = ""
     injected: bool = True
     ip: str = ""
+    addresses: frozenset[str] = frozenset()
     service_account: str = "default"
     bland: bool = False
     owner: str = ""
@@ -112,6 +114,7 @@ class Pod:
             reason=reason.text,
             injected=injected,
             ip=status.get("podIP") or "",
+            addresses=addresses_of(obj),
             service_account=obj["spec"].get("serviceAccountName") or "default",
             bland=reason.bland,
             owner=next((owner["uid"] for owner in meta.get("ownerReferences") or [] if owner.get("controller")), ""),

@@ -36,7 +36,8 @@ _TEXTS: Mapping[Path, tuple[str, ...]] = {
     ("etcd", "storage", "storageClassName"): ("fast", "a.b"),
 }
 #: Of a property that is a list: what its items may be is not drawn from the schema.
-_LISTS: Mapping[Path, tuple[list[Object], ...]] = {
+_LISTS: Mapping[Path, tuple[list[Any], ...]] = {
+    ("kubernetes", "networks"): ([], ["192.168.0.0/16", "fd00:1::/64"], ["0.0.0.0/0", "::/0"], ["10.0.0.1"], ["x/8"]),
     ("network", "allow"): (
         [],
         [{"ports": [8000]}],

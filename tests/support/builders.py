@@ -73,7 +73,7 @@ def pod_object(
 def member(pod: Object, **changes: Any) -> Member:
     """The agent of a pod, which asks to be in round 1 of Rendezvous `uid-1`."""
     meta = pod["metadata"]
-    base = Member(meta["name"], "mnist", "uid-1", f"{meta['uid']}/1", "10.0.0.1", 29400, 1)
+    base = Member(meta["name"], "mnist", "uid-1", f"{meta['uid']}/1", "10.1.2.3", 29400, 1)
     return replace(base, **changes)
 
 

@@ -434,6 +434,22 @@ REFUSED = [
             ("scaleUpWindow", 86_401, "less than or equal to 86400"),
         )
     ),
+    *(
+        Refused(
+            f"second-network-{text}",
+            "spec.kubernetes.networks[0] in body should match",
+            {"backend": "kubernetes", "kubernetes": {"networks": [text]}},
+        )
+        for text in (
+            "192.168.0.0",
+            "192.168.0.256/16",
+            "192.168.0.0/33",
+            "fd00::1/129",
+            "rdma.example/16",
+            "::/0,::/0",
+            "",
+        )
+    ),
     # network
     Refused("backend-network", _NOT_A_BACKEND, {"backend": "network"}),
     Refused(

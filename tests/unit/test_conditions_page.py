@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs/conditions.md").read_text()
 SOURCES = [
     *(path for place in ("backends", "control") for path in sorted((ROOT / "src/rdzv" / place).glob("*.py"))),
-    *(ROOT / "src/rdzv" / name for name in ("registry.py", "outoftree.py", "topology.py")),
+    *(ROOT / "src/rdzv" / name for name in ("registry.py", "outoftree.py", "topology.py", "addresses.py")),
 ]
 
 #: What makes a condition, a problem, a refusal or an Event, and which of its arguments is the reason.

@@ -10,13 +10,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from rdzv.addresses import MISPLACED, Misplacement, misplaced, networks_of
+from rdzv.addresses import problem as misplaced_problem
 from rdzv.backends import FAILED, OF_FIXED_RANKS, SUCCEEDED, Backend, BackendError, Condition, Provision, World
 from rdzv.env import BY_TOPOLOGY, RANKS, SILENCE
 from rdzv.pod_reasons import and_more
 from rdzv.protocol import records, reforms
 from rdzv.protocol.encoding import MAX_SLOTS
 from rdzv.protocol.records import CLOSED, LIVE, RUNNING, SUCCESS, TOO_MANY_REFORMS, Member, Round
-from rdzv.protocol.roster import Absent, Roster
+from rdzv.protocol.roster import Absent, Misplaced, Roster
 from rdzv.spec import GROUP
 from rdzv.topology import problems as topology_problems
 from rdzv.topology import sites
@@ -46,8 +48,12 @@ def provision(rendezvous: Rendezvous) -> Provision:
 
     Raises:
         BackendError: `spec.endpoint` is set, which has no meaning here, or the world would be too large (the CRD refuses both; an object
-            older than the rule gets here).
+            older than the rule gets here), or `spec.kubernetes.networks` names none.
     """
+    try:
+        networks_of(rendezvous.settings)
+    except ValueError as error:
+        raise BackendError("NoNetwork", str(error)) from None
     if rendezvous.nodes.min > MAX_SLOTS:
         raise BackendError(
             "TooManyNodes",
@@ -102,7 +108,8 @@ def role_rules(name: str, *, with_store: bool) -> list[dict[str, Any]]:
 
 def observe(rendezvous: Rendezvous, observed: Observed, previous: Mapping[str, Any], now: float) -> World:
     """The world as its records tell it, and the roster that the agents go by."""
-    agents = _agents(rendezvous, observed)
+    strange = _misplaced(rendezvous, observed)
+    agents = _agents(rendezvous, observed, strange)
     beat = _heartbeat(is_awaited(rendezvous, observed), previous.get("roster") or {}, now)
     before = reforms.Reforms.from_status(previous if previous.get("runID") == rendezvous.uid else {})
     record = _round(rendezvous, observed)
@@ -111,17 +118,17 @@ def observe(rendezvous: Rendezvous, observed: Observed, previous: Mapping[str, A
     return World(
         formed=_formed(rendezvous, observed, agents),
         joined=agents,
-        problems=_problems(rendezvous, observed, failed),
+        problems=_problems(rendezvous, observed, failed, strange),
         status={
             "round": _highest_round(rendezvous, observed, previous),
-            "roster": _roster(rendezvous, observed, beat, failed),
+            "roster": _roster(rendezvous, observed, beat, failed, strange),
             **({"reforms": failed.to_status()} if failed.recent else {}),
         },
         indexes=MAX_SLOTS,
         again=min(moments, default=None),
         fatal=frozenset({_CLOSED}),
         outcome=_outcome(rendezvous, observed),
-        reasons=_reasons(rendezvous, observed),
+        reasons=_reasons(rendezvous, observed, strange),
         formed_for=reforms.kind(record.want_reason) if record is not None else "",
     )
 
@@ -133,28 +140,39 @@ def _outcome(rendezvous: Rendezvous, observed: Observed) -> str:
     return SUCCEEDED if record.closed.reason == SUCCESS else FAILED
 
 
-def _reasons(rendezvous: Rendezvous, observed: Observed) -> Mapping[str, str]:
-    """Why agents that have asked to join are not in the world that runs, by the names of their pods."""
-    record = _round(rendezvous, observed)
-    if record is None or record.phase != RUNNING:
+def _misplaced(rendezvous: Rendezvous, observed: Observed) -> Mapping[str, Misplacement]:
+    try:
+        networks = networks_of(rendezvous.settings)
+    except ValueError:  # The spec is refused for it.
         return {}
+    return misplaced(observed.pods, _members(rendezvous, observed), networks)
+
+
+def _reasons(rendezvous: Rendezvous, observed: Observed, strange: Mapping[str, Misplacement]) -> Mapping[str, str]:
+    """Why agents that have asked to join are not in the world that runs or forms, by the names of their pods."""
+    record = _round(rendezvous, observed)
+    elsewhere = {each.name: f"{MISPLACED}: {each.reason}" for each in strange.values()}
+    if record is None or record.phase != RUNNING:
+        return elsewhere
     found = {
         member.name: _SPARE if record.size >= rendezvous.nodes.max else _NEXT
         for member in _members(rendezvous, observed)
         if member.state == LIVE and record.rank_of(member.incarnation) is None
     }
-    return found | {one.name: f"{_UNREACHABLE}: {one.reason}" for one in record.left_out}
+    return found | {one.name: f"{_UNREACHABLE}: {one.reason}" for one in record.left_out} | elsewhere
 
 
-def _problems(rendezvous: Rendezvous, observed: Observed, failed: reforms.Reforms) -> Sequence[tuple[str, str]]:
-    """A world that is closed to all, agents that the others can't reach, and a node that most failures were on."""
+def _problems(
+    rendezvous: Rendezvous, observed: Observed, failed: reforms.Reforms, strange: Mapping[str, Misplacement]
+) -> Sequence[tuple[str, str]]:
+    """A world that is closed to all, agents at addresses that are not theirs or can't be reached, a node that most failures were on."""
     record, keys = _round(rendezvous, observed), rendezvous.topology_keys
     live = [pod for pod in observed.pods if pod.live]
     unranked = (
         topology_problems(keys, live, observed.node_labels, record, _members(rendezvous, observed)) if keys else []
     )
     if record is None:
-        return unranked
+        return [*misplaced_problem(strange), *unranked]
     if record.closed is not None and record.closed.reason != SUCCESS:
         why = reforms.exceeded(failed, rendezvous.failures) if record.closed.reason == TOO_MANY_REFORMS else ""
         text = (
@@ -164,7 +182,7 @@ def _problems(rendezvous: Rendezvous, observed: Observed, failed: reforms.Reform
         return [(_CLOSED, text)]
     if record.closed is not None:
         return ()
-    found = []
+    found = misplaced_problem(strange)
     if record.left_out:
         found.append((_UNREACHABLE, f"{record.left_out[0].reason}{and_more(record.left_out)}"))
     if suspect := reforms.suspicion(failed):
@@ -221,7 +239,13 @@ def _members(rendezvous: Rendezvous, observed: Observed) -> Sequence[Member]:
     return [member for member in observed.members if member.run_id == rendezvous.uid]
 
 
-def _roster(rendezvous: Rendezvous, observed: Observed, beat: _Heartbeat, lately: reforms.Reforms) -> dict[str, Any]:
+def _roster(
+    rendezvous: Rendezvous,
+    observed: Observed,
+    beat: _Heartbeat,
+    lately: reforms.Reforms,
+    strange: Mapping[str, Misplacement],
+) -> dict[str, Any]:
     """Who is expected, who leaves or is gone, and who will not come without help."""
     live, sited = [pod for pod in observed.pods if pod.live], bool(rendezvous.topology_keys)
     # An agent outside of pods is judged by its peers alone.
@@ -235,9 +259,10 @@ def _roster(rendezvous: Rendezvous, observed: Observed, beat: _Heartbeat, lately
         # Agents that take any slot are counted, not listed: an agent of an earlier release would wait for those in a list for ever.
         expected=frozenset(() if sited else (slot for slot in map(_slot, live) if slot is not None)),
         expected_count=len(live),
-        hopeless=_hopeless(live, slots=not sited),
+        hopeless=_hopeless(live, strange, slots=not sited),
         draining=frozenset(pod.uid for pod in observed.pods if pod.terminating),
         dead=frozenset(gone | failed),
+        misplaced=frozenset(Misplaced(uid, each.address) for uid, each in strange.items()),
         heartbeat=beat.number,
         heartbeat_seconds=beat.seconds,
         ended=reforms.exceeded(lately, rendezvous.failures),
@@ -250,24 +275,27 @@ def _slot(pod: Pod) -> int | None:
     return pod.slot if pod.slot is not None and pod.slot < MAX_SLOTS else None
 
 
-def _hopeless(live: Sequence[Pod], *, slots: bool) -> tuple[Absent, ...]:
-    """Those that will not start without help, in a stable order: all of them, unless there are thousands."""
+def _hopeless(live: Sequence[Pod], strange: Mapping[str, Misplacement], *, slots: bool) -> tuple[Absent, ...]:
+    """Those that will not start, or not be counted, without help, in a stable order: all of them, unless there are thousands."""
     absent, room = [], MAX_HOPELESS
-    for pod in sorted((pod for pod in live if pod.hopeless), key=lambda pod: pod.name):
-        room -= len(json.dumps([pod.name, pod.reason])) + 40
+    for pod in sorted((pod for pod in live if pod.hopeless or pod.uid in strange), key=lambda pod: pod.name):
+        reason = pod.reason if pod.hopeless else f"{MISPLACED}: {strange[pod.uid].reason}"
+        room -= len(json.dumps([pod.name, reason])) + 40
         if room < 0:
             break
-        absent.append(Absent(pod.name, _slot(pod) if slots else None, pod.reason))
+        absent.append(Absent(pod.name, _slot(pod) if slots else None, reason))
     return tuple(absent)
 
 
-def _agents(rendezvous: Rendezvous, observed: Observed) -> frozenset[str]:
-    """Names of the pods whose agents are in the world, or, while there is none, have asked to be, or ended well."""
+def _agents(rendezvous: Rendezvous, observed: Observed, strange: Mapping[str, Misplacement]) -> frozenset[str]:
+    """Names of the pods whose agents are in the world, or, while there is none, have asked to be and may, or ended well."""
     record = _round(rendezvous, observed)
     members = _members(rendezvous, observed)
     if record is not None and record.phase == RUNNING:
         return frozenset(member.name for member in members if record.rank_of(member.incarnation) is not None)
-    return frozenset(member.name for member in members if member.state in {LIVE, records.SUCCEEDED})
+    return frozenset(
+        member.name for member in members if member.state in {LIVE, records.SUCCEEDED} and member.pod_uid not in strange
+    )
 
 
 def _formed(rendezvous: Rendezvous, observed: Observed, agents: frozenset[str]) -> Condition:

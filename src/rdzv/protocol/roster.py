@@ -16,6 +16,8 @@ from rdzv.protocol.fields import Fields
 from rdzv.protocol.pace import Pace
 from rdzv.protocol.records import UID_LENGTH
 
+MAX_MISPLACED = 256
+"""Of those who name another address than their pod's, as many are told: with more, it is the network that is as nobody said."""
 _REASON_LENGTH = 1024
 """Characters, as the CRD allows."""
 
@@ -27,6 +29,14 @@ class Absent:
     pod: str
     slot: int | None
     reason: str
+
+
+@dataclass(frozen=True)
+class Misplaced:
+    """The agent of a pod (its UID) says that it is at an address which is none of the pod's. It may correct itself at any time."""
+
+    pod: str
+    address: str
 
 
 @dataclass(frozen=True)
@@ -45,6 +55,7 @@ class Roster:
     draining or dead; pods without a slot are in the number only. `draining` and `dead` are pod UIDs; `hopeless` are
     expected pods that will not join soon. `heartbeat` changes at least every `heartbeat_seconds` while a round forms;
     0 seconds means that it never goes stale. `ended`, if it is not empty, is why the world of Round `ended_uid` is to be closed.
+    `misplaced`: who is not to be counted while it names that address.
     `sites`: where the pods' nodes are, in the order that ranks are to follow; None: the spec does not ask for that.
     """
 
@@ -57,6 +68,7 @@ class Roster:
     hopeless: tuple[Absent, ...] = ()
     draining: frozenset[str] = frozenset()
     dead: frozenset[str] = frozenset()
+    misplaced: frozenset[Misplaced] = frozenset()
     round: int = 0
     heartbeat: int = 0
     heartbeat_seconds: float = 0.0
@@ -79,8 +91,13 @@ class Roster:
             "heartbeat": self.heartbeat,
             "heartbeatSeconds": self.heartbeat_seconds,
             **({"ended": {"roundUID": self.ended_uid, "reason": self.ended[:_REASON_LENGTH]}} if self.ended else {}),
+            **({"misplaced": self._misplaced()} if self.misplaced else {}),
             **({"sites": [{"labels": [*s.labels], "pods": [*s.pods]} for s in self.sites]} if self.sites else {}),
         }
+
+    def _misplaced(self) -> list[Object]:
+        told = sorted(self.misplaced, key=lambda each: (each.pod, each.address))[:MAX_MISPLACED]
+        return [{"pod": each.pod, "address": each.address} for each in told]
 
     @staticmethod
     def from_object(obj: Mapping[str, Any]) -> Roster:
@@ -113,6 +130,7 @@ class Roster:
             hopeless=tuple(_absent(item) for item in roster.children("hopeless")),
             draining=roster.names("draining"),
             dead=roster.names("dead"),
+            misplaced=frozenset(_misplaced(item) for item in roster.children("misplaced")),
             round=status.integer("round"),
             heartbeat=roster.integer("heartbeat"),
             heartbeat_seconds=roster.number("heartbeatSeconds"),
@@ -128,6 +146,10 @@ def _sites(roster: Fields) -> tuple[Site, ...]:
     if sum(len(site.pods) for site in sites) > MAX_SLOTS:
         raise ValueError(f"{roster.name}.sites: more than {MAX_SLOTS} pods")
     return sites
+
+
+def _misplaced(fields: Fields) -> Misplaced:
+    return Misplaced(fields.text("pod", required=True, most=UID_LENGTH), fields.address("address"))
 
 
 def _absent(fields: Fields) -> Absent:

@@ -6,8 +6,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from rdzv.protocol import exclusion
 from rdzv.protocol.fields import replace
 from rdzv.protocol.records import MAX_AHEAD, Member, Round
+from rdzv.protocol.roster import Misplaced, Roster
 
 if TYPE_CHECKING:
     from rdzv.protocol.coordinator_state import View
@@ -25,9 +27,9 @@ class Sifted:
 
 def sift_view(view: View, own: Round | None, run_id: str, highest_seen: int) -> tuple[View, Mapping[str, str]]:
     """The view without Members of this run that can't be what they say, and why they can't."""
-    roster_round = view.roster.round if view.roster is not None and view.roster.run_id == run_id else 0
-    known = max(own.round if own is not None else 0, highest_seen, view.highest_seen, roster_round)
-    sifted = sift(view.members, run_id, known)
+    roster = view.roster if view.roster is not None and view.roster.run_id == run_id else None
+    known = max(own.round if own is not None else 0, highest_seen, view.highest_seen, roster.round if roster else 0)
+    sifted = _without_misplaced(sift(view.members, run_id, known), own, roster)
     return (replace(view, members=sifted.usable) if sifted.refused else view), sifted.refused
 
 
@@ -42,6 +44,24 @@ def sift(members: Entries, run_id: str, known: int) -> Sifted:
                 refused[name] = why
     usable = {name: entry for name, entry in members.items() if name not in refused} if refused else members
     return Sifted(usable, refused)
+
+
+def _without_misplaced(sifted: Sifted, own: Round | None, roster: Roster | None) -> Sifted:
+    """Without those who ask for the next round from an address that is not their pod's, as the operator says.
+
+    Who is in a world stays until it asks for another one: an address that the operator learns late must not end a world.
+    """
+    if own is None or roster is None or not roster.misplaced:
+        return sifted
+    refused = {
+        name: f"it says that it is at {member.address}, which is not an address of its pod"
+        for name, (member, _) in sifted.usable.items()
+        if member.owned
+        and exclusion.asks(member, own)
+        and Misplaced(member.pod_uid, member.address) in roster.misplaced
+    }
+    usable = {name: entry for name, entry in sifted.usable.items() if name not in refused}
+    return Sifted(usable, {**sifted.refused, **refused})
 
 
 def _far_ahead(member: Member, known: int) -> str:
