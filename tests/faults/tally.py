@@ -27,7 +27,10 @@ BUGS = "Seeded bugs"
 
 @dataclass
 class Result:
-    """What one test did. `slowest`: seconds of the slowest recovery, None where nothing was timed."""
+    """What one test did.
+
+    `slowest`: seconds of the slowest recovery, None where nothing was timed. `test`: which one, as pytest names it.
+    """
 
     group: str
     what: str
@@ -35,6 +38,7 @@ class Result:
     survived: int = 0
     slowest: float | None = None
     day: str = field(default_factory=lambda: time.strftime("%Y-%m-%d"))
+    test: str = field(default_factory=lambda: os.environ.get("PYTEST_CURRENT_TEST", "").partition(" (")[0])
 
     def took(self, seconds: float) -> None:
         """A recovery ended."""
