@@ -132,6 +132,10 @@ def pod_of(world: str, namespace: str, index: int) -> Object:
     return inject(pod, _DELIVERY)
 
 
+def _address(index: int) -> str:
+    return f"10.2.{index // 250}.{index % 250}"
+
+
 def running(index: int) -> Object:
     """What kubelet writes when the container runs."""
     since = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
@@ -141,8 +145,8 @@ def running(index: int) -> Object:
         "phase": "Running",
         "conditions": [{"type": kind, "status": "True", "lastTransitionTime": since} for kind in kinds],
         "hostIP": f"10.1.0.{index % 250}",
-        "podIP": f"10.2.{index // 250}.{index % 250}",
-        "podIPs": [{"ip": f"10.2.{index // 250}.{index % 250}"}],
+        "podIP": _address(index),
+        "podIPs": [{"ip": _address(index)}],
         "startTime": since,
         "containerStatuses": [
             {
@@ -384,13 +388,13 @@ def _formed(api: Api, namespace: str, name: str) -> bool:
 
 
 def _member(name: str, run_id: str, index: int, uid: str) -> Member:
-    return Member(f"{name}-{index}", name, run_id, f"{uid}/{index:08x}", "10.2.0.1", 40000, 1, slot=index)
+    return Member(f"{name}-{index}", name, run_id, f"{uid}/{index:08x}", _address(index), 40000, 1, slot=index)
 
 
 def _round(name: str, run_id: str, members: Sequence[Member]) -> Round:
     salt, checks = salted_fingerprints([member.incarnation for member in members])
     slots = tuple(range(len(members)))
-    return Round(name, run_id, 1, RUNNING, slots, checks, salt, Leader(0, "10.2.0.1", 40000), want=1)
+    return Round(name, run_id, 1, RUNNING, slots, checks, salt, Leader(0, members[0].address, 40000), want=1)
 
 
 def _joiner(kubeconfig: str, namespace: str, members: Sequence[Member]) -> Callable[[], int]:
