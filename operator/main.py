@@ -69,6 +69,8 @@ LAST_WRITE_SECONDS = 4.0
 AWAIT_TURN = 0.25
 #: Seconds from one reading of the credentials to the next at the least: an API server may refuse them all for a while.
 LOGIN_SECONDS = 2.0
+#: Seconds of silence until kopf cancels a watch, beside the timeout of its request, which ends it long before.
+NEVER = 86400.0
 #: Seconds that kopf may take to end. Its shutdown can hang (seen after errors of all its watches), and would then be alive and deaf.
 EXIT = 10.0
 
@@ -268,8 +270,10 @@ def configure(settings: kopf.OperatorSettings) -> None:
     settings.peering.standalone = True  # peering is no leader election; ours is `rdzv.control.leader`
     settings.process.ultimate_exiting_timeout = EXIT
     settings.watching.server_timeout = WATCH // 2  # a watch that goes silent is known by its not ending (kopf#957)
-    settings.watching.inactivity_timeout = WATCH // 2 + 4
     settings.watching.client_timeout = WATCH // 2 + 4  # of the whole request, so that it is also the answer's
+    settings.watching.inactivity_timeout = (
+        NEVER  # else both run out in one turn of a loop that was late, and kopf ends with a RuntimeError
+    )
     settings.watching.connect_timeout = 5
     settings.watching.reconnect_backoff = 1
     settings.watching.chunk_size = 500  # else all objects of the cluster arrive in one response (kopf#1311)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -210,3 +211,21 @@ def test_an_operator_of_one_namespace_asks_for_nothing_outside_it(light_namespac
     objects = {target for target in asked if target.rstrip("/").count("/") > 3}
     assert any("limit=500" in target for target in objects)
     assert all(f"/namespaces/{light_namespace}/" in target for target in objects), objects
+
+
+def test_a_machine_that_stands_still_as_an_unanswered_watch_runs_out_does_not_end_the_operator(
+    provisioned: OperatorProcess, kube: Kube, light_namespace: str, proxy: FaultProxy
+) -> None:
+    """kopf has two clocks for a watch. Where both ran out at one moment, it took the one for the other, and ended with a RuntimeError."""
+    unanswered = proxy.inject("delay", method="WATCH", path="/rendezvous\\?", seconds=120.0)
+    assert unanswered.hit.wait(60)
+    time.sleep(12)  # They run out after 14 s, and after as many rounded up to a whole second.
+    provisioned.send(signal.SIGSTOP)
+    time.sleep(6)
+    proxy.clear()
+    provisioned.send(signal.SIGCONT)
+    spec = {"spec": {"nodes": {"min": 2, "max": 3}}}
+    kube.patch("Rendezvous", light_namespace, "mnist", spec)
+    generation = (kube.get("Rendezvous", light_namespace, "mnist") or {})["metadata"]["generation"]
+    eventually(lambda: status(kube, light_namespace)["observedGeneration"] == generation, timeout=SILENT)
+    assert provisioned.running
