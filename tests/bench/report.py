@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -12,7 +12,8 @@ from bench.records import Record
 
 _BEGIN, _END = "<!-- begin: written by the benchmark -->", "<!-- end: written by the benchmark -->"
 _FLOOR, _OURS, _OURS_BY_ETCD = "api-floor", "kubernetes", "etcd-v3"
-_LIGHT = "light-"
+_LIGHT, _START = "light-", "pods-start"
+_TITLE = "### "
 _LAW_FROM = 256
 """Agents: with fewer, most of a figure may be what does not grow with their number."""
 _FORETOLD = 10_000
@@ -21,49 +22,65 @@ _TORCHS = ("c10d", "c10d-tuned", "etcd", "etcd-v2")
 
 def markdown(records: Sequence[Record], context: Mapping[str, object]) -> str:
     """All figures as Markdown tables."""
-    said = "; ".join(f"{key}: {value}" for key, value in context.items())
-    parts = [f"Conditions: {said}.\n"]
+    return "\n".join([f"{_conditions(context)}\n", *_titled(_sections(records))])
+
+
+def _conditions(context: Mapping[str, object]) -> str:
+    return f"Conditions: {'; '.join(f'{key}: {value}' for key, value in context.items())}."
+
+
+def _titled(sections: Mapping[str, str]) -> Iterator[str]:
+    return (f"{_TITLE}{title}\n\n{text}" for title, text in sections.items())
+
+
+def _sections(records: Sequence[Record]) -> dict[str, str]:
+    """The tables, by title: those that there are records for."""
     fixed = [record for record in records if (record.scenario, record.metric) == ("form-fixed", "seconds")]
-    if fixed:
-        parts += ["### Forming a fixed world, seconds\n", _grid(fixed), _ratios(fixed)]
     rest = [record for record in records if record not in fixed]
-    sections = (
-        ("Elastic world", "form-elastic"),
-        ("Recovery", "recover"),
-        ("API requests", "api-"),
-        ("API server away for 60 s", "outage-"),
-        ("Real pods", "pods-"),
-    )
-    for title, scenario in sections:
+    sections = {"Forming a fixed world, seconds": "\n".join([_grid(fixed), _ratios(fixed)])} if fixed else {}
+    for title, scenario, table in (
+        ("Elastic world", "form-elastic", _matrix),
+        ("Recovery", "recover", _matrix),
+        ("API requests", "api-", _matrix),
+        ("API server away for 60 s", "outage-", _matrix),
+        ("Real pods", "pods-", _pods),
+        ("Thousands of light agents", _LIGHT, _light),
+        ("The operator", "operator-", _list),
+    ):
         chosen = [record for record in rest if record.scenario.startswith(scenario)]
         if chosen:
-            parts += [f"### {title}\n", _matrix(chosen)]
+            sections[title] = table(chosen)
             rest = [record for record in rest if record not in chosen]
-    of_light = [record for record in rest if record.scenario.startswith(_LIGHT)]
-    if of_light:
-        parts += ["### Thousands of light agents\n", _light(of_light)]
-        rest = [record for record in rest if record not in of_light]
-    of_operator = [record for record in rest if record.scenario.startswith("operator-")]
-    if of_operator:
-        parts += ["### The operator\n", _list(of_operator)]
-        rest = [record for record in rest if record not in of_operator]
     if rest:
-        parts += ["### Stores and the library\n", _list(rest)]
-    return "\n".join(parts)
+        sections["Stores and the library"] = _list(rest)
+    return sections
 
 
 def write(records: Sequence[Record], context: Mapping[str, object], page: Path) -> None:
-    """Into the page, between its marks, and the plot beside it."""
-    text = page.read_text()
-    before, _, rest = text.partition(_BEGIN)
-    _, _, after = rest.partition(_END)
-    page.write_text(f"{before}{_BEGIN}\n{markdown(records, context)}\n{_END}{after}")
+    """Into the page, between its marks, and the plots beside it. Tables of the page for which there are no records stay as they are."""
+    before, _, rest = page.read_text().partition(_BEGIN)
+    written, _, after = rest.partition(_END)
+    page.write_text(f"{before}{_BEGIN}\n{_merged(written, records, context)}\n{_END}{after}")
     fixed = [record for record in records if record.scenario == "form-fixed"]
     if fixed:
         page.with_suffix(".svg").write_text(plot(fixed, "Forming a fixed world (hollow: longer than the limit)"))
     of_light = [record for record in records if record.scenario.startswith(_LIGHT)]
     if of_light:
         page.with_name(f"{page.stem}-light.svg").write_text(_light_plot(of_light))
+
+
+def _merged(written: str, records: Sequence[Record], context: Mapping[str, object]) -> str:
+    """What the page says between its marks, with the tables of these records in place of its own.
+
+    When some of its own are left, the conditions of the run are said in the new ones only.
+    """
+    conditions, *old = f"\n{written.strip()}\n".split(f"\n{_TITLE}")
+    kept = dict(section.split("\n\n", 1) for section in old)
+    new = _sections(records)
+    if kept.keys() <= new.keys():
+        return markdown(records, context)
+    kept |= {title: f"{_conditions(context)}\n\n{text}" for title, text in new.items()}
+    return "\n".join([f"{conditions.strip()}\n", *_titled(kept)])
 
 
 @dataclass(frozen=True)
@@ -153,10 +170,7 @@ def _ratios(records: Sequence[Record]) -> str:
             above = [by[b, size] for b in top if (b, size) in by]
             below = [by[b, size] for b in bottom if (b, size) in by]
             best = min(above, key=lambda record: record.median, default=None)
-            if best is None or not below:
-                cells.append("")
-                continue
-            cells.append(f"{'> ' if best.timeout else ''}{best.median / below[0].median:.1f}")
+            cells.append(_over(best, below[0] if below else None))
         if any(cells):
             lines.append(f"| *{name}* | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
@@ -178,6 +192,39 @@ def _matrix(records: Sequence[Record]) -> str:
         name = f"{scenario}, {agents} agents: {metric}" + (f" ({unit})" if unit != "s" else "")
         lines.append(f"| {name} | {' | '.join(cells.values())} |")
     return "\n".join([*lines, "", *(f"- {note}" for note in notes), ""])
+
+
+def _pods(records: Sequence[Record]) -> str:
+    """All figures; then ratios of medians of this run, each of two figures under the same load."""
+    by = {(record.scenario, record.backend, record.metric): record for record in records}
+    losses = [name for name in dict.fromkeys(record.scenario for record in records) if not name.startswith(_START)]
+    lines = [f"| | {' | '.join(losses)} |", f"|---|{'---|' * len(losses)}"]
+    for name, above, below in (
+        ("pytorchjob / kubernetes: seconds", ("{loss}", "pytorchjob", "seconds"), ("{loss}", _OURS, "seconds")),
+        (
+            "pytorchjob / kubernetes: seconds-whole",
+            ("{loss}", "pytorchjob", "seconds-whole"),
+            ("{loss}", _OURS, "seconds-whole"),
+        ),
+        ("kubernetes: seconds / pods-start: seconds", ("{loss}", _OURS, "seconds"), ("{start}", _OURS, "seconds")),
+        ("kubernetes: seconds / pods-start: workers", ("{loss}", _OURS, "seconds"), ("{start}", _OURS, "workers")),
+    ):
+        cells = []
+        for loss in losses:
+            start = _START + ("-loaded" if loss.endswith("-loaded") else "")
+            top, bottom = (by.get((key[0].format(loss=loss, start=start), *key[1:])) for key in (above, below))
+            cells.append(_over(top, bottom))
+        if any(cells):
+            lines.append(f"| *{name}* | {' | '.join(cells)} |")
+    ratios = ["\n".join([*lines, ""])] if len(lines) > 2 else []
+    return "\n".join([f"{_matrix(records).rstrip()}\n", *ratios])
+
+
+def _over(top: Record | None, bottom: Record | None) -> str:
+    """The ratio of two medians; a lower bound, where the upper one is."""
+    if top is None or bottom is None or bottom.timeout or not bottom.median:
+        return ""
+    return f"{'> ' if top.timeout else ''}{top.median / bottom.median:.1f}"
 
 
 def _list(records: Sequence[Record]) -> str:

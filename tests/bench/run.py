@@ -33,7 +33,7 @@ from bench.records import Results  # noqa: E402
 
 OUTPUT = ROOT / ".local/bench.json"
 PAGE = ROOT / "docs/benchmarks.md"
-PODS = "pods"
+PODS = {"pods": "", "pods-loaded": pods.LOADED}
 SCENARIOS = [
     "form-fixed",
     "form-elastic",
@@ -44,7 +44,7 @@ SCENARIOS = [
     "library",
     "operator",
     "light",
-    PODS,
+    *PODS,
 ]
 
 
@@ -111,16 +111,17 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="rdzv-bench-") as place:
         directory = Path(place)
         names.only_from_files(directory)
-        light = [scenario for scenario in only if scenario != PODS]
+        light = [scenario for scenario in only if scenario not in PODS]
         if light:
             with servers.running(directory) as found:
                 lab = Lab(found, given.output.with_name(f"{given.output.stem}-agents.log"))
                 for scenario in light:
                     with announced(scenario):
                         measure(scenario, lab, results, given.runs, sizes, wanted)
-        if PODS in only:  # They have the machine for themselves.
-            with announced(PODS):
-                pods.pods(results, given.runs, wanted)
+        loads = [PODS[scenario] for scenario in only if scenario in PODS]
+        if loads:  # They have the machine for themselves.
+            with announced("pods"):
+                pods.pods(results, given.runs, wanted, loads)
     context |= {"load at the end": os.getloadavg()[0], "minutes": round((time.monotonic() - whole) / 60, 1)}
     print("\n" + report.markdown(results.records, context))
     if given.page:
