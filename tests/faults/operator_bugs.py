@@ -40,10 +40,10 @@ def _whose_it_is_does_not_matter() -> None:
 def _pods_are_let_in_first() -> None:
     real = apply.KubernetesAPI.execute
 
-    def execute(self: Any, decided: Any, *rest: Any) -> Any:
+    def execute(self: Any, decided: Any, rendezvous: Any, *rest: Any) -> Any:
         if decided.release is not None:
-            self._attempt([], self._put_right, decided.release, [])
-        return real(self, decided, *rest)
+            self._attempt([], self._put_right, decided.release, rendezvous, [])
+        return real(self, decided, rendezvous, *rest)
 
     _put(apply.KubernetesAPI, "execute", execute)
 

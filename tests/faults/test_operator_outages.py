@@ -193,12 +193,14 @@ def hidden_changes(served: Served) -> tuple[int, float]:
         seen = [seen for seen in served.proxy.requests if seen.method == "WATCH" and seen.at > began]
         return {each.target.partition("?")[0] for each in seen}
 
-    eventually(lambda: len(watched()) == len(KINDS))
-    changed = time.monotonic()
-    deleted = served.change()
-    eventually(lambda: served.is_right(deleted), timeout=FOUND + SLACK)
-    took = time.monotonic() - changed
-    served.proxy.clear()
+    try:
+        eventually(lambda: len(watched()) == len(KINDS))
+        changed = time.monotonic()
+        deleted = served.change()
+        eventually(lambda: served.is_right(deleted), timeout=FOUND + SLACK)
+        took = time.monotonic() - changed
+    finally:
+        served.proxy.clear()  # What comes after is not to fail with this.
     return len(deleted) + 2 * len(NAMES) + 1, took
 
 

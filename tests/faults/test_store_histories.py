@@ -25,7 +25,7 @@ from support.torchrun_fleet import install_crds
 
 HISTORIES = range(15) if LONG else range(1)
 """Of each kind of fault."""
-ATTEMPTS = 8
+ATTEMPTS = 40
 """Histories in which a seeded bug may show."""
 SEEDED = list(BUGS) if LONG else ["a multi_set goes shard by shard"]
 LOST_CLIENTS, LOST_ADDS = (8, 1000) if LONG else (4, 12)
