@@ -111,6 +111,9 @@ ENFORCER = Part("network-policies", "sigs.k8s.io/kube-network-policies", "2 min 
 #: Prometheus and promtool: built only when tests/alerts asks for them. Without what finds targets in clouds.
 PROMETHEUS = Part("prometheus", "github.com/prometheus/prometheus", "8 min on 2 cores", tags="netgo,remove_all_sd")
 
+#: A CPython that Debian 12 does not have: unpacked only when tests/compat asks for it.
+PYTHON = Part("python-3.14", "", "10 s")
+
 
 @dataclass(frozen=True)
 class Tools:
@@ -224,6 +227,16 @@ def build_enforcer() -> Path:
 def build_prometheus() -> Path:
     """The folder of prometheus and promtool; they are built if they are missing."""
     return build(PROMETHEUS)
+
+
+def build_python() -> Path:
+    """The interpreter that PYTHON carries; it is unpacked if it is missing."""
+    program = next(build(PYTHON).iterdir())
+
+    def unpack(stage: Path) -> None:
+        run([program, stage])
+
+    return cached(f"pythons/{PYTHON.key}", unpack) / "bin/python3"
 
 
 def module_folder(name: str) -> Path:
