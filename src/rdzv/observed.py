@@ -36,13 +36,13 @@ class Pod:
 
     `pair`: its index and the group that it counts in (None: it has none). `unusable_index`: what its index label says instead of one.
     `rank`: what torchrun takes for its rank in a world of fixed ranks (None: nothing). `workload`: what made it, "" where its user says
-    which group it is of, or its controller has groups. `started`: a container of it runs or ran. `hopeless`: it won't start without help.
-    `reason`: why it is not there yet ("" when it is); `bland`: that says nothing, and an Event may say more. `created`: RFC 3339, so that
-    text order is time order. `ip`: its first address ("": it has none yet). `addresses`: see `addresses_of`. `owner`: UID of its
-    controller ("": it has none). `runs`: how its containers have run. `own_nproc`: how many processes it says itself that it has ("":
-    nothing, "?": a number that can't be seen). `processors`: how many it may use, where nprocPerNode auto means those (0: it does not).
-    `no_services`: why it can't look up Services, and what to do ("": it can, as far as it shows). `node`: where it runs, or is about to
-    ("": nobody has said yet).
+    which group it is of, or its controller has groups. `started`: a container of it runs or ran. `hopeless`: it won't start without
+    help. `reason`: why it is not there yet ("" when it is); `bland`: that says nothing, and an Event may say more. `created`: RFC 3339,
+    so that text order is time order. `ip`: its first address ("": it has none yet). `addresses`: see `addresses_of`. `owner`: UID of
+    its controller ("": it has none); `job`: the same if that is a Job. `runs`: how its containers have run. `own_nproc`: how many
+    processes it says itself that it has ("": nothing, "?": a number that can't be seen). `processors`: how many it may use, where
+    nprocPerNode auto means those (0: it does not). `no_services`: why it can't look up Services, and what to do ("": it can, as far as
+    it shows). `node`: where it runs, or is about to ("": nobody has said yet).
     """
 
     name: str
@@ -63,6 +63,7 @@ class Pod:
     service_account: str = "default"
     bland: bool = False
     owner: str = ""
+    job: str = ""
     runs: Runs = _NEVER_RUN
     own_nproc: str = ""
     processors: int = 0
@@ -98,6 +99,9 @@ class Pod:
         reason = pod_reasons.reason_of(status, f"rdzv-{labels.get(LABEL, '')}")
         group_label, index_label = labels_of(labels)
         index = labels.get(index_label)
+        controller: ReadOnlyObject = next(
+            (ref for ref in meta.get("ownerReferences") or [] if ref.get("controller")), {}
+        )
         pair = None if index is None else pair_of(labels.get(group_label, ""), index)
         return cls(
             name=meta["name"],
@@ -117,7 +121,8 @@ class Pod:
             addresses=addresses_of(obj),
             service_account=obj["spec"].get("serviceAccountName") or "default",
             bland=reason.bland,
-            owner=next((owner["uid"] for owner in meta.get("ownerReferences") or [] if owner.get("controller")), ""),
+            owner=controller.get("uid", ""),
+            job=controller["uid"] if controller.get("kind") == "Job" else "",
             runs=pod_reasons.runs_of(status),
             node=obj["spec"].get("nodeName") or "",
             no_services=": ".join(filter(None, no_services(obj["spec"]))),

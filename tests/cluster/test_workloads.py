@@ -83,6 +83,53 @@ def test_a_job_that_is_suspended_while_it_runs_says_so_and_meets_again_when_it_i
     assert {world["pod"] for world in before}.isdisjoint(world["pod"] for world in after)
 
 
+def test_a_job_that_is_suspended_and_keeps_a_pod_that_failed_before_has_not_failed(
+    place: Place, images: Images
+) -> None:
+    job = workload("Job", images, 2, env={"STAY": "1"})
+    job["spec"]["template"]["spec"]["restartPolicy"] = "Never"
+    place.apply(rendezvous("kubernetes", 2), job)
+    lost = place.await_world(2)[1]["pod"]
+    place.kubectl("exec", lost, "--", "sh", "-c", "kill 1")
+    place.wait(lambda: place.get(f"pod/{lost}")["status"]["phase"] == "Failed", 60, lambda: f"{lost} goes on")
+    assert lost not in {world["pod"] for world in place.await_world(2)}
+    place.kubectl("patch", "job", "world", "-p", '{"spec": {"suspend": true}}')
+    status = place.await_summary("Suspended: Job world", 60)
+    assert status["nodes"]["missing"][-1] == {"pod": "every pod", "reason": "Suspended: by Job world"}
+    place.wait(lambda: list(place.pods()) == [lost], 60, lambda: f"not only {lost} is left")
+    place.await_summary("Suspended: Job world", 60)
+    assert said_of_its_end(place) == set()
+
+
+@pytest.mark.parametrize(
+    ("code", "expected"),
+    [("$JOB_COMPLETION_INDEX", "Suspended: Job world"), ("0", "Succeeded")],
+    ids=["one of them well", "all of them well, which Kubernetes takes for a complete Job"],
+)
+def test_pods_that_handle_their_end_while_their_job_is_suspended_have_the_job_s_own_outcome(
+    place: Place, images: Images, code: str, expected: str
+) -> None:
+    job = workload("Job", images, 2, env={"STAY": "1"})
+    handles = f"trap 'kill $torchrun; wait; exit {code}' TERM; torchrun /train/train.py & torchrun=$!; wait"
+    job["spec"]["template"]["spec"] |= {"restartPolicy": "Never"}
+    job["spec"]["template"]["spec"]["containers"][0]["command"] = ["sh", "-c", handles]
+    place.apply(rendezvous("c10d", 2), job)
+    place.await_world(2)
+    place.kubectl("patch", "job", "world", "-p", '{"spec": {"suspend": true}}')
+    place.wait(lambda: not place.get("pods")["items"], 60, lambda: "pods are left")
+    place.await_summary(expected, 60)
+    conditions = {c["type"] for c in place.get("job/world")["status"]["conditions"] if c["status"] == "True"}
+    assert ("Complete" in conditions) == (expected == "Succeeded"), conditions
+    assert said_of_its_end(place) == ({expected} & {"Succeeded"})
+
+
+def said_of_its_end(place: Place) -> set[str]:
+    """What Events of the Rendezvous have ever said of how its job ended."""
+    events = place.get("events")["items"]
+    of_it = {event["reason"] for event in events if event["involvedObject"]["kind"] == "Rendezvous"}
+    return of_it & {"Succeeded", "Failed"}
+
+
 @pytest.mark.parametrize("delivery", ["image-volume", "init"])
 def test_the_library_comes_into_an_unchanged_image(place: Place, images: Images, delivery: str) -> None:
     place.kubectl("label", "namespace", place.namespace, "pod-security.kubernetes.io/enforce=restricted")

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -19,6 +18,7 @@ from support.cluster_fixtures import _shared
 from support.command import environment
 from support.operated import pod
 from support.operator_process import ROOT, Kube, OperatorProcess, eventually
+from support.page_commands import commands
 from support.samples import CONTROLLERS
 from support.workload_controllers import apply_definitions
 
@@ -59,24 +59,14 @@ USE = len(FIRST)
 SYSTEM, RELEASE = "rdzv-system", "rendezvous-operator"
 
 
-def commands(page: Path) -> Iterator[str]:
-    """Each with the names that stand for the reader's own replaced."""
-    lines = page.read_text().replace("\\\n", " ").splitlines()
-    for line in lines:
-        spans = [line] if line.startswith("    ") else re.findall(r"`([^`\n]+)`", line)
-        for span in (span.strip().replace("\\|", "|") for span in spans):
-            if span.startswith(("kubectl ", "helm ")) and "…" not in span and span not in PARTS:
-                text = re.sub(r"\b[A-Z]{3,}\b", lambda found: NAMES.get(found[0], found[0]), span)
-                yield re.sub(r"\s+", " ", text.partition(" # ")[0]).strip()
-
-
 def order(command: str) -> int:
     """When a command is run; `USE`: while the operator serves."""
     places = [*FIRST, "", *LAST]
     return next((place for place, beginning in enumerate(places) if beginning and command.startswith(beginning)), USE)
 
 
-COMMANDS = sorted(dict.fromkeys(command for page in PAGES for command in commands(page)), key=order)
+ALL = commands(PAGES, {"kubectl", "helm"}, NAMES)
+COMMANDS = sorted((found for found in ALL if "…" not in found and found not in {*PARTS, "kubectl", "helm"}), key=order)
 HERE = [command for command in COMMANDS if not command.startswith(tuple(ELSEWHERE))]
 
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import re
+import textwrap
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from support import samples
 from support.cluster_fixtures import LocalCluster
 from support.samples import CONTROLLERS, KINDS, SAMPLES, pod_templates
@@ -41,6 +44,38 @@ def test_objects_on_the_pages_are_accepted_as_they_are(api: LocalCluster) -> Non
     ]
     said = api.kubectl(*("apply", "--dry-run=server", "--validate=strict", "-f", "-"), input="\n---\n".join(blocks))
     assert said.count("(server dry run)") == len(blocks) >= 3, said
+
+
+def parts() -> list[Object]:
+    """What the pages show of objects without saying it whole, in blocks of both forms: a spec of a Rendezvous, or a part of a pod's."""
+    found = []
+    for page in PAGES:
+        text = page.read_text()
+        blocks = re.findall(r"^```yaml\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+        text = re.sub(r"^```.*?^```", "", text, flags=re.DOTALL | re.MULTILINE)
+        blocks += re.findall(r"^    (?:spec|env|volumes):.*\n(?:     .*\n)*", text, re.MULTILINE)
+        found += [yaml.safe_load(textwrap.dedent(block).replace(", …", "")) for block in blocks if "kind:" not in block]
+    return found
+
+
+def completed(part: Object, number: int) -> Object:
+    ((name, content),) = part.items()
+    meta = {"name": f"part-{number}"}
+    if name == "spec":
+        spec = {"backend": "kubernetes", "nodes": {"min": 1}, **content}
+        return {"apiVersion": "rdzv.dev/v1alpha1", "kind": "Rendezvous", "metadata": meta, "spec": spec}
+    container = {"name": "train", "image": "image", **({name: content} if name == "env" else {})}
+    pod = {"containers": [container], **({} if name == "env" else {name: content})}
+    return {"apiVersion": "v1", "kind": "Pod", "metadata": meta, "spec": pod}
+
+
+def test_parts_of_objects_on_the_pages_are_accepted_in_an_object(api: LocalCluster) -> None:
+    objects = [completed(part, number) for number, part in enumerate(parts())]
+    assert {obj["kind"] for obj in objects} == {"Rendezvous", "Pod"}
+    said = api.kubectl(
+        *("apply", "--dry-run=server", "--validate=strict", "-f", "-"), input="\n---\n".join(map(json.dumps, objects))
+    )
+    assert said.count("(server dry run)") == len(objects) >= 8, said
 
 
 def test_there_is_a_sample_of_each_kind() -> None:

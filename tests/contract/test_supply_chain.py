@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import os
 import re
 import subprocess
 import sys
@@ -18,9 +19,11 @@ from cyclonedx.schema import SchemaVersion
 from cyclonedx.validation.json import JsonStrictValidator
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+from support.page_commands import commands
 
 ROOT = Path(__file__).resolve().parents[2]
 IMAGES = ROOT / "deploy" / "images"
+PIPX = "pipx==1.18.4"
 
 
 def run(*command: str | Path, cwd: Path | None = None) -> str:
@@ -60,13 +63,19 @@ def clean_venv(path: Path, beside: str | None = None) -> Path:
 
 
 @pytest.fixture(scope="module")
-def dist(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder with wheel and sdist, built as a release does it: the sdist from the tree, the wheel from the sdist."""
+def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the checkout, since setuptools builds beside the source."""
     tree = tmp_path_factory.mktemp("tree")
     for name in run("git", "ls-files", "-z", cwd=ROOT).split("\0"):
         if name and (ROOT / name).is_file():
             (tree / name).parent.mkdir(parents=True, exist_ok=True)
             (tree / name).write_bytes((ROOT / name).read_bytes())
+    return tree
+
+
+@pytest.fixture(scope="module")
+def dist(tree: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder with wheel and sdist, built as a release does it: the sdist from the tree, the wheel from the sdist."""
     output = tmp_path_factory.mktemp("dist")
     run(sys.executable, "-m", "build", "--no-isolation", "--outdir", output, tree)
     return output
@@ -113,6 +122,31 @@ def test_the_released_package_installs_beside_torch_and_torchrun_finds_it(
     assert place.startswith(str(tmp_path))
     assert module == "rdzv.backends.kubernetes"
     assert "doctor" in run(tmp_path / "venv" / "bin" / "rdzv", "--help")
+
+
+INSTALL = commands([ROOT / "docs/cli.md"], {"pip", "pipx"}, {})
+
+
+@pytest.mark.parametrize("line", INSTALL)
+def test_a_line_of_the_page_installs_the_command(line: str, tree: Path, dist: Path, tmp_path: Path) -> None:
+    """On the PATH, where kubectl looks for it, too."""
+    python = clean_venv(tmp_path / "venv")
+    if line.startswith("pipx"):
+        run(python, "-m", "pip", "install", "-q", PIPX)
+    programs = tmp_path / ("programs" if line.startswith("pipx") else "venv/bin")
+    env = {"PATH": f"{programs}:{python.parent}:/usr/bin:/bin", "HOME": str(tmp_path)}
+    env |= {name: value for name, value in os.environ.items() if name.startswith("PIP_")}
+    env |= {"PIPX_HOME": str(tmp_path / "pipx"), "PIPX_BIN_DIR": str(tmp_path / "programs")}
+    for words in (line, "rdzv --help", "kubectl-rdzv --help"):
+        folder = dist if line.startswith("pip ") else tree
+        command = ["bash", "-c", words]
+        done = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, check=False, timeout=300)
+        assert done.returncode == 0, f"{words}\n{done.stdout}\n{done.stderr}"
+    assert "doctor" in done.stdout
+
+
+def test_the_page_has_a_line_for_a_checkout_and_one_for_a_release() -> None:
+    assert [line.split()[:2] for line in INSTALL] == [["pipx", "install"], ["pip", "install"]]
 
 
 def test_the_lock_is_what_pyproject_asks_for() -> None:

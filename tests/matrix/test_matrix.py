@@ -17,6 +17,7 @@ from support.workload_controllers import LABEL, Controllers
 from support.workloads import Place, pod_template, rendezvous, workload
 
 from deploy.demo.demo import Images
+from rdzv.pairs import SLOT_LABEL
 
 pytestmark = pytest.mark.cluster
 
@@ -55,6 +56,17 @@ def admitted(place: Place) -> None:
 def job_without_indexes(images: Images) -> list[Object]:
     found = workload("Job", images, 2, env=STAY)
     return [{**found, "spec": {**found["spec"], "completionMode": "NonIndexed"}}]
+
+
+def bare_pods(images: Images, *, slots: bool) -> list[Object]:
+    """Two pods that belong to no controller, with `rdzv.dev/slot` or without."""
+    template = pod_template(images, restart="OnFailure", env=STAY)
+    found = []
+    for number in ("0", "1"):
+        labels = {**template["metadata"]["labels"], **({SLOT_LABEL: number} if slots else {})}
+        metadata = {"name": f"world-{number}", "labels": labels}
+        found.append({"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": template["spec"]})
+    return found
 
 
 def jobset(images: Images) -> list[Object]:
@@ -110,7 +122,7 @@ def of(api_version: str, kind: str, spec: Object) -> Object:
 class Kind:
     """How a kind of workload is made, how many pods it has, the pairs that they are told, by rank (none: it has no places), and by whom.
 
-    `admit`: what has to happen before its pods are made.
+    `admit`: what has to happen before its pods are made. `by_hand`: nobody makes a lost pod again but its user, who applies all once more.
     """
 
     make: Callable[[Images], list[Object]]
@@ -118,6 +130,7 @@ class Kind:
     pairs: list[list[str | None]]
     controllers: tuple[str, ...] = ()
     admit: Callable[[Place], None] = lambda place: None
+    by_hand: bool = False
 
 
 def places(*of_group: tuple[str | None, int]) -> list[list[str | None]]:
@@ -131,6 +144,10 @@ KINDS = {
     "Job (NonIndexed)": Kind(job_without_indexes, 2, []),
     "StatefulSet": Kind(lambda images: [workload("StatefulSet", images, 2)], 2, places((None, 2))),
     "Deployment": Kind(lambda images: [workload("Deployment", images, 2)], 2, []),
+    "Bare pods with `rdzv.dev/slot`": Kind(
+        lambda images: bare_pods(images, slots=True), 2, places((None, 2)), by_hand=True
+    ),
+    "Bare pods": Kind(lambda images: bare_pods(images, slots=False), 2, [], by_hand=True),
     "JobSet, two replicated jobs": Kind(jobset, 3, places(("0", 1), ("1", 1), ("2", 1)), ("jobset",)),
     "LeaderWorkerSet, one group": Kind(lambda images: leaderworkerset(images, 1), 2, places(("0", 2)), ("lws",)),
     "LeaderWorkerSet, two groups": Kind(
@@ -158,6 +175,7 @@ _COUNTS, _NO_INDEX = "each group counts from 0", "has no index"
 NOT = {
     ("Job (NonIndexed)", "static"): _NO_INDEX,
     ("Deployment", "static"): _NO_INDEX,
+    ("Bare pods", "static"): _NO_INDEX,
     ("JobSet, two replicated jobs", "static"): _COUNTS,
     ("LeaderWorkerSet, two groups", "static"): _COUNTS,
 }
@@ -183,13 +201,16 @@ def told(worlds: list[Object]) -> list[list[str | None]]:
 def run(place: Place, images: Images, kind: Kind, backend: str) -> str:
     """What a cell comes to. Fails with what is there instead of a world."""
     ordered = bool(kind.pairs) and backend not in UNORDERED
-    place.apply(rendezvous(backend, kind.pods), *kind.make(images))
+    objects = [rendezvous(backend, kind.pods), *kind.make(images)]
+    place.apply(*objects)
     kind.admit(place)
     before = place.await_world(kind.pods, LONG)
     assert not ordered or told(before) == kind.pairs, before
     lost = before[-1]["pod"]
     uid = place.get(f"pod/{lost}")["metadata"]["uid"]
     place.kubectl("delete", "pod", lost, "--grace-period=1", "--wait=true")
+    if kind.by_hand:
+        place.apply(*objects)
 
     def again() -> bool:
         pods = [pod["metadata"]["uid"] for pod in place.pods().values() if "app" in pod["metadata"]["labels"]]

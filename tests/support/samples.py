@@ -17,6 +17,7 @@ KINDS: dict[str, tuple[str, tuple[str, ...]]] = {
     "job": ("Job", ()),
     "statefulset": ("StatefulSet", ()),
     "deployment": ("Deployment", ()),
+    "pods": ("Pod", ()),
     "jobset": ("JobSet", ("jobset",)),
     "lws": ("LeaderWorkerSet", ("lws",)),
     "pytorchjob": ("PyTorchJob", ("training-operator",)),

@@ -145,11 +145,11 @@ class Place:
         return {pod["metadata"]["name"]: pod for pod in found if "deletionTimestamp" not in pod["metadata"]}
 
     def worlds(self, name: str = "world") -> list[Object]:
-        """What the pods of now said, the last line of each."""
+        """What the pods of now said, the last line of each. Those that are being deleted belong to the world before."""
         said = []
-        for pod in self.get("pods")["items"]:
+        for title, pod in self.pods().items():
             if pod["metadata"]["labels"].get("app") == name and pod["status"]["phase"] in {"Running", "Succeeded"}:
-                lines = self.logs(pod["metadata"]["name"]).splitlines()
+                lines = self.logs(title).splitlines()
                 worlds = [json.loads(line.removeprefix("WORLD ")) for line in lines if line.startswith("WORLD ")]
                 said += worlds[-1:]
         return sorted(said, key=lambda world: int(world["rank"]))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -11,52 +10,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support import builders
 from support.builders import member, pod_object, rendezvous, running
+from support.story import NOW, Story, pods
 
 from rdzv.backends import BackendError, Condition
 from rdzv.control.nearby import Found
 from rdzv.control.phase import Life, Problem, ready, summary
-from rdzv.control.status import NOTHING_BESIDE, Beside, rfc3339
+from rdzv.control.status import Beside, rfc3339
 from rdzv.env import RENDEZVOUS_FAILED, RENDEZVOUS_LOST
 from rdzv.observed import Observed
-from rdzv.protocol.records import CLOSED, Closure, Member, Round
+from rdzv.protocol.records import CLOSED, Closure, Round
 from rdzv.registry import backend_registry
 from rdzv.spec import Nodes
 
 Object = dict[str, Any]
-
-NOW = 1795428000.0
-
-
-class Story:
-    """One Rendezvous `mnist` of so many nodes; each moment is a pass, which knows the status of the pass before."""
-
-    def __init__(self, backend: str, low: int, high: int | None = None) -> None:
-        self.subject = rendezvous(backend, nodes={"min": low, "max": high or low})
-        self.status: Object = {}
-        self.now = NOW
-
-    def moment(
-        self,
-        pods: Sequence[Object] = (),
-        record: Round | None = None,
-        members: Sequence[Member] = (),
-        beside: Beside = NOTHING_BESIDE,
-        after: float = 1.0,
-    ) -> tuple[str, str, str, str]:
-        """STATUS, Ready, Formed and Degraded (reasons with their status) when a pass sees this."""
-        self.now += after
-        observed = Observed([builders.pod(obj) for obj in pods], round=record, members=members)
-        self.status = builders.status_of(self.subject, observed, self.status, self.now, beside=beside)
-        words = {c["type"]: f"{c['status']} {c['reason']}" for c in self.status["conditions"]}
-        return self.status["summary"], words["Ready"], words["Formed"], words["Degraded"]
-
-    def reasons(self) -> dict[str, str]:
-        return {entry["pod"]: entry["reason"] for entry in self.status["nodes"]["missing"]}
-
-
-def pods(*phases: str, **each: Any) -> list[Object]:
-    """One pod for each phase, with indexes."""
-    return [pod_object(f"mnist-{i}", index=i, phase=phase, **each) for i, phase in enumerate(phases)]
 
 
 def ended(pod: Object, code: int, reason: str = "Error", message: str = "", at: str = "2026-11-23T10:00:00Z") -> Object:

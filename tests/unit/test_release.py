@@ -220,3 +220,20 @@ def test_the_released_chart_names_its_images_by_digest(tmp_path: Path) -> None:
 def test_a_chart_is_not_released_with_a_tag_for_a_digest(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="latest is not a digest"):
         release.package("registry.example/team", "latest", DIGEST, tmp_path)
+
+
+def test_the_signature_that_the_page_asks_for_is_that_of_this_workflow_at_a_tag() -> None:
+    """Nothing can run `cosign verify` before a release; what it compares is a name, and cosign looks for the pattern in it."""
+    page = (ROOT / "docs/releasing.md").read_text()
+    patterns = dict(re.findall(r"--certificate-([a-z-]+)-regexp '([^']+)'", page))
+    workflow = "https://example.test/owner/name/.github/workflows/{}@{}"
+    identity, issuer = (re.compile(patterns[name]) for name in ("identity", "oidc-issuer"))
+    assert identity.search(workflow.format("release.yml", "refs/tags/v0.1.0"))
+    for other in (
+        workflow.format("release.yml", "refs/heads/main"),
+        workflow.format("ci.yml", "refs/tags/v0.1.0"),
+        f"http://{workflow.format('release.yml', 'refs/tags/v0.1.0').partition('//')[2]}",
+    ):
+        assert not identity.search(other)
+    assert issuer.search("https://token.actions.example.test")
+    assert not issuer.search("https://example.test/token.actions.")

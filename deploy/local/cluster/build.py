@@ -29,7 +29,7 @@ MOST_IMAGES = 60  # layers kept so that a build repeats only what has changed; b
 MACHINE_FILES = ("/etc/ssl/certs", "/etc/pip.conf")
 
 
-def _buildah(*words: str | Path) -> Command:
+def buildah(*words: str | Path) -> Command:
     """Return a command that runs buildah in a mount namespace of its own: however it ends, nothing stays mounted."""
     storage = cache_root() / "buildah"
     options: Command = ["--storage-driver", "overlay", "--root", storage / "storage", "--runroot", storage / "run"]
@@ -61,7 +61,7 @@ def _files(context: Path, sources: list[str]) -> Iterator[Path]:
 def _image_ids(dockerfile: str, arguments: dict[str, str]) -> list[str]:
     """Return the ids of the images built here that a Dockerfile may start from: whatever its arguments name."""
     defaults = dict(re.findall(r"^ARG (\w+)=(\S+)", dockerfile, re.MULTILINE))
-    images_here = json.loads(run(_buildah("images", "--json")) or "null") or []
+    images_here = json.loads(run(buildah("images", "--json")) or "null") or []
     ids = {name: str(image["id"]) for image in images_here for name in image["names"] or ()}
     return sorted(ids[name] for name in {**defaults, **arguments}.values() if name in ids and name != images.BASE)
 
@@ -75,13 +75,25 @@ def _key(tag: str, dockerfile: Path, context: Path, arguments: dict[str, str]) -
     return digest(*parts)
 
 
-def _pull_base() -> None:
+def pull_base() -> None:
     """Put the local base image into buildah's storage."""
     archive, marker = images.base_image(), cache_root() / "buildah/base.json"
+    marker.parent.mkdir(parents=True, exist_ok=True)
     known = {"archive": str(archive)}
     if read_json(marker) != known:
-        run(_buildah("pull", "--quiet", f"docker-archive:{archive}"))
+        run(buildah("pull", "--quiet", f"docker-archive:{archive}"))
         write_json(marker, known)
+
+
+def options(arguments: dict[str, str]) -> list[str]:
+    """How an image is built here, with these build arguments: what was built in the same way before is taken from there."""
+    words = ["--layers", "--isolation", "chroot", "--network", "host", "--pull-never", "--format", "docker"]
+    for name, value in arguments.items():
+        words += ["--build-arg", f"{name}={value}"]
+    for file in MACHINE_FILES:
+        if Path(file).exists():
+            words += ["--volume", f"{file}:{file}:ro"]
+    return words
 
 
 def build(tag: str, dockerfile: Path, context: Path, arguments: dict[str, str], archive: Path) -> None:
@@ -102,28 +114,19 @@ def build(tag: str, dockerfile: Path, context: Path, arguments: dict[str, str], 
         say(f"image {tag}: nothing has changed, {archive} is kept")
         return
     with locked("buildah"):
-        (cache_root() / "buildah").mkdir(parents=True, exist_ok=True)
-        _pull_base()
-        command = _buildah(
-            "bud", "--layers", "--isolation", "chroot", "--network", "host", "--pull-never", "--tag", tag
-        )
-        command += ["--format", "docker", "--file", dockerfile]
-        for name, value in arguments.items():
-            command += ["--build-arg", f"{name}={value}"]
-        for file in MACHINE_FILES:
-            if Path(file).exists():
-                command += ["--volume", f"{file}:{file}:ro"]
+        pull_base()
+        command = buildah("bud", *options(arguments), "--tag", tag, "--file", dockerfile)
         archive.parent.mkdir(parents=True, exist_ok=True)
         stage = archive.with_name(f".{archive.name}.partial")
         stage.unlink(missing_ok=True)  # one of a killed build: buildah would refuse
         try:
             with progress(f"building image {tag}", "half a minute"):
                 run([*command, context])
-                run(_buildah("push", "--quiet", tag, f"docker-archive:{stage}:{tag}"))
+                run(buildah("push", "--quiet", tag, f"docker-archive:{stage}:{tag}"))
         finally:
-            run(_buildah("rm", "--all"))  # a failed step's container
-            if len(run(_buildah("images", "--all", "--quiet")).split()) > MOST_IMAGES:
-                run(_buildah("rmi", "--prune"))
+            run(buildah("rm", "--all"))  # a failed step's container
+            if len(run(buildah("images", "--all", "--quiet")).split()) > MOST_IMAGES:
+                run(buildah("rmi", "--prune"))
         stage.rename(archive)
     memory.parent.mkdir(parents=True, exist_ok=True)
     write_json(memory, {"key": key, "sha256": images.archive_digest(archive)})

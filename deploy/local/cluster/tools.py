@@ -9,7 +9,7 @@ import os
 import re
 import shutil
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,6 +27,10 @@ PACKAGES = (
     ),
     *("iptables", "kmod", "nftables", "openssl", "python3-venv", "runc", "util-linux"),
 )
+#: What only the tests of commands on the pages need.
+PACKAGES_OF_PAGES = ("docker-registry", "etcd-client")
+#: By package, the daemon that it would start.
+UNITS = {"etcd-server": "etcd.service", "docker-registry": "docker-registry.service"}
 
 
 @dataclass(frozen=True)
@@ -110,6 +114,9 @@ ENFORCER = Part("network-policies", "sigs.k8s.io/kube-network-policies", "2 min 
 
 #: Prometheus and promtool: built only when tests/alerts asks for them. Without what finds targets in clouds.
 PROMETHEUS = Part("prometheus", "github.com/prometheus/prometheus", "8 min on 2 cores", tags="netgo,remove_all_sd")
+
+#: A CPython that Debian 12 does not have: unpacked only when tests/compat asks for it.
+PYTHON = Part("python-3.14", "", "10 s")
 
 
 @dataclass(frozen=True)
@@ -226,6 +233,16 @@ def build_prometheus() -> Path:
     return build(PROMETHEUS)
 
 
+def build_python() -> Path:
+    """The interpreter that PYTHON carries; it is unpacked if it is missing."""
+    program = next(build(PYTHON).iterdir())
+
+    def unpack(stage: Path) -> None:
+        run([program, stage])
+
+    return cached(f"pythons/{PYTHON.key}", unpack) / "bin/python3"
+
+
 def module_folder(name: str) -> Path:
     """Where the source of one of CONTROLLERS is, with its manifests."""
     part = _controller(name)
@@ -237,43 +254,44 @@ def _controller(name: str) -> Part:
     return next(part for part in CONTROLLERS if part.name == name)
 
 
-def missing_packages() -> list[str]:
-    """Return the Debian packages of PACKAGES that are not installed."""
+def missing_packages(packages: Sequence[str] = PACKAGES) -> list[str]:
+    """Return those of these Debian packages that are not installed."""
     if not shutil.which("dpkg-query"):
         raise LocalError(
-            "this is not Debian: install these yourself, under the names they have here: " + " ".join(PACKAGES)
+            "this is not Debian: install these yourself, under the names they have here: " + " ".join(packages)
         )
     asked = subprocess.run(
-        ["dpkg-query", "-W", "-f", "${Package} ${db:Status-Status}\n", *PACKAGES],
+        ["dpkg-query", "-W", "-f", "${Package} ${db:Status-Status}\n", *packages],
         capture_output=True,
         text=True,
         check=False,
     )
     installed = {line.split()[0] for line in asked.stdout.splitlines() if line.endswith(" installed")}
-    return [package for package in PACKAGES if package not in installed]
+    return [package for package in packages if package not in installed]
 
 
-def install_packages() -> None:
+def install_packages(packages: Sequence[str] = PACKAGES) -> None:
     """Install the missing Debian packages, without letting them start daemons or enable them at boot.
 
     Raises:
         LocalError: apt-get failed, or root is needed.
     """
-    if not missing_packages():
+    if not missing_packages(packages):
         return
     with locked("packages"):
-        missing = missing_packages()
+        missing = missing_packages(packages)
         if os.geteuid() != 0:
             raise LocalError(f"as root: apt-get install {' '.join(missing)}")
         environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
-        # Debian's etcd-server would start a server on port 2379 at once, and again at every boot.
-        policy, unit = Path("/usr/sbin/policy-rc.d"), Path("/etc/systemd/system/etcd.service")
+        # Debian's servers would start at once, on their usual ports, and again at every boot.
+        policy, system = Path("/usr/sbin/policy-rc.d"), Path("/etc/systemd/system")
         ours = not policy.exists()
         if ours:
             policy.write_text("#!/bin/sh\nexit 101\n")
             policy.chmod(0o755)
-        if "etcd-server" in missing and unit.parent.is_dir() and not unit.exists():
-            unit.symlink_to("/dev/null")
+        for unit in (system / UNITS[package] for package in missing if package in UNITS):
+            if system.is_dir() and not unit.exists():
+                unit.symlink_to("/dev/null")
         try:
             with progress(f"installing {' '.join(missing)}", "1 min") as update:
                 update("apt-get update")

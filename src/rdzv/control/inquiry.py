@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from rdzv.control.nearby import Found, Warned, Workload, creation_failure, look_around, warnings_of, workload_of
+from rdzv.control.phase import deciding_jobs
 from rdzv.kube.api import ApiError
 from rdzv.objects import Object
 from rdzv.observed import Observed
@@ -24,6 +25,8 @@ _log = logging.getLogger(__name__)
 
 #: Seconds that a pod may wait without a reason, or a Rendezvous for a pod, until somebody asks; then, twice as far apart each time.
 PATIENCE, IDLE = 10.0, 15.0
+#: Seconds after the last pod ended until its Job is asked how that has: as a rule it has said so itself by then.
+JOB_PATIENCE = 3.0
 AGAIN_FIRST, AGAIN_MAX = 10.0, 120.0
 #: Seconds for which a list serves all of a namespace.
 FRESH = 8.0
@@ -35,29 +38,34 @@ _PARTS, _WORKLOADS = 4, 200
 _MOST = 20_000
 _NAMESPACES = 100
 
-_KINDS = (("batch/v1", "Job"), ("apps/v1", "StatefulSet"), ("apps/v1", "Deployment"))
+_JOB = ("batch/v1", "Job")
+_KINDS = (_JOB, ("apps/v1", "StatefulSet"), ("apps/v1", "Deployment"))
 
 
 @dataclass(frozen=True)
 class Question:
-    """What is to be asked: about Events only, or (`around`) about the whole neighbourhood.
+    """What is to be asked: about Events, about `jobs` too (their UIDs), or (`around`) about the whole neighbourhood.
 
     `since`: when the last one began to wait, in seconds since the epoch.
     """
 
     around: bool
     since: float
+    jobs: frozenset[str] = frozenset()
 
     @property
     def due(self) -> float:
         """When it has waited for long enough."""
-        return self.since + (IDLE if self.around else PATIENCE)
+        return self.since + (JOB_PATIENCE if self.jobs else IDLE if self.around else PATIENCE)
 
 
 def question(rendezvous: Rendezvous, observed: Observed, now: float) -> Question | None:
-    """Who waits, and nobody knows why: a Rendezvous without pods, pods that are not made, pods that don't start."""
+    """Who waits, and nobody knows why: a Rendezvous without pods, pods that have ended, that are not made, that don't start."""
     if not observed.pods:
         return Question(around=True, since=seconds(rendezvous.created) or now)
+    if jobs := deciding_jobs(observed, rendezvous.nodes):
+        ended = max(pod.runs.ended_at or seconds(pod.created) or now for pod in observed.pods)
+        return Question(around=False, since=ended, jobs=jobs)
     silent = [seconds(pod.created) or now for pod in observed.candidates if pod.bland]
     if len(observed.candidates) < rendezvous.nodes.min and any(pod.owner for pod in observed.pods):
         silent.append(max((seconds(pod.created) or now for pod in observed.pods), default=now))
@@ -130,7 +138,7 @@ class Inquiry:
             return replace(asked, next_at=now + LATER)
         except ApiError as error:
             _log.info("what is near %s/%s is not known: %s", rendezvous.namespace, rendezvous.name, error)
-            found = asked.found
+            found = replace(asked.found, jobs=dict.fromkeys(wanted.jobs))
         return _Asked(wanted, found, asked.times + 1, now + wait)
 
     def _find(
@@ -143,7 +151,15 @@ class Inquiry:
     ) -> Found:
         if wanted.around:
             return self._look_around(rendezvous, names(), now)
-        return self._events(rendezvous, observed, now)
+        found = self._events(rendezvous, observed, now)
+        if not wanted.jobs:
+            return found
+        jobs = {job.uid: job for job in self._workloads(rendezvous.namespace, *_JOB, now) if job.uid in wanted.jobs}
+        return replace(
+            found,
+            suspended=next((job.title for job in jobs.values() if job.suspended), ""),
+            jobs={uid: jobs[uid].ended if uid in jobs else None for uid in wanted.jobs},
+        )
 
     def _events(self, rendezvous: Rendezvous, observed: Observed, now: float) -> Found:
         warnings = self._warnings(rendezvous.namespace, now)
@@ -158,7 +174,8 @@ class Inquiry:
         namespace = rendezvous.namespace
         workloads = [workload for kind in _KINDS for workload in self._workloads(namespace, *kind, now)]
         pods = self._listed(namespace, "pods", now, lambda: self._read("v1", "Pod", namespace, metadata_only=True))
-        found = look_around(rendezvous.name, names, pods, workloads, self._warnings(namespace, now))
+        warnings, since = self._warnings(namespace, now), seconds(rendezvous.created) or 0.0
+        found = look_around(rendezvous.name, names, pods, workloads, warnings, since)
         return replace(found, warnings={})
 
     def _warnings(self, namespace: str, now: float) -> Mapping[str, Warned]:
@@ -200,7 +217,7 @@ class Inquiry:
 
 def _with_news(asked: _Asked | None, wanted: Question) -> _Asked:
     """Whoever begins to wait is not made to wait for the turn of those who have waited for long."""
-    if asked is None or asked.about.around != wanted.around:
+    if asked is None or (asked.about.around, asked.about.jobs) != (wanted.around, wanted.jobs):
         return _Asked(wanted, Found(), 0, wanted.due)
     if asked.about != wanted:
         return _Asked(wanted, asked.found, 0, min(asked.next_at, wanted.due))

@@ -85,6 +85,8 @@ def _not_there(expected: int, observed: Observed, found: Found) -> list[dict[str
     """The nodes that no pod stands for: the pod that failed in its place, or why none is made."""
     candidates = observed.candidates
     absent = max(0, expected - len(candidates))
+    if found.suspended and not any(pod.live for pod in observed.pods):
+        return [{"pod": "every pod", "reason": _not_created("", found)}]
     failed = [pod for pod in observed.pods if pod.phase == "Failed" and not pod.terminating]
     pairs = {pod.pair for pod in candidates}
     groups = {pair.group for pair in pairs if pair is not None}

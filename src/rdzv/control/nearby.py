@@ -11,6 +11,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from rdzv.backends import FAILED, SUCCEEDED
 from rdzv.control.children import MANAGED_BY_LABEL
 from rdzv.objects import ReadOnlyObject
 from rdzv.pod_reasons import said, seconds
@@ -27,6 +28,8 @@ MAX_NEAR = 3
 _OTHER_LABELS = frozenset({f"{GROUP}/slot", f"{GROUP}/group", f"{GROUP}/host"})
 #: Reasons of Events of a workload that could not make a pod.
 _NOT_CREATED = frozenset({"FailedCreate"})
+#: What the conditions of a Job that has ended, or can only end so, say of it.
+_ENDS = {"Complete": SUCCEEDED, "SuccessCriteriaMet": SUCCEEDED, "Failed": FAILED, "FailureTarget": FAILED}
 
 
 @dataclass(frozen=True)
@@ -42,7 +45,11 @@ class Warned:
 
 @dataclass(frozen=True)
 class Workload:
-    """Something that makes pods: its own `labels`, the labels and annotations of its pods. `suspended`: it is to make none."""
+    """Something that makes pods: its own `labels`, the labels and annotations of its pods.
+
+    `suspended`: it is to make none. `ended`: Succeeded or Failed, if a Job says so of itself; `ended_at`: since when, in seconds since
+    the epoch.
+    """
 
     kind: str
     name: str
@@ -51,6 +58,8 @@ class Workload:
     template: Mapping[str, str]
     annotations: Mapping[str, str]
     suspended: bool = False
+    ended: str = ""
+    ended_at: float = 0.0
 
     @property
     def title(self) -> str:
@@ -67,12 +76,14 @@ class Found:
         suspended: who holds the pods of this Rendezvous back; empty if nobody is known to.
         not_created: why no pod is made, as readable text.
         near: who nearly uses this Rendezvous, and what to write instead.
+        jobs: by UID of a Job of this Rendezvous, how that has ended: Succeeded, Failed, "" (it goes on), None (it can't be read).
     """
 
     warnings: Mapping[str, Warned] = field(default_factory=dict)
     suspended: str = ""
     not_created: str = ""
     near: Sequence[str] = ()
+    jobs: Mapping[str, str | None] = field(default_factory=dict)
 
 
 def warnings_of(events: Iterable[ReadOnlyObject]) -> dict[str, Warned]:
@@ -111,6 +122,7 @@ def workload_of(obj: ReadOnlyObject, kind: str) -> Workload:
     spec = obj.get("spec") or {}
     template = (spec.get("template") or {}).get("metadata") or {}
     meta = obj["metadata"]
+    ended, ended_at = _ended(obj) if kind == "Job" else ("", 0.0)
     return Workload(
         kind,
         meta["name"],
@@ -118,8 +130,18 @@ def workload_of(obj: ReadOnlyObject, kind: str) -> Workload:
         _bounded(meta.get("labels")),
         _bounded(template.get("labels")),
         _bounded(template.get("annotations")),
-        bool(spec.get("suspend")),
+        bool(spec.get("suspend")) and not ended,
+        ended,
+        ended_at,
     )
+
+
+def _ended(job: ReadOnlyObject) -> tuple[str, float]:
+    """What a Job's conditions say of its end, also while it still takes pods away, and since when."""
+    for condition in (job.get("status") or {}).get("conditions") or []:
+        if condition["status"] == "True" and condition["type"] in _ENDS:
+            return _ENDS[condition["type"]], seconds(condition.get("lastTransitionTime")) or 0.0
+    return "", 0.0
 
 
 def _bounded(labels: Any) -> Mapping[str, str]:
@@ -133,6 +155,7 @@ def look_around(
     pods: Iterable[ReadOnlyObject],
     workloads: Sequence[Workload],
     warnings: Mapping[str, Warned],
+    since: float = 0.0,
 ) -> Found:
     """What explains that Rendezvous `name` has no pod.
 
@@ -142,6 +165,7 @@ def look_around(
         pods: metadata of the pods of the namespace.
         workloads: those of the namespace.
         warnings: about objects of the namespace.
+        since: when the Rendezvous was made, in seconds since the epoch. Jobs that ended before are not its own.
     """
     # A server that the operator runs for a Rendezvous bears its name.
     workloads = [workload for workload in workloads if workload.labels.get(MANAGED_BY_LABEL) != MANAGER]
@@ -153,6 +177,7 @@ def look_around(
         suspended=next((workload.title for workload in own if workload.suspended), ""),
         not_created=next((text for workload in own if (text := _not_created(workload, warnings.values()))), ""),
         near=list(dict.fromkeys(near))[:MAX_NEAR],
+        jobs={job.uid: job.ended for job in own if job.kind == "Job" and not (job.ended and job.ended_at < since)},
     )
 
 

@@ -117,25 +117,60 @@ def had_pods(previous: Mapping[str, Any]) -> bool:
 # How a job has ended.
 
 
-def outcome(observed: Observed, world: World, before: str) -> str:
+def outcome(observed: Observed, nodes: Nodes, world: World, before: str, jobs: Mapping[str, str | None]) -> str:
     """Succeeded or Failed when the job has ended, else empty.
 
     Args:
         observed: the pods.
+        nodes: bounds of the spec.
         world: its `outcome` is the agents' own word, which comes before what pods say.
         before: the summary of the pass before. The pods of a job that has ended are deleted in the end.
+        jobs: what is known of Jobs, see `Found`.
     """
     live = [pod for pod in observed.pods if pod.live]
     if world.outcome and all(pod.started for pod in live):
         return world.outcome
     if live or world.outcome:
         return ""
-    ended = [pod for pod in observed.pods if pod.phase in (SUCCEEDED, FAILED)]
+    kept = before if before in (SUCCEEDED, FAILED) else ""
+    deciding = deciding_jobs(observed, nodes)
+    if deciding - jobs.keys():
+        return kept  # until they have been asked
+    words = [jobs[uid] for uid in deciding] if observed.pods else list(jobs.values())
+    if words and None not in words:
+        return kept or _of_jobs(words)
+    return _of_pods(observed.pods, kept)
+
+
+def _of_pods(pods: Sequence[Pod], kept: str) -> str:
+    """`kept`: what was said before."""
+    ended = [pod for pod in pods if pod.phase in (SUCCEEDED, FAILED)]
     # How a pod fails that is told to end says nothing of the job: Kueue, for one, lets another go first.
     taken_away = any(pod.terminating and pod.phase == FAILED for pod in ended)
-    if taken_away or not observed.pods:
-        return before if before in (SUCCEEDED, FAILED) else ""
+    if taken_away or not pods:
+        return kept
     return _of_ended(ended) if ended else ""
+
+
+def deciding_jobs(observed: Observed, nodes: Nodes) -> frozenset[str]:
+    """UIDs of the Jobs that have to be asked whether the job has ended: no pod lives, and not all ended well by themselves.
+
+    A Job makes another pod in place of one that failed, and takes its pods away when it is suspended, however they end then.
+    """
+    pods = observed.pods
+    if any(pod.live for pod in pods):
+        return frozenset()
+    by_themselves = [pod for pod in pods if pod.phase == SUCCEEDED and not pod.terminating]
+    if len(by_themselves) >= nodes.min and not any(pod.terminating for pod in pods) and _of_ended(pods) == SUCCEEDED:
+        return frozenset()
+    return frozenset(pod.job for pod in pods if pod.job)
+
+
+def _of_jobs(words: Sequence[str | None]) -> str:
+    """Of all Jobs of a Rendezvous: each has to succeed."""
+    if FAILED in words:
+        return FAILED
+    return SUCCEEDED if set(words) == {SUCCEEDED} else ""
 
 
 def _of_ended(ended: Sequence[Pod]) -> str:

@@ -124,7 +124,7 @@ class Reconciler:
         previous = (view.rendezvous or {}).get("status") or {}
         uid, pods, record = rendezvous.uid, len(observed.candidates), observed.round
         found, again = Found(), None
-        if decided.refused is None and not outcome(observed, world, summary_of(previous)):
+        if decided.refused is None and not outcome(observed, rendezvous.nodes, world, summary_of(previous), {}):
             found, again = self._inquiry.about(
                 rendezvous, observed, lambda: self._cache.names(rendezvous.namespace), now
             )

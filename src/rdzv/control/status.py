@@ -94,15 +94,15 @@ def compute_status(
 
 
 def _life(seen: Seen, nodes: Mapping[str, Any], previous: Mapping[str, Any]) -> Life:
-    candidates = seen.observed.candidates
-    by_whom = "" if candidates else seen.found.suspended
+    candidates, found = seen.observed.candidates, seen.found
+    by_whom = "" if seen.live else found.suspended
     return Life(
         nodes=seen.rendezvous.nodes,
         expected=nodes["expected"],
         joined=nodes["joined"],
         pods=len(candidates),
         formed=seen.world.formed,
-        outcome=phase.outcome(seen.observed, seen.world, phase.summary_of(previous)),
+        outcome=phase.outcome(seen.observed, seen.rendezvous.nodes, seen.world, phase.summary_of(previous), found.jobs),
         problems=problems.problems(seen),
         suspended="pods wait for their scheduling gates" if seen.observed.gated else by_whom,
         had_pods=phase.had_pods(previous),
