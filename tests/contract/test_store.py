@@ -283,6 +283,9 @@ def test_a_get_in_another_process(world: World) -> None:
         return value
 
     def here() -> None:
+        # A fork while this thread is inside OpenSSL's random numbers would leave the child their lock, taken for ever.
+        while not multiprocessing.active_children():
+            time.sleep(0.01)
         store.get("ready")
         time.sleep(0.2)
         store.set("answer", str(os.getpid()))

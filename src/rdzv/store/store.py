@@ -52,6 +52,8 @@ class KubernetesStore(dist.Store):  # type: ignore[misc]  # torch is not analyse
     one moment between its call and its return, also those on several keys (multi_set, multi_get, check, num_keys,
     list_keys), and exactly once also when replies are lost. As with TCPStore, `wait` of several keys is over once each of
     them has been seen. Thread-safe; works behind a PrefixStore and after fork.
+    If another thread is making a TLS connection at the moment of a fork, a lock of OpenSSL's may stay taken in the child,
+    which then hangs at its first TLS connection.
 
     An API server that is away is waited for until the store's timeout. The error of an operation that changes something
     says "it was not carried out", or that this is unknown: then it may take effect later, at most once.
