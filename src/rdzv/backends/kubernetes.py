@@ -53,7 +53,7 @@ def provision(rendezvous: Rendezvous) -> Provision:
     try:
         networks_of(rendezvous.settings)
     except ValueError as error:
-        raise BackendError("NoNetwork", str(error)) from None
+        raise BackendError("InvalidNetwork", str(error)) from None
     if rendezvous.nodes.min > MAX_SLOTS:
         raise BackendError(
             "TooManyNodes",
