@@ -271,9 +271,8 @@ def configure(settings: kopf.OperatorSettings) -> None:
     settings.process.ultimate_exiting_timeout = EXIT
     settings.watching.server_timeout = WATCH // 2  # a watch that goes silent is known by its not ending (kopf#957)
     settings.watching.client_timeout = WATCH // 2 + 4  # of the whole request, so that it is also the answer's
-    settings.watching.inactivity_timeout = (
-        NEVER  # else both run out in one turn of a loop that was late, and kopf ends with a RuntimeError
-    )
+    # Not the same: both would run out in one turn of a loop that was late, and kopf ends with a RuntimeError then.
+    settings.watching.inactivity_timeout = NEVER
     settings.watching.connect_timeout = 5
     settings.watching.reconnect_backoff = 1
     settings.watching.chunk_size = 500  # else all objects of the cluster arrive in one response (kopf#1311)
