@@ -9,8 +9,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from support.compatibility import PYTHON, ROOT, record, run
+from support.compatibility import MUSL, PYTHON, ROOT, Table, record, run
 
+from deploy.local.cluster import musl
 from deploy.local.cluster.tools import PYTHON as CARRIED
 from deploy.local.cluster.tools import build_python
 
@@ -40,17 +41,43 @@ def interpreters() -> dict[str, Path | None]:
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("minor", interpreters())
 def test_the_library_works_by_this_python(tmp_path: Path, minor: str) -> None:
-    subprocess.run([interpreters()[minor] or build_python(), "-m", "venv", "--without-pip", tmp_path], check=True)
-    python = tmp_path / "bin/python"
-    version = subprocess.run([python, "-V"], check=True, capture_output=True, text=True).stdout.split()[1]
-    assert version.rpartition(".")[0] == minor
+    python = made_by(interpreters()[minor] or build_python(), tmp_path, minor)
+    works_by(python, PYTHON)
+
+
+@pytest.mark.timeout(7200)
+def test_the_library_works_with_musl(tmp_path: Path) -> None:
+    """As in Alpine's images. There is no torch for musl, so nothing of torch's."""
+    python = made_by(musl.build_python(), tmp_path, MUSL.minors[0])
+    loaded = asked(python, "-c", "import ssl; print(open('/proc/self/maps').read())")
+    assert "-linux-musl/libc.so" in loaded
+    assert "libc.so.6" not in loaded
+    works_by(python, MUSL)
+
+
+def made_by(interpreter: Path, folder: Path, minor: str) -> Path:
+    """An interpreter with what the tests need."""
+    subprocess.run([interpreter, "-m", "venv", "--without-pip", folder], check=True)
+    python = folder / "bin/python"
+    assert version(python).rpartition(".")[0] == minor
     # Not every interpreter brings pip along, and a wheel of it can be run as it is.
-    subprocess.run([sys.executable, "-m", "pip", "download", *QUIET, "--no-deps", "-d", tmp_path, PIP], check=True)
-    (pip,) = tmp_path.glob("pip-*.whl")
+    subprocess.run([sys.executable, "-m", "pip", "download", *QUIET, "--no-deps", "-d", folder, PIP], check=True)
+    (pip,) = folder.glob("pip-*.whl")
     subprocess.run([python, pip / "pip", "install", *QUIET, *NEEDED], check=True)
+    return python
+
+
+def works_by(python: Path, table: Table) -> None:
     env = {"PYTHONPATH": str(ROOT / "src")}
-    record(PYTHON, version, run(python, TESTS, env))
-    listed = subprocess.run(
-        [python, "-m", "rdzv", "backends"], env={**os.environ, **env}, check=True, capture_output=True, text=True
-    )
-    assert "kubernetes" in listed.stdout
+    record(table, version(python), run(python, TESTS, env))
+    assert "kubernetes" in asked(python, "-m", "rdzv", "backends", **env)
+
+
+def version(python: Path) -> str:
+    return asked(python, "-V").split()[1]
+
+
+def asked(python: Path, *words: str, **env: str) -> str:
+    return subprocess.run(
+        [python, *words], env={**os.environ, **env}, check=True, capture_output=True, text=True
+    ).stdout

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 import pytest
-from support.compatibility import KUBERNETES, PAGE, PYTHON, TORCH, Table, said
+from support.compatibility import KUBERNETES, MUSL, PAGE, PYTHON, TORCH, Table, said
 
 from deploy.local.cluster import pytorch
 from deploy.local.cluster.tools import OLDER_API_SERVERS, PARTS
@@ -64,7 +64,7 @@ def test_what_pytest_came_to(status: int, output: str, expected: str) -> None:
     assert said(status, output) == expected
 
 
-@pytest.mark.parametrize("table", [KUBERNETES, TORCH, PYTHON], ids=lambda table: table.of)
+@pytest.mark.parametrize("table", [KUBERNETES, TORCH, PYTHON, MUSL], ids=lambda table: table.of)
 def test_the_page_has_a_row_for_each_version(table: Table) -> None:
     inside = PAGE.read_text().partition(f"<!-- begin of {table.of} -->")[2].partition("<!-- end")[0]
     assert re.findall(r"^\| (\d+\.\d+)", inside, re.MULTILINE) == list(table.minors)

@@ -94,7 +94,7 @@ def pause_image(tools: Tools) -> Path:
     return cached(f"images/{tools.pause.parent.name}", build) / "image.tar"
 
 
-def _debian_mirror() -> str:
+def debian_mirror() -> str:
     """Return the mirror that this machine's apt uses: there may be no way to another."""
     for line in run(["apt-get", "indextargets", "--format", "$(REPO_URI) $(RELEASE) $(CODENAME)"]).splitlines():
         address, *suites = line.split()
@@ -117,7 +117,7 @@ def base_image() -> Path:
                     f"--include={BASE_PACKAGES}",
                     "bookworm",
                     root,
-                    _debian_mirror(),
+                    debian_mirror(),
                 ]
             )
         for useless in (
