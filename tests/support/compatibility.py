@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
@@ -57,11 +60,27 @@ def run(python: str | Path, tests: Sequence[str], more: Mapping[str, str]) -> st
     command = [python, "-m", "pytest", "-v", "-p", "no:cacheprovider", *tests]
     env |= {"PYTHONDONTWRITEBYTECODE": "1", **more}
     output = ""
-    with subprocess.Popen(command, cwd=ROOT, env=env, stdout=subprocess.PIPE, text=True) as process:
-        for line in process.stdout or ():
-            output += line
-            sys.stdout.write(line)
+    with subprocess.Popen(
+        command, cwd=ROOT, env=env, stdout=subprocess.PIPE, text=True, start_new_session=True
+    ) as process:
+        threading.Thread(target=_end_what_is_left, args=(process,), daemon=True).start()
+        try:
+            for line in process.stdout or ():
+                output += line
+                sys.stdout.write(line)
+        except BaseException:
+            # The terminal's Ctrl-C goes to the group of `make` only.
+            process.send_signal(signal.SIGINT)
+            process.communicate()
+            raise
     return said(process.returncode, output)
+
+
+def _end_what_is_left(leader: subprocess.Popen[str]) -> None:
+    """Waits for the end of a process, and ends what is left of its group: a child that hangs would keep the pipe open."""
+    leader.wait()
+    with suppress(ProcessLookupError):
+        os.killpg(leader.pid, signal.SIGKILL)
 
 
 def said(status: int, output: str) -> str:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
+import sys
+from pathlib import Path
 
 import pytest
-from support.compatibility import KUBERNETES, MUSL, PAGE, PYTHON, TORCH, Table, said
+from support.compatibility import KUBERNETES, MUSL, PAGE, PYTHON, TORCH, Table, run, said
 
 from deploy.local.cluster import pytorch
 from deploy.local.cluster.tools import OLDER_API_SERVERS, PARTS
@@ -62,6 +64,24 @@ def test_a_row_without_a_place_is_an_error(page: str, version: str) -> None:
 )
 def test_what_pytest_came_to(status: int, output: str, expected: str) -> None:
     assert said(status, output) == expected
+
+
+LEAVES_A_CHILD = """
+import os, time
+
+def test_a_child_stays() -> None:
+    if not os.fork():
+        time.sleep(600)
+        os._exit(0)
+"""
+
+
+@pytest.mark.timeout(300)
+def test_a_run_is_over_when_pytest_is_and_ends_a_child_that_its_tests_left(tmp_path: Path) -> None:
+    leaves = tmp_path / "test_leaves.py"
+    leaves.write_text(LEAVES_A_CHILD)
+    # The child has the pipe too, so that it is read to its end only when the child has gone.
+    assert run(sys.executable, [str(leaves)], {}) == "1 passed"
 
 
 @pytest.mark.parametrize("table", [KUBERNETES, TORCH, PYTHON, MUSL], ids=lambda table: table.of)
