@@ -15,6 +15,7 @@ from support.builders import pod_object
 from rdzv.control import feed
 from rdzv.control.cache import CHILDREN, MEMBERS, PODS, RENDEZVOUS, Cache, Key, Kind, View, id_of
 from rdzv.control.feed import Comparison, fill
+from rdzv.kube.api import ApiError
 from rdzv.protocol.records import Member
 from rdzv.spec import LABEL
 
@@ -31,6 +32,7 @@ class Truth:
         self.objects: dict[str, Object] = {}
         self.stream: list[tuple[str, Object]] = []
         self.past: list[Object] = []
+        self.away = False
 
     def set(self, name: str, world: str, phase: str) -> None:
         obj = pod_object(name, phase=phase, labels={LABEL: world})
@@ -52,6 +54,8 @@ class Truth:
     # What a comparison and a list ask of the API.
 
     def pages(self, _kind: Kind, _namespace: str | None, **_: Any) -> Iterator[Object]:
+        if self.away:
+            raise ApiError(None, "nobody answers")
         items = list(self.objects.values())
         for page in (items[:2], items[2:]):
             yield {"metadata": {"resourceVersion": str(self.version)}, "items": page}
@@ -139,6 +143,35 @@ def test_what_every_watch_has_lost_is_found_after_one_wait_for_all(monkeypatch: 
     lab.comparison.compare(0.0)
     assert lab.is_true()
     assert 2.0 < sum(waits.seconds) <= 3.0
+
+
+class Turns(Waits):
+    """Writes down how long each comparison waits; during the second one the API server is away. Ends after the third."""
+
+    def __init__(self, truth: Truth) -> None:
+        super().__init__()
+        self.turns: list[float] = []
+        self._truth = truth
+
+    def wait(self, timeout: float | None = None) -> bool:
+        if (timeout or 0.0) < 0.9 * feed.COMPARE:
+            self.turns[-1] += timeout or 0.0
+            return False
+        self.turns.append(0.0)
+        self._truth.away = len(self.turns) == 2
+        return len(self.turns) > 3
+
+
+def test_after_an_outage_the_next_comparison_takes_no_longer_than_any(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With no list to spread it over, the whole time would be waited after each part of the next: minutes, for eleven kinds."""
+    lab = Lab()
+    lab.comparison = Comparison(lab.truth, lab.cache, [(PODS, None)] * 5, lab.woken.update)  # type: ignore[arg-type]
+    turns = Turns(lab.truth)
+    monkeypatch.setattr(lab.comparison, "_ended", turns)
+    lab.comparison.run()
+    first, away, after, _ = turns.turns
+    # Each of the five lists has two parts, which is known after the first comparison.
+    assert (first, away, after) == (2 * feed.SPREAD, 0.0, feed.SPREAD)
 
 
 @given(st.lists(STEPS, max_size=30))

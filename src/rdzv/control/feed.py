@@ -150,18 +150,22 @@ class Comparison(threading.Thread):
         wait, pages = COMPARE, len(self._scopes)
         while not self._ended.wait(random.uniform(0.9, 1.0) * wait):  # noqa: S311 - jitter
             began = time.monotonic()
-            pages = self.compare(SPREAD / max(pages, 1))
+            # One in an outage has counted nothing: spread over that, the next would take minutes.
+            pages = self.compare(SPREAD / max(pages, 1)) or pages
             wait = max(1.0, COMPARE - (time.monotonic() - began))
 
     def compare(self, pause: float) -> int:
-        """Everything once, with so many seconds between the parts of the lists; returns how many there were."""
-        pages, doubts = 0, list[_Doubt]()
+        """Everything once, with so many seconds between the parts of the lists.
+
+        Returns how many there were; 0: not all could be read.
+        """
+        pages, listed, doubts = 0, 0, list[_Doubt]()
         for kind, namespace in self._scopes:
             if self._ended.is_set():
                 return pages
             with self._going_on(kind):
                 parts, differing = self._list(kind, namespace, pause)
-                pages += parts
+                pages, listed = pages + parts, listed + 1
                 doubts += [_Doubt(kind, namespace, differing, time.monotonic() + SETTLE)] if differing else []
             while doubts and doubts[0].settled <= time.monotonic():
                 self._settle(doubts.pop(0))
@@ -170,7 +174,7 @@ class Comparison(threading.Thread):
             self._ended.wait(max(0.0, doubts[-1].settled - time.monotonic()))
         for doubt in doubts:
             self._settle(doubt)
-        return pages
+        return pages if listed == len(self._scopes) else 0
 
     @contextmanager
     def _going_on(self, kind: Kind) -> Iterator[None]:
