@@ -18,6 +18,11 @@ def entry_of(container: ReadOnlyObject, name: str) -> ReadOnlyObject:
     return next((entry for entry in reversed(container.get("env") or []) if entry["name"] == name), {})
 
 
+def controller_of(obj: ReadOnlyObject) -> ReadOnlyObject:
+    """The reference to the one owner that is the object's controller, empty if it has none."""
+    return next((owner for owner in obj["metadata"].get("ownerReferences") or [] if owner.get("controller")), {})
+
+
 def parsed(data: bytes | bytearray) -> Object:
     """The object that JSON from elsewhere is.
 

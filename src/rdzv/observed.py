@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from rdzv import pod_reasons
 from rdzv.addresses import addresses_of
-from rdzv.objects import ReadOnlyObject, entry_of
+from rdzv.objects import ReadOnlyObject, controller_of, entry_of
 from rdzv.pairs import Pair, labels_of, pair_of, place_order
 from rdzv.pod_reasons import Runs
 from rdzv.protocol.records import Member, Round
@@ -99,9 +99,7 @@ class Pod:
         reason = pod_reasons.reason_of(status, f"rdzv-{labels.get(LABEL, '')}")
         group_label, index_label = labels_of(labels)
         index = labels.get(index_label)
-        controller: ReadOnlyObject = next(
-            (ref for ref in meta.get("ownerReferences") or [] if ref.get("controller")), {}
-        )
+        controller = controller_of(obj)
         pair = None if index is None else pair_of(labels.get(group_label, ""), index)
         return cls(
             name=meta["name"],
@@ -109,7 +107,7 @@ class Pod:
             phase=status.get("phase", "Pending"),
             pair=pair,
             rank=_rank(obj, pair),
-            workload="" if group_label else _workload(meta),
+            workload="" if group_label else _workload(controller, labels),
             unusable_index=index if pair is None else None,
             created=meta.get("creationTimestamp") or "",
             terminating="deletionTimestamp" in meta,
@@ -227,15 +225,14 @@ def _rank(obj: ReadOnlyObject, pair: Pair | None) -> int | None:
     return None if pair is None else pair.index
 
 
-def _workload(metadata: ReadOnlyObject) -> str:
+def _workload(controller: ReadOnlyObject, labels: ReadOnlyObject) -> str:
     """Kind and name of the pod's controller; of a Deployment, whose ReplicaSets come and go, what their names begin with."""
-    owner = next((owner for owner in metadata.get("ownerReferences") or [] if owner.get("controller")), None)
-    if owner is None:
+    if not controller:
         return "pods without a controller"
-    template = (metadata.get("labels") or {}).get("pod-template-hash")
-    if owner["kind"] == "ReplicaSet" and template:
-        return f"Deployment {owner['name'].removesuffix(f'-{template}')}"
-    return f"{owner['kind']} {owner['name']}"
+    template = labels.get("pod-template-hash")
+    if controller["kind"] == "ReplicaSet" and template:
+        return f"Deployment {controller['name'].removesuffix(f'-{template}')}"
+    return f"{controller['kind']} {controller['name']}"
 
 
 def shown(names: Sequence[str]) -> str:

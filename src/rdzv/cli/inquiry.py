@@ -15,7 +15,7 @@ from rdzv.control.inject import CONTAINERS_ANNOTATION, LIBRARY_ANNOTATION, is_in
 from rdzv.control.nearby import Found
 from rdzv.kube.api import ApiError, Forbidden, NotFound, Resource
 from rdzv.kube.client import Client
-from rdzv.objects import Object, ReadOnlyObject
+from rdzv.objects import Object, ReadOnlyObject, controller_of
 from rdzv.resources import RENDEZVOUS
 from rdzv.spec import LABEL
 
@@ -163,8 +163,8 @@ def _owners(client: Client, pod: ReadOnlyObject) -> list[Object]:
     found: list[Object] = []
     obj, namespace = pod, pod["metadata"]["namespace"]
     while len(found) < _GENERATIONS:
-        reference = next((o for o in obj["metadata"].get("ownerReferences") or [] if o.get("controller")), None)
-        if reference is None:
+        reference = controller_of(obj)
+        if not reference:
             return found
         # Irregular plurals are none of those that make training pods.
         resource = Resource(reference["apiVersion"], f"{reference['kind'].lower()}s")
