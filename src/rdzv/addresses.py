@@ -37,6 +37,11 @@ class Misplacement:
     address: str
     reason: str
 
+    @property
+    def missing(self) -> str:
+        """Why the pod is missing, as the status says it."""
+        return f"{MISPLACED}: {self.reason}"
+
 
 def addresses_of(pod: ReadOnlyObject) -> frozenset[str]:
     """The addresses of a pod, as the API server returns it, in their shortest form.

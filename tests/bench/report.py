@@ -199,21 +199,18 @@ def _pods(records: Sequence[Record]) -> str:
     by = {(record.scenario, record.backend, record.metric): record for record in records}
     losses = [name for name in dict.fromkeys(record.scenario for record in records) if not name.startswith(_START)]
     lines = [f"| | {' | '.join(losses)} |", f"|---|{'---|' * len(losses)}"]
-    for name, above, below in (
-        ("pytorchjob / kubernetes: seconds", ("{loss}", "pytorchjob", "seconds"), ("{loss}", _OURS, "seconds")),
-        (
-            "pytorchjob / kubernetes: seconds-whole",
-            ("{loss}", "pytorchjob", "seconds-whole"),
-            ("{loss}", _OURS, "seconds-whole"),
-        ),
-        ("kubernetes: seconds / pods-start: seconds", ("{loss}", _OURS, "seconds"), ("{start}", _OURS, "seconds")),
-        ("kubernetes: seconds / pods-start: workers", ("{loss}", _OURS, "seconds"), ("{start}", _OURS, "workers")),
+    # A loss is compared with ours, or with what our first start took.
+    for name, backend, metric, of_start in (
+        ("pytorchjob / kubernetes: seconds", "pytorchjob", "seconds", ""),
+        ("pytorchjob / kubernetes: seconds-whole", "pytorchjob", "seconds-whole", ""),
+        ("kubernetes: seconds / pods-start: seconds", _OURS, "seconds", "seconds"),
+        ("kubernetes: seconds / pods-start: workers", _OURS, "seconds", "workers"),
     ):
         cells = []
         for loss in losses:
             start = _START + ("-loaded" if loss.endswith("-loaded") else "")
-            top, bottom = (by.get((key[0].format(loss=loss, start=start), *key[1:])) for key in (above, below))
-            cells.append(_over(top, bottom))
+            below = (start, _OURS, of_start) if of_start else (loss, _OURS, metric)
+            cells.append(_over(by.get((loss, backend, metric)), by.get(below)))
         if any(cells):
             lines.append(f"| *{name}* | {' | '.join(cells)} |")
     ratios = ["\n".join([*lines, ""])] if len(lines) > 2 else []

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from rdzv.addresses import MISPLACED, Misplacement, misplaced, networks_of
+from rdzv.addresses import Misplacement, misplaced, networks_of
 from rdzv.addresses import problem as misplaced_problem
 from rdzv.backends import FAILED, OF_FIXED_RANKS, SUCCEEDED, Backend, BackendError, Condition, Provision, World
 from rdzv.env import BY_TOPOLOGY, RANKS, SILENCE
@@ -151,7 +151,7 @@ def _misplaced(rendezvous: Rendezvous, observed: Observed) -> Mapping[str, Mispl
 def _reasons(rendezvous: Rendezvous, observed: Observed, strange: Mapping[str, Misplacement]) -> Mapping[str, str]:
     """Why agents that have asked to join are not in the world that runs or forms, by the names of their pods."""
     record = _round(rendezvous, observed)
-    elsewhere = {each.name: f"{MISPLACED}: {each.reason}" for each in strange.values()}
+    elsewhere = {each.name: each.missing for each in strange.values()}
     if record is None or record.phase != RUNNING:
         return elsewhere
     found = {
@@ -279,7 +279,7 @@ def _hopeless(live: Sequence[Pod], strange: Mapping[str, Misplacement], *, slots
     """Those that will not start, or not be counted, without help, in a stable order: all of them, unless there are thousands."""
     absent, room = [], MAX_HOPELESS
     for pod in sorted((pod for pod in live if pod.hopeless or pod.uid in strange), key=lambda pod: pod.name):
-        reason = pod.reason if pod.hopeless else f"{MISPLACED}: {strange[pod.uid].reason}"
+        reason = pod.reason if pod.hopeless else strange[pod.uid].missing
         room -= len(json.dumps([pod.name, reason])) + 40
         if room < 0:
             break

@@ -151,7 +151,7 @@ class Comparison(threading.Thread):
         while not self._ended.wait(random.uniform(0.9, 1.0) * wait):  # noqa: S311 - jitter
             began = time.monotonic()
             # One in an outage has counted nothing: spread over that, the next would take minutes.
-            pages = self.compare(SPREAD / max(pages, 1)) or pages
+            pages = self.compare(SPREAD / pages) or pages
             wait = max(1.0, COMPARE - (time.monotonic() - began))
 
     def compare(self, pause: float) -> int:
@@ -159,13 +159,13 @@ class Comparison(threading.Thread):
 
         Returns how many there were; 0: not all could be read.
         """
-        pages, listed, doubts = 0, 0, list[_Doubt]()
+        parts, doubts = list[int](), list[_Doubt]()
         for kind, namespace in self._scopes:
             if self._ended.is_set():
-                return pages
+                return 0
             with self._going_on(kind):
-                parts, differing = self._list(kind, namespace, pause)
-                pages, listed = pages + parts, listed + 1
+                count, differing = self._list(kind, namespace, pause)
+                parts.append(count)
                 doubts += [_Doubt(kind, namespace, differing, time.monotonic() + SETTLE)] if differing else []
             while doubts and doubts[0].settled <= time.monotonic():
                 self._settle(doubts.pop(0))
@@ -174,7 +174,7 @@ class Comparison(threading.Thread):
             self._ended.wait(max(0.0, doubts[-1].settled - time.monotonic()))
         for doubt in doubts:
             self._settle(doubt)
-        return pages if listed == len(self._scopes) else 0
+        return sum(parts) if len(parts) == len(self._scopes) else 0
 
     @contextmanager
     def _going_on(self, kind: Kind) -> Iterator[None]:
