@@ -85,6 +85,8 @@ def asked(site: Site, name: str) -> bool:
 
 
 def test_a_job_forms_trains_and_ends(site: Site, fleet: Fleet) -> None:
+    # The last one may need many seconds to start, and two would begin without it.
+    fleet.config["last_call_timeout"] = "60"
     nodes = [fleet.start() for _ in range(3)]
     fleet.await_world(nodes, 3)
     assert [node.steps()[-1]["rank"] for node in nodes] == [0, 1, 2], "ranks follow slots"

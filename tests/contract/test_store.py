@@ -120,7 +120,8 @@ def in_processes(works: Sequence[Callable[[], Any]]) -> list[Any]:
     started = []
     for work in works:
         ours, theirs = FORK.Pipe()
-        process = FORK.Process(target=child, args=(work, theirs))
+        # Else one that hangs would be waited for when pytest ends, for ever.
+        process = FORK.Process(target=child, args=(work, theirs), daemon=True)
         process.start()
         theirs.close()
         started.append((process, ours))
