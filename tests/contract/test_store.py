@@ -27,6 +27,9 @@ from rdzv.kube.config import from_kubeconfig
 from rdzv.store.store import KubernetesStore
 
 if TYPE_CHECKING:
+    from multiprocessing.connection import Connection
+    from multiprocessing.context import ForkContext, ForkServerContext
+
     from support.cluster_fixtures import LocalCluster
     from support.etcd_servers import EtcdServer
 
@@ -41,7 +44,10 @@ PATIENT = timedelta(seconds=60)
 TIMEOUT = "[t -i]imeout"  # torch's own tests look for this.
 
 Store = Any
-# Forking is what DataLoader and multiprocessing do to whoever has a store; the children here touch no lock of the parent.
+#: Children that inherit nothing: what is forked beside the threads of torch and pytest may hang on a lock that nobody gives back.
+CLEAN = multiprocessing.get_context("forkserver")
+CLEAN.set_forkserver_preload(["torch.distributed"])
+#: What DataLoader and multiprocessing do to whoever has a store; the children here touch no lock of the parent.
 FORK = multiprocessing.get_context("fork")
 pytestmark = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 
@@ -70,6 +76,10 @@ class World:
         store.set_timeout(timeout)
         return store
 
+    def __getstate__(self) -> dict[str, Any]:
+        """What another process needs to open handles of its own."""
+        return {**self.__dict__, "made": []}
+
     def close(self) -> None:
         for store in self.made:
             if isinstance(store, KubernetesStore):
@@ -84,14 +94,21 @@ def store_kubeconfig(control_plane: LocalCluster) -> Path:
     return control_plane.kubeconfig
 
 
+def etcd_backing(endpoint: str) -> Backing:
+    return etcd_client.Client(etcd_config.parse(endpoint, {}), "default")
+
+
+def kubernetes_backing(kubeconfig: Path) -> Backing:
+    return Client(from_kubeconfig(str(kubeconfig)))
+
+
 def connector(request: pytest.FixtureRequest, kind: str) -> Callable[[], Backing] | None:
     if kind.endswith("tcp"):
         return None
     if kind.endswith("etcd"):
         etcd: EtcdServer = request.getfixturevalue("etcd")
-        return lambda: etcd_client.Client(etcd_config.parse(etcd.endpoint, {}), "default")
-    kubeconfig: Path = request.getfixturevalue("store_kubeconfig")
-    return lambda: Client(from_kubeconfig(str(kubeconfig)))
+        return partial(etcd_backing, etcd.endpoint)
+    return partial(kubernetes_backing, request.getfixturevalue("store_kubeconfig"))
 
 
 @pytest.fixture(params=KINDS)
@@ -113,15 +130,16 @@ def in_threads(works: Sequence[Callable[[], Any]]) -> list[Any]:
         return [future.result() for future in [pool.submit(work) for work in works]]
 
 
-def in_processes(works: Sequence[Callable[[], Any]]) -> list[Any]:
-    def child(work: Callable[[], Any], pipe: Any) -> None:
-        pipe.send(work())
+def _send_result(work: Callable[[], Any], pipe: Connection) -> None:
+    pipe.send(work())
 
+
+def in_processes(works: Sequence[Callable[[], Any]], context: ForkContext | ForkServerContext = CLEAN) -> list[Any]:
     started = []
     for work in works:
-        ours, theirs = FORK.Pipe()
+        ours, theirs = context.Pipe()
         # Else one that hangs would be waited for when pytest ends, for ever.
-        process = FORK.Process(target=child, args=(work, theirs), daemon=True)
+        process = context.Process(target=_send_result, args=(work, theirs), daemon=True)
         process.start()
         theirs.close()
         started.append((process, ours))
@@ -293,7 +311,7 @@ def test_a_get_in_another_process(world: World) -> None:
 
     thread = threading.Thread(target=here)
     thread.start()
-    assert in_processes([elsewhere]) == [str(os.getpid()).encode()]
+    assert in_processes([elsewhere], FORK) == [str(os.getpid()).encode()]
     thread.join()
     assert store.get("answer") == f"{os.getpid()}!".encode()
 
@@ -412,14 +430,13 @@ def test_concurrent_adds_of_threads_on_one_handle(store: Store) -> None:
     assert sorted(chain(*results)) == list(range(3, 601, 3))
 
 
-# Not of torch's own store: a child that was forked beside its threads has hung (seen once).
-@pytest.mark.parametrize("world", [kind for kind in KINDS if not kind.endswith("tcp")], indirect=True)
-def test_concurrent_adds_of_processes(world: World) -> None:
-    def work() -> list[int]:
-        mine = world.open()
-        return [mine.add("n", 1) for _ in range(20)]
+def _adds(world: World) -> list[int]:
+    store = world.open()
+    return [store.add("n", 1) for _ in range(20)]
 
-    results = in_processes([work] * 8)
+
+def test_concurrent_adds_of_processes(world: World) -> None:
+    results = in_processes([partial(_adds, world)] * 8)
     assert sorted(chain(*results)) == list(range(1, 161))
 
 

@@ -26,7 +26,9 @@ import json, os, time
 import torch, torch.distributed as dist
 
 dist.init_process_group("gloo")
-print("WORLD " + json.dumps({"rank": dist.get_rank(), "world": dist.get_world_size(), "local": os.environ["LOCAL_RANK"]}), flush=True)
+said = {"rank": dist.get_rank(), "world": dist.get_world_size(), "local": os.environ["LOCAL_RANK"]}
+# One write: torchrun starts workers with -u, where print writes the line and its end apart, and another's line may come between.
+print("WORLD " + json.dumps(said) + "\\n", end="", flush=True)
 total = torch.zeros(1)
 while not total.item():  # all of them end in the same step
     total = torch.ones(1) * os.path.exists(os.environ["END"])

@@ -21,7 +21,8 @@ if int(os.environ["LOCAL_RANK"]) == 0:
         "threads": os.environ.get("OMP_NUM_THREADS"),
         "born": time.time(),
     }
-    print("WORLD " + json.dumps(world), flush=True)
+    # One write: torchrun starts workers with -u, where print writes the line and its end apart, and its own log may come between.
+    print("WORLD " + json.dumps(world) + "\n", end="", flush=True)
 while os.environ.get("STAY"):
     dist.all_reduce(total)  # notices at once when a peer is gone
     time.sleep(0.1)
