@@ -6,6 +6,7 @@ Run as a program it has imported torch, and forks an agent for each line of its 
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import json
 import os
 import signal
@@ -37,6 +38,7 @@ FEW, LAST_CALL = 4, (1, 5)
 
 A coordinator that is stopped while one of `FEW` is away is to come back before its own request has timed out.
 """
+_PR_SET_PDEATHSIG = 1
 TOGETHER_SECONDS = 10.0
 """For all of a world to say that they are there, through its store."""
 
@@ -212,6 +214,7 @@ def _fork(work: Callable[[], None], crash: str) -> int:
     pid = os.fork()
     if pid:
         return pid
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)  # Nothing outlives a campaign that is interrupted.
     try:
         work()
     except BaseException:  # noqa: BLE001 - whatever it is, the test has to see it
