@@ -1,15 +1,19 @@
-"""The project on each Kubernetes that it supports: CRDs, policies, webhook, operator and worlds of agents, on a real API server of it."""
+"""The project on each Kubernetes that it supports: CRDs, policies, webhook, operator and worlds of agents, on a real API server of it.
+
+And on the oldest and the newest with nodes: the chart, and jobs in real pods.
+"""
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 
 import pytest
-from support.compatibility import KUBERNETES, record, run
+from support.compatibility import KUBERNETES, NODES, Table, record, run
 
-from deploy.local.cluster.tools import OLDER_API_SERVERS, PARTS, Part, build
+from deploy.local.cluster.tools import OLDER_KUBERNETES, PARTS, Part, build
 
-VERSIONS = [*OLDER_API_SERVERS.values(), *(part for part in PARTS if part.name == "kubernetes")]
+VERSIONS = [*OLDER_KUBERNETES.values(), *(part for part in PARTS if part.name == "kubernetes")]
 TESTS = (
     *(
         f"tests/contract/test_{name}.py"
@@ -32,6 +36,16 @@ TESTS = (
 @pytest.mark.timeout(7200)
 @pytest.mark.parametrize("part", VERSIONS, ids=lambda part: part.version)
 def test_the_project_works_on_this_kubernetes(part: Part) -> None:
+    _run(part, KUBERNETES, TESTS)
+
+
+@pytest.mark.timeout(7200)
+@pytest.mark.parametrize("part", [VERSIONS[0], VERSIONS[-1]], ids=lambda part: part.version)
+def test_pods_of_this_kubernetes_meet(part: Part) -> None:
+    _run(part, NODES, ["tests/cluster"])
+
+
+def _run(part: Part, table: Table, tests: Sequence[str]) -> None:
     build(part)
-    minor = part.version.lstrip("v").rpartition(".")[0]
-    record(KUBERNETES, part.version.lstrip("v"), run(sys.executable, TESTS, {"RDZV_KUBERNETES": minor}))
+    version = part.version.lstrip("v")
+    record(table, version, run(sys.executable, tests, {"RDZV_KUBERNETES": version.rpartition(".")[0]}))

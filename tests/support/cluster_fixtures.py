@@ -4,7 +4,7 @@
 With pytest-xdist all workers share one of each. Environment:
 
 - KUBECONFIG: `cluster` is that cluster.
-- RDZV_KUBERNETES: `control_plane` is of this minor version, an older one that deploy/local can build (1.34).
+- RDZV_KUBERNETES: both are of this minor version, an older one that deploy/local can build; `cluster` only of the oldest (1.34).
 - RDZV_TEST_CLUSTER_DIR: `cluster` is the one in that directory, started if need be, and kept: for working on the tests.
 """
 

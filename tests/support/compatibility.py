@@ -48,6 +48,7 @@ class Table:
 
 
 KUBERNETES = Table("Kubernetes", ("1.34", "1.35", "1.36", "1.37"))
+NODES = Table("Kubernetes with nodes", ("1.34", "1.37"))
 TORCH = Table("torch", tuple(f"2.{minor}" for minor in range(6, 16)))
 PYTHON = Table("Python", ("3.10", "3.11", "3.12", "3.13", "3.14"))
 MUSL = Table("Python with musl", ("3.11",))

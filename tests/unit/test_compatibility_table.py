@@ -7,10 +7,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from support.compatibility import KUBERNETES, MUSL, PAGE, PYTHON, TORCH, Table, run, said
+from support.compatibility import KUBERNETES, MUSL, NODES, PAGE, PYTHON, TORCH, Table, run, said
 
 from deploy.local.cluster import pytorch
-from deploy.local.cluster.tools import OLDER_API_SERVERS, PARTS
+from deploy.local.cluster.tools import OLDER_KUBERNETES, PARTS
 
 SNAKES = Table("Snakes", ("1.9", "1.10"))
 EMPTY = "Above.\n\n<!-- begin of Snakes -->\n<!-- end of Snakes -->\n\nBelow.\n"
@@ -84,7 +84,7 @@ def test_a_run_is_over_when_pytest_is_and_ends_a_child_that_its_tests_left(tmp_p
     assert run(sys.executable, [str(leaves)], {}) == "1 passed"
 
 
-@pytest.mark.parametrize("table", [KUBERNETES, TORCH, PYTHON, MUSL], ids=lambda table: table.of)
+@pytest.mark.parametrize("table", [KUBERNETES, NODES, TORCH, PYTHON, MUSL], ids=lambda table: table.of)
 def test_the_page_has_a_row_for_each_version(table: Table) -> None:
     inside = PAGE.read_text().partition(f"<!-- begin of {table.of} -->")[2].partition("<!-- end")[0]
     assert re.findall(r"^\| (\d+\.\d+)", inside, re.MULTILINE) == list(table.minors)
@@ -92,6 +92,7 @@ def test_the_page_has_a_row_for_each_version(table: Table) -> None:
 
 def test_what_can_be_built_has_a_row() -> None:
     (newest,) = [part.version for part in PARTS if part.name == "kubernetes"]
-    assert [*OLDER_API_SERVERS, newest.lstrip("v").rpartition(".")[0]] == list(KUBERNETES.minors)
+    assert [*OLDER_KUBERNETES, newest.lstrip("v").rpartition(".")[0]] == list(KUBERNETES.minors)
+    assert NODES.minors == (KUBERNETES.minors[0], KUBERNETES.minors[-1])
     assert pytorch.VERSION.rpartition(".")[0] == TORCH.minors[-1]
-    assert [minor for minor, part in OLDER_API_SERVERS.items() if not part.version.startswith(f"v{minor}.")] == []
+    assert [minor for minor, part in OLDER_KUBERNETES.items() if not part.version.startswith(f"v{minor}.")] == []

@@ -50,7 +50,9 @@ def up(directory: Path, name: str, *, nodes: int, light: bool, controllers: bool
         raise LocalError(f"missing Debian packages: {' '.join(missing)}; run: python3 deploy/local/main.py tools")
     tools = build_all()
     if not light and tools.api_server.parent != tools.kubernetes:
-        raise LocalError("an older API server has no nodes: its kubelets would be newer than it; add --light")
+        raise LocalError(
+            "of this Kubernetes there is only the API server here, and kubelets must not be newer than it; add --light"
+        )
     directory = directory.resolve()
     with locked(lock_name(directory)):
         begun = time.monotonic()

@@ -94,10 +94,11 @@ PARTS = (
 )
 
 
-#: API servers of earlier Kubernetes, by minor version, for the light form: built only when RDZV_KUBERNETES names one.
-OLDER_API_SERVERS = {
-    minor: Part(f"kubernetes-{minor}", "k8s.io/kubernetes", "4 min on 2 cores", KUBERNETES_VARIABLES)
-    for minor in ("1.34", "1.35", "1.36")
+#: Earlier Kubernetes, by minor version: built only when RDZV_KUBERNETES names one.
+#: Of the oldest all programs, for the full form; of the others the API server, for the light one.
+OLDER_KUBERNETES = {
+    minor: Part(f"kubernetes-{minor}", "k8s.io/kubernetes", expected, KUBERNETES_VARIABLES)
+    for minor, expected in (("1.34", "7 min on 2 cores"), ("1.35", "4 min on 2 cores"), ("1.36", "4 min on 2 cores"))
 }
 
 #: Controllers of workloads, as they are released: built only when tests/matrix asks for them.
@@ -183,16 +184,18 @@ def build(part: Part, number: int = 0) -> Path:
 def build_all() -> Tools:
     """Build what is missing; afterwards this only looks, and takes milliseconds.
 
-    RDZV_KUBERNETES (a key of OLDER_API_SERVERS) takes that version's API server; all else, kubectl too, stays the newest.
+    RDZV_KUBERNETES (a key of OLDER_KUBERNETES) takes that version's API server, and its other programs where they are built.
+    All else stays the newest.
 
     Raises:
         LocalError: there is no such version here, or a build failed.
     """
     found = {part.name: build(part, number) for number, part in enumerate(PARTS, 1)}
+    chosen = _older_kubernetes(os.environ.get("RDZV_KUBERNETES", "")) or found["kubernetes"]
     return Tools(
         etcd=found["etcd"] / "server",
-        api_server=(_older_api_server(os.environ.get("RDZV_KUBERNETES", "")) or found["kubernetes"]) / "kube-apiserver",
-        kubernetes=found["kubernetes"],
+        api_server=chosen / "kube-apiserver",
+        kubernetes=chosen if (chosen / "kubelet").exists() else found["kubernetes"],
         containerd=found["containerd"],
         coredns=found["coredns"] / "coredns",
         helm=found["helm"] / "helm",
@@ -200,13 +203,13 @@ def build_all() -> Tools:
     )
 
 
-def _older_api_server(minor: str) -> Path | None:
+def _older_kubernetes(minor: str) -> Path | None:
     newest = next(part for part in PARTS if part.name == "kubernetes").version
     if not minor or newest.startswith(f"v{minor}."):
         return None
-    if minor not in OLDER_API_SERVERS:
-        raise LocalError(f"RDZV_KUBERNETES={minor}: here are {', '.join(OLDER_API_SERVERS)} and {newest}")
-    return build(OLDER_API_SERVERS[minor])
+    if minor not in OLDER_KUBERNETES:
+        raise LocalError(f"RDZV_KUBERNETES={minor}: here are {', '.join(OLDER_KUBERNETES)} and {newest}")
+    return build(OLDER_KUBERNETES[minor])
 
 
 def etcds() -> dict[str, Path]:
