@@ -23,6 +23,7 @@ from typing import Any
 import pytest
 from support.cluster_fixtures import LocalCluster, local
 from support.fault_proxy import FaultProxy
+from support.operator_process import eventually
 from torch import distributed as dist
 
 from rdzv.kube.api import Resource
@@ -258,11 +259,13 @@ def test_closing_ends_what_waits_and_every_thread(direct: KubernetesStore) -> No
 
 
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
-def test_a_forked_child_goes_on_with_the_same_handle(opener: Open) -> None:
-    store = opener()
+def test_a_forked_child_goes_on_with_the_same_handle(proxy: FaultProxy, opener: Open) -> None:
+    store = opener(proxy)
     pool = ThreadPoolExecutor()
-    waiting = pool.submit(store.get, "from-child")  # The watch is open, a thread is in the middle of things.
+    waiting = pool.submit(store.get, "from-child")
     assert store.add("n", 1) == 1
+    # A thread is in the middle of things, but not of making a connection: a lock of OpenSSL's would stay taken in the child.
+    eventually(lambda: any(seen.method == "WATCH" for seen in proxy.requests))
 
     def child() -> None:
         for _ in range(10):
