@@ -25,6 +25,9 @@ from support.operator_process import Kube, OperatorProcess, eventually, running_
 from support.torchrun_fleet import install_crds
 from torch.distributed import run as torchrun
 
+from rdzv.env import ENV_METHOD
+from rdzv.spec import NO_LAUNCHER
+
 Object = dict[str, Any]
 pytestmark = pytest.mark.timeout(3600)
 
@@ -99,7 +102,13 @@ class Field:
 
 
 def torch_takes(data: Object, spec: Object) -> None:
-    """torchrun itself reads the environment that the pods get."""
+    """torchrun itself reads the environment that the pods get; where nothing launches there is what init_process_group reads instead."""
+    if spec.get("launcher") == NO_LAUNCHER:
+        assert data["WORLD_SIZE"] == str(spec["nodes"]["min"])
+        # Each pod has its RANK from another ConfigMap.
+        assert {*ENV_METHOD} - {"RANK"} <= data.keys()
+        assert not [name for name in data if name.startswith("PET_")]
+        return
     if spec.get("nprocPerNode") == "gpu":
         return  # It looks for one.
     with pytest.MonkeyPatch.context() as patch:

@@ -59,6 +59,22 @@ def test_kopf_is_asked_about_nothing_but_the_creation_of_pods(change: Object) ->
     assert not taken(json.dumps(asked).encode())
 
 
+@pytest.mark.parametrize("value", [None, [], "", 0, False])
+@pytest.mark.parametrize("field", ["labels", "annotations"])
+def test_what_is_there_instead_of_labels_is_refused(field: str, value: object) -> None:
+    """kopf looks for its handlers' labels in it."""
+    asked = review()
+    asked["request"]["object"]["metadata"][field] = value
+    assert not taken(json.dumps(asked).encode())
+
+
+def test_a_pod_without_labels_is_taken() -> None:
+    asked = review()
+    for field in ("labels", "annotations"):
+        del asked["request"]["object"]["metadata"][field]
+    assert taken(json.dumps(asked).encode())
+
+
 def test_a_pod_of_more_levels_than_pods_have_is_refused() -> None:
     deep: Any = {}
     for _ in range(MAX_DEPTH):

@@ -68,7 +68,7 @@ def _check_depth(value: object) -> None:
 def _check_pod(pod: Mapping[str, Any]) -> None:
     meta, spec = _mapping(pod.get("metadata"), "metadata"), _mapping(pod.get("spec"), "spec")
     for field in ("labels", "annotations"):
-        for value in _mapping(meta.get(field) or {}, field).values():
+        for value in _mapping(meta.get(field, {}), field).values():
             _text(value, field)
     for field in ("name", "generateName", "namespace", "uid"):
         _text(meta.get(field) or "", field)
