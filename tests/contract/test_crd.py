@@ -139,6 +139,18 @@ def complaint(api: LocalCluster, *objects: Object, **options: Any) -> str:
     return str(caught.value)
 
 
+#: Kubernetes 1.34 names the type of what a CEL rule refuses. Later ones have the value there, or nothing.
+TYPE = re.compile(r'Invalid value: "(?:object|string|integer|boolean|array)": ')
+VALUE = re.compile(r'Invalid value: (?:"[^"]*": )?')
+
+
+def says(text: str, words: str) -> bool:
+    """Whether a complaint has these words, in the form of newer API servers."""
+    if TYPE.search(text):
+        text, words = (VALUE.sub("Invalid value: ", each) for each in (text, words))
+    return words in text
+
+
 @pytest.fixture(scope="module")
 def complaints(api: LocalCluster) -> dict[str, str]:
     """What one `kubectl apply` of all rows says about each, by id: a second for what takes a minute one by one.
@@ -154,7 +166,7 @@ def complaints(api: LocalCluster) -> dict[str, str]:
 @pytest.mark.parametrize("row", REFUSED, ids=lambda row: row.id)
 def test_refused(api: LocalCluster, complaints: dict[str, str], row: Refused) -> None:
     text = complaints.get(row.id) or complaint(api, row.manifest())
-    assert row.says in text
+    assert says(text, row.says), text
     if row.id in complaints:
         assert len(ANSWER.findall(text)) == 1, f"one mistake, one answer: {text}"
 
@@ -162,11 +174,12 @@ def test_refused(api: LocalCluster, complaints: dict[str, str], row: Refused) ->
 def test_a_single_one_is_refused_in_the_same_words(api: LocalCluster) -> None:
     """As it looks when a user applies one object."""
     text = complaint(api, rendezvous({"backend": "c10d", "nodes": {"min": 3, "max": 2}, "c10d": {"port": 0}}))
-    _, *lines = text.splitlines()
-    assert lines[:2] == [
-        "* spec.c10d.port: Invalid value: 0: spec.c10d.port in body should be greater than or equal to 1",
+    _, first, second, *_ = text.splitlines()
+    assert first == "* spec.c10d.port: Invalid value: 0: spec.c10d.port in body should be greater than or equal to 1"
+    assert says(
+        second,
         "* spec.nodes: Invalid value: min must not be larger than max: lower min, raise max, or leave max out for a fixed world",
-    ]
+    )
 
 
 @pytest.mark.parametrize("spec", ACCEPTED.values(), ids=ACCEPTED)
@@ -235,10 +248,11 @@ def test_backend_is_for_life_and_the_rest_is_not(api: LocalCluster, light_namesp
         dry_run=False,
     )
     changed = rendezvous({**ACCEPTED["c10d"], "backend": "kubernetes"})
-    assert (
+    assert says(
+        complaint(api, changed, namespace=light_namespace),
         'spec.backend: Invalid value: "kubernetes": can\'t be changed from c10d, because pods that run would lose each other: '
-        "delete and re-create this Rendezvous, or create a second one"
-    ) in complaint(api, changed, namespace=light_namespace)
+        "delete and re-create this Rendezvous, or create a second one",
+    )
 
 
 ETCD: Object = {"backend": "etcd-v3", "nodes": {"min": 2}}
@@ -259,9 +273,8 @@ def test_members_and_volumes_of_an_etcd_that_runs_stay(
     api: LocalCluster, light_namespace: str, before: Object, after: Object, field: str
 ) -> None:
     apply(api, rendezvous({**ETCD, **before}), namespace=light_namespace, dry_run=False)
-    assert f"spec.etcd.{field}: Invalid value: can't be changed while the etcd runs: delete and re-create" in complaint(
-        api, rendezvous({**ETCD, **after}), namespace=light_namespace
-    )
+    text = complaint(api, rendezvous({**ETCD, **after}), namespace=light_namespace)
+    assert says(text, f"spec.etcd.{field}: Invalid value: can't be changed while the etcd runs: delete and re-create")
 
 
 DEDICATED: Object = {"backend": "c10d", "nodes": {"min": 2}, "c10d": {"host": "dedicated", "image": "torch:2"}}
@@ -274,9 +287,9 @@ def test_where_a_store_of_c10d_is_can_not_be_changed_under_its_clients(
     in_a_pod = {**DEDICATED, "c10d": {"host": "pod"} if names_it else {}}
     for name, before, after in (("a", in_a_pod, DEDICATED), ("b", DEDICATED, in_a_pod)):
         apply(api, rendezvous(before, name), namespace=light_namespace, dry_run=False)
-        assert (
-            "spec.c10d.host: Invalid value: can't be changed, because pods that run would lose each other"
-            in complaint(api, rendezvous(after, name), namespace=light_namespace)
+        text = complaint(api, rendezvous(after, name), namespace=light_namespace)
+        assert says(
+            text, "spec.c10d.host: Invalid value: can't be changed, because pods that run would lose each other"
         )
     other_image = {**DEDICATED, "c10d": {"host": "dedicated", "image": "torch:3"}}
     apply(api, rendezvous(other_image, "b"), namespace=light_namespace)

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import yaml
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, assume, given, settings
 from kubernetes import client, config
 from support.admission import SETTINGS, of_kind, only_in, render
 from support.controllers import CONTROLLERS, ENVIRONMENTS
@@ -159,13 +159,21 @@ def labelled(spec: Object, labels: Mapping[str, Any] | None = None, annotations:
     return {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec}
 
 
+def _has_image_volume(pod: Object) -> bool:
+    return any("image" in volume for volume in pod["spec"].get("volumes", []))
+
+
 def test_generated_pods(namespaces: Namespaces) -> None:
+    image = labelled({"containers": [MAIN], "volumes": [{"name": "v", "image": {"reference": "mine:1"}}]})
+    # Kubernetes 1.34 removes what it does not have from a pod when admission is over, so that `inject` sees what no admission does.
+    knows_images = _has_image_volume(namespaces.create("plain", image))
     compared = 0
 
     @settings(max_examples=220, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
     @given(pods())
     def all_ways(pod: Object) -> None:
         nonlocal compared
+        assume(knows_images or not _has_image_volume(pod))
         namespaces.same(pod)
         compared += 1
 
@@ -275,7 +283,7 @@ def test_real_templates(namespaces: Namespaces, template: str) -> None:
 @pytest.mark.parametrize(("template", "secret"), [("deployment", "rdzv-mnist-client"), ("a Secret", "etcd-client")])
 def test_both_mount_the_secret_for_an_etcd_of_ones_own(namespaces: Namespaces, template: str, secret: str) -> None:
     (pod,) = (made() for name, made in TEMPLATES.items() if name.startswith(template))
-    for way in ("policy", "webhook"):
+    for way in namespaces.ways:
         spec = namespaces.create(way, pod)["spec"]
         (volume,) = (volume for volume in spec["volumes"] if volume["name"] == CLIENT)
         assert volume["secret"]["secretName"] == secret
