@@ -7,7 +7,6 @@ write. All times are seconds of CLOCK_MONOTONIC, which processes share.
 from __future__ import annotations
 
 import atexit
-import ctypes
 import gc
 import json
 import os
@@ -23,12 +22,13 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from support.parent import end_with_parent
+
 Report = dict[str, Any]
 CREATE, JOIN, FOLLOW, END = b"c", b"j", b"f", b"e"
 """Commands to an agent: create the handler; call next_rendezvous; the same, and then follow the world as an agent does
 (looking every MONITOR_INTERVAL whether nodes wait); shut down."""
 MONITOR_INTERVAL = 0.1
-_PR_SET_PDEATHSIG = 1
 _STACK_BYTES = 512 * 1024
 _DESCRIPTORS_EACH, _DESCRIPTORS_MORE = 4, 1024
 """For each agent two ends of a pipe, and a connection to the coordinator and to the store, perhaps one process; as threads two each."""
@@ -160,7 +160,7 @@ class World:
             return pid
         try:
             atexit._clear()  # Those of the benchmark, such as that its directory be removed.
-            ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)  # Nothing outlives the benchmark.
+            end_with_parent()  # Nothing outlives the benchmark.
             os.close(self._reports)
             for end in self._commands:
                 os.close(end)

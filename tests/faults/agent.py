@@ -6,7 +6,6 @@ Run as a program it has imported torch, and forks an agent for each line of its 
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import json
 import os
 import signal
@@ -19,6 +18,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+from support.parent import end_with_parent
 from torch.distributed.elastic.rendezvous import RendezvousParameters
 from torch.distributed.elastic.rendezvous.registry import get_rendezvous_handler
 
@@ -38,7 +38,6 @@ FEW, LAST_CALL = 4, (1, 5)
 
 A coordinator that is stopped while one of `FEW` is away is to come back before its own request has timed out.
 """
-_PR_SET_PDEATHSIG = 1
 TOGETHER_SECONDS = 10.0
 """For all of a world to say that they are there, through its store."""
 
@@ -214,7 +213,7 @@ def _fork(work: Callable[[], None], crash: str) -> int:
     pid = os.fork()
     if pid:
         return pid
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)  # Nothing outlives a campaign that is interrupted.
+    end_with_parent()  # Nothing outlives a campaign that is interrupted.
     try:
         work()
     except BaseException:  # noqa: BLE001 - whatever it is, the test has to see it
