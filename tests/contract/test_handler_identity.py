@@ -197,6 +197,33 @@ def test_a_store_that_cannot_be_reached_is_named_when_the_time_is_up(
         thread.join(30)
 
 
+@pytest.mark.parametrize("trouble", ["never answers", "fails in a way that nobody foresaw"])
+def test_who_cannot_connect_to_the_store_of_one_round_is_in_the_next_one(
+    make: Make, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, trouble: str
+) -> None:
+    connect, first_try, release = handler_module._tcp_store, threading.Event(), threading.Event()
+
+    def connected(address: str, port: int, **options: Any) -> Any:
+        if options["is_master"] or first_try.is_set():
+            return connect(address, port, **options)
+        first_try.set()
+        if trouble == "never answers":
+            assert release.wait(60)
+        raise ValueError("not an error of torch's network")
+
+    monkeypatch.setattr(handler_module, "_tcp_store", connected)
+    first, second = (make(low=2, high=2, slot=str(slot), member=f"node-{slot}") for slot in range(2))
+    with ThreadPoolExecutor(2) as pool:
+        theirs = pool.submit(second.next_rendezvous)
+        assert first.next_rendezvous().rank == 0
+        assert first_try.wait(30)
+        # The one that never answers is left as soon as somebody asks for another round.
+        ours = pool.submit(first.next_rendezvous)
+        assert sorted(each.result(30).rank for each in (ours, theirs)) == [0, 1]
+    assert ("not an error of torch's network" in caplog.text) == (trouble != "never answers")
+    release.set()
+
+
 # What is left behind.
 
 

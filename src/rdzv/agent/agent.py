@@ -143,6 +143,14 @@ class Agent:
         state = self._member.state
         return member.num_nodes_waiting(state) if state is not None else 0
 
+    def wait(self, until: Callable[[], bool]) -> None:
+        """Until this is true, which is looked at after each `wake`, or the world is to be formed anew."""
+        self._member.wait(lambda: until() or bool(self.num_nodes_waiting()))
+
+    def wake(self) -> None:
+        """Something that `wait` waits for has changed."""
+        self._member.poke()
+
     def is_closed(self) -> bool:
         """Whether the Rendezvous was closed, as far as this agent has seen, since it started."""
         state = self._member.state

@@ -68,7 +68,6 @@ _LIBUV_TAKES_FD = torch_version >= (2, 8)
 """Whether torch's server by libuv takes a socket that listens already; before, only the other one does (pytorch#150215)."""
 _BLAME_SECONDS = 5.0
 """Without an answer for this long, a store counts as unreachable."""
-_LOOK_SECONDS = 0.1
 _REASON_LENGTH = 300
 _HOST_PORT = re.compile(r"[-a-zA-Z0-9_.]{1,253}:[0-9]{1,5}")
 _NAME = re.compile(r"[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?")
@@ -211,28 +210,27 @@ class AgentRendezvousHandler(RendezvousHandler):  # type: ignore[misc]  # torch 
     def _connect(self, accept: Accept) -> Store:
         """torch's client, made in a thread: it does not look whether the round is still wanted while it tries."""
         made: list[Store] = []
-        failed: list[RuntimeError] = []
-        done = threading.Event()
+        failed: list[Exception] = []
         address, port, began = accept.leader.address, accept.leader.port, time.monotonic()
 
         def make() -> None:
             try:
                 made.append(_tcp_store(address, port, is_master=False))
-            except RuntimeError as error:
+            except Exception as error:  # noqa: BLE001 - whatever it is, somebody waits for the outcome
                 failed.append(error)
             finally:
-                done.set()
+                self._agent.wake()
 
         threading.Thread(target=make, name="rdzv-connect", daemon=True).start()
-        while not done.wait(_LOOK_SECONDS):
-            if self._agent.num_nodes_waiting():
-                if time.monotonic() < began + _BLAME_SECONDS:
-                    raise _StoreUnreachableError
-                # Who asked first, because it could not connect, is perhaps not the only one.
-                raise self._unreachable(accept, f"no answer in {time.monotonic() - began:.0f} s")
+        self._agent.wait(lambda: bool(made or failed))
         if made:
             return made[0]
-        raise self._unreachable(accept, str(failed[0]))
+        if failed:
+            raise self._unreachable(accept, str(failed[0]))
+        if time.monotonic() < began + _BLAME_SECONDS:
+            raise _StoreUnreachableError
+        # Who asked first, because it could not connect, is perhaps not the only one.
+        raise self._unreachable(accept, f"no answer in {time.monotonic() - began:.0f} s")
 
     def _unreachable(self, accept: Accept, error: str) -> _StoreUnreachableError:
         leader, why = accept.leader, error.partition("\n")[0][:_REASON_LENGTH]

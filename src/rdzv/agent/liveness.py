@@ -20,6 +20,7 @@ from rdzv.agent.liveness_client import LivenessClient, UnreachablePeer, dial
 from rdzv.agent.liveness_server import SILENCE_SECONDS, LivenessServer
 from rdzv.agent.probe import Prober
 from rdzv.env import SILENCE
+from rdzv.protocol.encoding import MAX_SLOTS
 from rdzv.protocol.records import Coordinator, Endpoint
 
 if TYPE_CHECKING:
@@ -46,7 +47,7 @@ def silence_of(environ: Mapping[str, str]) -> float:
     return float(text)
 
 
-def listen(address: str, backlog: int = 1024) -> socket.socket:
+def listen(address: str) -> socket.socket:
     """A listening socket on a free port of this address, or of all if the address is not this machine's own."""
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     sock = socket.socket(family, socket.SOCK_STREAM)
@@ -56,7 +57,8 @@ def listen(address: str, backlog: int = 1024) -> socket.socket:
         sock.close()
         sock = socket.socket(family, socket.SOCK_STREAM)
         sock.bind(("", 0))
-    sock.listen(backlog)
+    # A whole world may connect at one moment; who finds the queue full tries again only after a second.
+    sock.listen(MAX_SLOTS)
     return sock
 
 

@@ -58,7 +58,8 @@ def decode_slots(text: str, field: str = "spec.slots") -> tuple[int, ...]:
     data = _decode(text, field)
     if len(data) * 8 > MAX_SLOTS:
         raise ValueError(f"{field}: more than {MAX_SLOTS} slots")
-    return tuple(i * 8 + bit for i, byte in enumerate(data) for bit in range(8) if byte >> bit & 1)
+    bits = bin(int.from_bytes(data, "little"))[:1:-1]  # Without "0b", the least significant first.
+    return tuple(slot for slot, bit in enumerate(bits) if bit == "1")
 
 
 def encode_fingerprints(fingerprints: Sequence[str]) -> str:
@@ -73,7 +74,7 @@ def decode_fingerprints(text: str) -> tuple[str, ...]:
         raise ValueError(
             f"spec.checks: {len(data)} bytes is not {_FINGERPRINT_BYTES} for each of at most {MAX_SLOTS} members"
         )
-    return tuple(data[i : i + _FINGERPRINT_BYTES].hex() for i in range(0, len(data), _FINGERPRINT_BYTES))
+    return tuple(data.hex(" ", -_FINGERPRINT_BYTES).split())
 
 
 def _decode(text: str, field: str) -> bytes:
