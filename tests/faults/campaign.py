@@ -116,11 +116,20 @@ def _resets(scene: Scene) -> None:
         scene.proxy.cut()
 
 
-def _outage(scene: Scene) -> None:
-    while scene.pause(0.3, 1.5):
-        scene.proxy.down()
-        scene.over.wait(scene.choose.uniform(0.2, 2.5))
-        scene.proxy.up()
+def _outage(**write: str) -> Fault:
+    """The server goes when it has carried out a `write` and not said so, if one comes: only later can be asked what became of it."""
+
+    def harm(scene: Scene) -> None:
+        while scene.pause():
+            lost, until = scene.proxy.lost, time.monotonic() + 0.5
+            scene.proxy.inject("lose-reply", **write)
+            while scene.proxy.lost == lost and time.monotonic() < until and not scene.over.wait(0.01):
+                pass
+            scene.proxy.down()
+            scene.over.wait(scene.choose.uniform(0.2, 3.5))
+            scene.proxy.up()
+
+    return harm
 
 
 def _stop(scene: Scene) -> None:
@@ -166,7 +175,7 @@ FAULTS: dict[str, Fault] = {
     ),
     "silence": _silence,
     "resets": _resets,
-    "outage": _outage,
+    "outage": _outage(method="PATCH", path=PATH),
     "stopped": _stop,
     "killed": _kill,
     "fork": _requests({"kind": "lose-reply", "method": "PATCH"}),
@@ -181,7 +190,8 @@ ETCD_FAULTS: dict[str, Fault] = {
     "unavailable": _requests(_storm(503, "Unavailable", path=_KV, times=3)),
     "torn-watch": _requests({"kind": "tear", "method": "WATCH", "path": ""}, {"kind": "lose-reply", "path": _TXN}),
     "fork": _requests({"kind": "lose-reply", "path": _TXN}),
-    **{kind: FAULTS[kind] for kind in ("silence", "resets", "outage", "stopped", "killed")},
+    "outage": _outage(path=_TXN),
+    **{kind: FAULTS[kind] for kind in ("silence", "resets", "stopped", "killed")},
 }
 """The same of a store in etcd, whose requests are all alike."""
 IMPATIENT = {"outage": 2.0, "unavailable": 3.0}
