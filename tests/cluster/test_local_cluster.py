@@ -243,6 +243,7 @@ def test_services_names_logs_and_exec(two_nodes: LocalCluster, namespace: str) -
 @pytest.mark.cluster
 def test_volumes_and_a_config_map_that_comes_later(two_nodes: LocalCluster, namespace: str, tmp_path: Path) -> None:
     """What injection relies on: image volumes, and kubelet holding a container until its ConfigMap is there."""
+    two_nodes.needs_image_volumes()
     (tmp_path / "hello.py").write_text("WORD = 'from the image'\n")
     (tmp_path / "Dockerfile").write_text("FROM scratch\nCOPY hello.py /\n")
     tag, archive = f"localhost/test-volume:{namespace}", tmp_path / "volume.tar"

@@ -61,6 +61,11 @@ class LocalCluster:
         """The API server's, like v1.37.2."""
         return str(json.loads(self.kubectl("version", "-o", "json"))["serverVersion"]["gitVersion"])
 
+    def needs_image_volumes(self) -> None:
+        """Skips the test where they are behind a feature gate: the chart takes them from 1.35 on, too."""
+        if self.version.startswith("v1.34."):
+            pytest.skip("Kubernetes 1.34 has no image volumes unless a feature gate says so")
+
     @property
     def injection_modes(self) -> list[str]:
         """The chart's ways to inject that this API server has: by policy from 1.36 on."""
