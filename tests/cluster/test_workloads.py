@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 
 import pytest
-from support.cluster_fixtures import LocalCluster
 from support.operator_process import eventually
 from support.workloads import Place, rendezvous, workload
 
@@ -128,11 +127,9 @@ def said_of_its_end(place: Place) -> set[str]:
 
 
 @pytest.mark.parametrize("delivery", ["image-volume", "init"])
-def test_the_library_comes_into_an_unchanged_image(
-    cluster: LocalCluster, place: Place, images: Images, delivery: str
-) -> None:
+def test_the_library_comes_into_an_unchanged_image(place: Place, images: Images, delivery: str) -> None:
     if delivery == "image-volume":
-        cluster.needs_image_volumes()
+        place.cluster.needs_image_volumes()
     place.kubectl("label", "namespace", place.namespace, "pod-security.kubernetes.io/enforce=restricted")
     script = "import rdzv, os; print('RDZV', rdzv.__file__, os.environ['PET_RDZV_BACKEND'])"
     secure = {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}, "readOnlyRootFilesystem": True}
