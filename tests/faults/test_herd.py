@@ -67,8 +67,11 @@ class Ground:
         found.write_text(json.dumps(document))
         return found
 
-    def outage(self, crowd: LightAgents, *, herd: bool) -> float:
-        """The API server is killed; without `herd` the agents are stopped until it has been back for a while. Returns when it was back."""
+    def outage(self, crowd: LightAgents, *, herd: bool) -> tuple[float, float]:
+        """The API server is killed; without `herd` the agents are stopped until it has been back for a while.
+
+        Returns when it was started again, and when it was ready: under a herd it answers for 10 s and more before that.
+        """
         self.plane.send(API_SERVER, signal.SIGKILL)
         if not herd:
             crowd.send(signal.SIGSTOP)
@@ -76,8 +79,9 @@ class Ground:
         if herd:
             crowd.join()
         time.sleep(AWAY / 2)
+        started = time.time()
         self.plane.start_again()
-        return time.time()
+        return started, time.time()
 
     def requests_of_agents(self, since: float) -> list[float]:
         """When each came to the API server, in order."""
@@ -158,19 +162,19 @@ def test_all_of_a_herd_join_at_the_start_and_after_an_outage(ground: Ground, tal
 def outages(ground: Ground, crowd: LightAgents, tenant: Tenant, tally: Tally, number: int) -> float:
     """One outage with the herd and, in the long form, one without; how many times as long the other tenant's reads take with it."""
     with tally.injected("Herd", f"{AGENTS} agents join while the API server is away", AGENTS) as joined:
-        back = ground.outage(crowd, herd=True)
+        started, back = ground.outage(crowd, herd=True)
         is_one_world(found := crowd.worlds(number + 1, FORMED))
         joined.took(max(0.0, max(world["at"] for world in found) - back))
     print(f"outage {number}: all in one world {joined.slowest:.1f} s after the server was ready")
     if not LONG:
         return 1.0
-    requests = ground.requests_of_agents(back - AWAY / 2)
+    requests = ground.requests_of_agents(started)
     mean, most, seconds = evenness(requests)
     print(f"{len(requests)} requests in {seconds} s: {mean:.0f} a second, {most} at most")
     assert most <= BURST * mean
     time.sleep(max(0.0, back + WATCHED - time.time()))
     with_herd = tenant.median(back)
-    back = ground.outage(crowd, herd=False)
+    _, back = ground.outage(crowd, herd=False)
     time.sleep(WATCHED)
     without = tenant.median(back)
     crowd.send(signal.SIGCONT)

@@ -158,7 +158,7 @@ def first_attempt_after(away: float, backoff: Backoff) -> float:
 
 
 def test_a_few_agents_are_as_quick_as_one() -> None:
-    assert pauses(1) == pauses(50) == (BASE, CAP)
+    assert pauses(1) == pauses(18) == (BASE, CAP)
 
 
 def test_sleep_ends_at_the_deadline_and_at_the_stop_event() -> None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from rdzv.agent.conditional import OutcomeUnknownError, put
 from rdzv.backing import Backing
-from rdzv.kube.api import ApiError, Invalid, NotFound, Stopped
+from rdzv.kube.api import ApiError, Invalid, NotFound, Stopped, TooManyRequests
 from rdzv.kube.config import ConfigError
 from rdzv.protocol.events import OwnRead, ReadFailed, Write, WriteFailed, WriteUnknown, Written
 from rdzv.protocol.records import Member, resource_version
@@ -49,7 +49,7 @@ class OwnMember:
             return WriteUnknown()
         except (ApiError, ConfigError) as error:
             self.failed(error)
-            return WriteFailed(invalid=isinstance(error, Invalid))
+            return WriteFailed(invalid=isinstance(error, Invalid), busy=isinstance(error, TooManyRequests))
 
     def read(self) -> OwnRead | ReadFailed:
         """As the API server has it now. Raises as `write`."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import os
+import random
 import threading
 import time
 from abc import ABC, abstractmethod
@@ -24,7 +25,7 @@ from rdzv.kube.api import (
     Unauthorized,
     Unreachable,
 )
-from rdzv.kube.retry import Backoff, Retry
+from rdzv.kube.retry import Backoff, Retry, spread
 from rdzv.kube.transport import CALL_SECONDS, Connection
 from rdzv.objects import Object, parsed
 
@@ -40,6 +41,8 @@ IDLE = 2
 """Connections kept open when nobody uses them, unless a client is told otherwise."""
 UNAUTHORIZED_SECONDS = 30.0
 """How long 401 is retried: API servers answer it for seconds while they start, to everybody."""
+SLOW_SECONDS = 0.3
+"""A connection to a server that was away took longer than this: it waited, with others, for the server to serve."""
 STARTING_SECONDS = 20.0
 """How long after an outage 403 is retried: an API server that starts refuses everything until it has read the roles."""
 
@@ -75,6 +78,7 @@ class HttpClient(ABC):
     def _reset(self) -> None:
         self._pid = os.getpid()
         self._lock = threading.Lock()
+        self._ended = threading.Event()
         self._idle: list[Connection] = []
         self._busy: set[Connection] = set()
 
@@ -147,9 +151,13 @@ class HttpClient(ABC):
             connection.close()
 
     def _open(self, call: Call | None) -> Connection:
+        began = time.monotonic()
         connection = self.dial(call)
         with self._guard():
             self._busy.add(connection)
+        if self.trouble and time.monotonic() - began > SLOW_SECONDS:
+            # A server listens before it serves: it answers at one moment all who connected meanwhile.
+            self._ended.wait(random.uniform(0, spread(self.agents)))  # noqa: S311 - jitter
         return connection
 
     def _guard(self) -> threading.Lock:
@@ -171,6 +179,7 @@ class HttpClient(ABC):
         """End all connections, also those that other threads wait on: their requests end with `Stopped`."""
         with self._guard():
             self._closed = True
+            self._ended.set()
             for connection in self._idle:
                 connection.close()
             for connection in self._busy:

@@ -13,19 +13,24 @@ BASE = 0.05
 """Shortest pause between attempts, seconds."""
 CAP = 2.5
 """Longest pause that the client itself chooses, seconds: a server that is back is noticed within this."""
-CROWD_CAP = 5.0
+CROWD_CAP = 8.0
 """The same in a large crowd."""
-CROWD_RATE = 200.0
+CROWD_RATE = 125.0
 """Requests a second of a crowd to a server that has been away, if each of its agents makes one."""
+
+
+def spread(agents: int) -> float:
+    """Seconds over which so many agents come back to a server that they lost at one moment."""
+    return min(agents / CROWD_RATE, CROWD_CAP)
 
 
 def pauses(agents: int, base: float = BASE, cap: float = CAP) -> tuple[float, float]:
     """The first and the longest pause, seconds, of one of so many agents that lose their server at one moment.
 
-    What is enough for a few is a storm in a crowd: it comes back at `CROWD_RATE`, or faster the shorter the server was away.
+    What is enough for a few is a storm in a crowd: it comes back at `CROWD_RATE`, or up to three times as fast.
     """
-    spread = agents / CROWD_RATE
-    return max(base, min(spread / 5, CROWD_CAP / 5)), max(cap, min(spread, CROWD_CAP))
+    # The first one ends anywhere within the spread, since `Backoff` goes up to three times of it.
+    return max(base, spread(agents) / 3), max(cap, spread(agents))
 
 
 @dataclass(frozen=True)

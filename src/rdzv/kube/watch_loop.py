@@ -129,7 +129,7 @@ class WatchLoop(ABC):
                 self._note(caught)
                 if isinstance(caught, Unreachable) and isinstance(before, Unreachable):
                     self.was_away()
-            if isinstance(error, Gone) and not isinstance(before, Gone):
+            if isinstance(error, (Gone, TooManyRequests)) and not isinstance(before, type(error)):
                 backoff.reset()  # The server is there, and has said what to do.
             if self._changes > changes or time.monotonic() - started > _HEALTHY_SECONDS:
                 backoff.reset()

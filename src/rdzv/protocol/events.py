@@ -93,10 +93,11 @@ class Written:
 class WriteFailed:
     """The own write was certainly not applied (refused connection, 429); it is made again after a while.
 
-    `invalid`: the API server finds the object wrong, and will until somebody changes its CRD.
+    `invalid`: the API server finds the object wrong, and will until somebody changes its CRD. `busy`: it answers, with 429.
     """
 
     invalid: bool = False
+    busy: bool = False
 
 
 @dataclass(frozen=True)

@@ -111,7 +111,9 @@ class OwnRecord:
     retry_at: float = 0.0
     """No request before this time (seconds)."""
     failures: int = 0
-    """Requests that failed in a row."""
+    """Requests that failed in a row, counted anew when the server is back and says that it is busy."""
+    busy: bool = False
+    """It was busy at the last one of them."""
 
     @property
     def acknowledged(self) -> bool:

@@ -20,8 +20,11 @@ def take_reply(state: MemberState, event: ev.MemberEvent, now: float) -> MemberS
         case ev.Written(rv):
             own = replace(own, acked=own.pending, acked_rv=rv, pending=None, first_rv=own.first_rv or rv)
             own = _settled(own, now)
-        case ev.WriteFailed(invalid):
-            own = _later(state, replace(own, pending=None, writing=Writing.SETTLED), now)
+        case ev.WriteFailed(invalid, busy):
+            # A server that was away is back: the others wait for this agent, not for the server any more.
+            failures = 0 if busy and not own.busy else own.failures
+            own = replace(own, pending=None, writing=Writing.SETTLED, failures=failures, busy=busy)
+            own = _later(state, own, now)
             if invalid:
                 own = replace(own, retry_at=now + ev.INVALID_SECONDS)
         case ev.WriteUnknown():

@@ -54,7 +54,7 @@ def test_only_a_member_that_goes_with_its_pod_is_owned_by_it(lab: Lab, owned: bo
         (Lose(), WriteUnknown(), 0),
         (Answer(code=503), WriteUnknown(), 0),
         (Answer(code=409), WriteUnknown(), 0),
-        (Answer(code=429), WriteFailed(), 1),
+        (Answer(code=429), WriteFailed(busy=True), 1),
         (Refuse(), WriteFailed(), 1),
         (Answer(code=422), WriteFailed(invalid=True), 1),
         (Answer(code=404), WriteFailed(), 1),

@@ -267,6 +267,21 @@ def test_refused_writes_back_off() -> None:
     assert pauses["uid-1/0"] != pauses["uid-2/0"]
 
 
+def test_a_server_that_is_back_and_busy_is_asked_again_soon() -> None:
+    agent = Agent()
+    agent.gets(ev.Join(5000))
+    agent.sees(EMPTY)
+    outcomes = [(ev.WriteFailed(), 0.2), (ev.WriteFailed(), 0.4), (ev.WriteFailed(), 0.8)]
+    # Busy for long: longer, as before.
+    outcomes += [(ev.WriteFailed(busy=True), most) for most in (0.2, 0.4, 0.8, 1.6)]
+    for event, most in [*outcomes, (ev.WriteFailed(), 2.5), (ev.WriteFailed(busy=True), 0.2)]:
+        assert agent.gets(event) == []
+        wait = agent.one(ev.Wake).at - agent.now
+        assert most / 2 <= wait <= most
+        agent.gets(ev.Tick(), later=wait + 1e-6)
+        agent.one(ev.Write)
+
+
 def test_a_write_that_is_invalid_waits_for_another_crd() -> None:
     agent = Agent()
     agent.gets(ev.Join(5000))
