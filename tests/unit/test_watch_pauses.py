@@ -7,7 +7,6 @@ import itertools
 import pytest
 from support.scripted_api import Answer, ScriptedApi
 
-from rdzv.kube import retry
 from rdzv.kube.api import ApiError, Resource
 from rdzv.kube.retry import BASE, CAP, Retry
 from rdzv.kube.watch import Watch
@@ -29,7 +28,7 @@ def test_a_server_that_is_back_and_busy_is_asked_again_soon(monkeypatch: pytest.
             watch.close()
 
     monkeypatch.setattr(Retry, "sleep", sleep)
-    monkeypatch.setattr(retry.random, "uniform", lambda _least, most: most)
+    monkeypatch.setattr("rdzv.kube.retry.random.uniform", lambda _least, most: most)
     api.down = True
     assert list(itertools.islice(watch.events(), 100)) == []
     longest = [BASE * 3, BASE * 9, BASE * 27, CAP, CAP]
