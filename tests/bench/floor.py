@@ -48,13 +48,18 @@ def _counter(config: Config, path: str, name: str, count: int) -> Plan:
     def attend(commands: Commands) -> None:
         while commands.wait() == b"c":
             writes, watches = _connect(config), _connect(config)
-            # From version 0: whatever the server has in memory, then all that follows.
-            events = _watch(watches, f"{path}?watch=1&resourceVersion=0&labelSelector={_LABEL}%3D{name}")
             commands.say("created")
             if commands.wait() != b"j":
                 return
-            seen = {next(events)["object"]["metadata"]["name"] for _ in range(count)}
-            assert len(seen) == count
+            seen: set[str] = set()
+            while len(seen) < count:
+                # From version 0: whatever the server has in memory, then all that follows.
+                for event in _watch(watches, f"{path}?watch=1&resourceVersion=0&labelSelector={_LABEL}%3D{name}"):
+                    seen.add(event["object"]["metadata"]["name"])
+                    if len(seen) == count:
+                        break
+                else:
+                    watches = _connect(config)  # The server ends a watch whose reader falls behind.
             _create(writes, path, f"{name}-go", "go")
 
     return Plan(attend)
