@@ -41,7 +41,7 @@ ODD: st.SearchStrategy[Any] = st.sampled_from(
         [{}],
         {"": None},
     ]
-)
+).map(copy.deepcopy)  # It may be changed next.
 """Values that are nobody's; infinities as Python's parser makes them of 1e999."""
 VALUES = st.recursive(
     ODD | st.integers() | st.text(max_size=8),

@@ -14,9 +14,9 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, find, given, settings
 from hypothesis import strategies as st
-from support.hostile_replies import GARBAGE, Canned, changed, speaking
+from support.hostile_replies import GARBAGE, ODD, Canned, changed, speaking
 from support.scripted_etcd import created, events, kv
 
 from rdzv.etcd import client as etcd
@@ -109,6 +109,12 @@ def asked(verb: Callable[[Any], Any], client: Any) -> None:
         metadata = obj["metadata"]
         assert isinstance(metadata["name"], str)
         assert isinstance(metadata.get("labels") or {}, dict)
+
+
+def test_each_reply_is_made_of_values_of_its_own() -> None:
+    """Else one that a second change goes into is another one in all later replies, or contains itself."""
+    find(ODD, lambda value: value == [[]])[0].append(1)
+    find(ODD, lambda value: value == [[]])
 
 
 @many
