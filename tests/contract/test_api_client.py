@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import yaml
+from support.dated_server import EXPIRED, NOT_YET, dated_server
 from support.fault_proxy import FaultProxy
 
 from rdzv.kube import http_client, kubeconfig
@@ -36,6 +37,7 @@ from rdzv.kube.api import (
     UnknownResource,
     Unreachable,
     Untrusted,
+    WrongTime,
 )
 from rdzv.kube.client import Client
 from rdzv.kube.config import Config, from_kubeconfig
@@ -196,6 +198,17 @@ def test_a_server_with_another_ca_is_not_talked_to(
         through(server_name="other.example").get(MAPS, "default", "a")
     with pytest.raises(NotFound):
         through(server_name="localhost").get(MAPS, "default", "a")
+
+
+@pytest.mark.parametrize(("middle", "said"), [(EXPIRED, "has expired"), (NOT_YET, "is not yet valid")])
+def test_a_certificate_that_is_not_good_now_is_waited_for(tmp_path: Path, middle: float, said: str) -> None:
+    """A clock that was set wrong for a while ends nobody's training."""
+    with dated_server(tmp_path, middle) as (endpoint, authority):
+        client = Client(Config(server=f"https://{endpoint}", ca_file=str(authority)))
+        began = time.monotonic()
+        with pytest.raises(WrongTime, match=rf"{endpoint} {said} by the clock of this machine \(\d{{4}}-"):
+            client.get(MAPS, "default", "a", retry=Retry.within(2))
+        assert time.monotonic() - began > 0.5
 
 
 def test_a_kubeconfig_in_yaml_with_files_beside_it(

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from support.builders import rendezvous
 from support.command import environment
+from support.dated_server import EXPIRED, dated_server
 from support.etcd_servers import EtcdServer
 from torch.distributed.elastic.rendezvous import RendezvousConnectionError, RendezvousParameters
 
@@ -90,6 +91,13 @@ def test_addresses_that_lead_nowhere(no_etcd: str) -> None:
     assert "nobody.invalid does not resolve" in of("nobody.invalid:2379").text
     assert of(f"127.0.0.1:{port}").text == f"127.0.0.1:{port} refuses connections"
     assert of(no_etcd).text == f"{no_etcd} answers, and is no etcd"
+
+
+def test_a_certificate_that_is_not_good_now(tmp_path: Path) -> None:
+    with dated_server(tmp_path, EXPIRED) as (endpoint, authority):
+        found = of(endpoint, {"cacert": str(authority)})
+        assert f"the certificate of {endpoint} has expired by the clock" in found.text
+        assert found.fix == "set the clock right, or renew the certificate"
 
 
 def test_certificates(secured: EtcdServer, current: EtcdServer, with_v2: EtcdServer, tmp_path: Path) -> None:

@@ -38,19 +38,29 @@ FEW, LAST_CALL = 4, (1, 5)
 
 A coordinator that is stopped while one of `FEW` is away is to come back before its own request has timed out.
 """
+CLOCK_VARIABLE = "RDZV_TEST_CLOCK"
+"""By which clock.c, where the nursery was started with it, finds a process's clock."""
 TOGETHER_SECONDS = 10.0
 """For all of a world to say that they are there, through its store."""
 
 
 @dataclass(frozen=True)
 class Seat:
-    """Where an agent is started. `most`: agents of a world; `bug`: one of `BUGS`, or none."""
+    """Where an agent is started. `bug`: one of `BUGS`, or none.
+
+    `address`: on loopback; `group`: that its process runs in; `run`: its --rdzv-id; `most`: agents of a world; `clock`: for clock.c, a
+    file with how far its wall clock is ahead of the machine's.
+    """
 
     endpoint: str
     kubeconfig: str
     slot: int
+    address: str
+    group: int
+    run: str
     most: int
     out: str
+    clock: str
     bug: str = ""
 
 
@@ -169,11 +179,12 @@ def live(seat: Seat) -> None:
     """One rendezvous after the other, until it is killed."""
     if seat.bug:
         BUGS[seat.bug].plant()
-    os.environ["KUBECONFIG"] = seat.kubeconfig
+    os.setgid(seat.group)
+    os.environ |= {"KUBECONFIG": seat.kubeconfig, CLOCK_VARIABLE: seat.clock}
     name = f"{seat.endpoint.partition('/')[2]}-{seat.slot}"
     last_call = LAST_CALL[seat.most > FEW]
     settings = {"slot": str(seat.slot), "member": name, "join_timeout": 300, "last_call_timeout": last_call}
-    params = RendezvousParameters("kubernetes", seat.endpoint, "run-1", LEAST, seat.most, "127.0.0.1", **settings)
+    params = RendezvousParameters("kubernetes", seat.endpoint, seat.run, LEAST, seat.most, seat.address, **settings)
     signal.signal(signal.SIGTERM, _told_to_stop)
     found = get_rendezvous_handler(params)
     try:

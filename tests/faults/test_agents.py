@@ -1,4 +1,4 @@
-"""Light agents under chaos: they are killed, stopped, cut off, and a coordinator's last write arrives when another one coordinates.
+"""Light agents under chaos: killed, stopped, cut off, their clocks wrong; a late write of a coordinator comes when another one coordinates.
 
 Whatever happens, the Round tells of no two worlds of one number, worlds agree on who is in them, and soon all are in one world again.
 RDZV_FAULTS=long (`make faults`): crowds of 4 to 16 agents side by side, until 1,000 rounds were formed, and every seeded bug.
@@ -24,18 +24,22 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from faults.agent import AWAY, BUGS, KILLED, LATE, Seat, order_of
+from faults.agent import AWAY, BUGS, KILLED, LATE, LEAST, Seat, order_of
 from faults.tally import LONG, Tally
 from support.cluster_fixtures import LocalCluster
 from support.fault_proxy import Fault, FaultProxy
 from support.operator_process import ROOT, eventually
+from support.peer_network import BOTH, BY_IT, BY_OTHERS, PeerNetwork
 from support.torchrun_fleet import install_crds
 
+from deploy.local.cluster.tools import PACKAGES_OF_CLOCKS, install_packages
+from rdzv.agent.agent import UNSET_RUN
 from rdzv.kube.api import ApiError, NotFound
 from rdzv.kube.client import Client
 from rdzv.kube.config import from_kubeconfig
 from rdzv.protocol.records import RUNNING, Round
-from rdzv.resources import MEMBERS, ROUNDS
+from rdzv.resources import MEMBERS, RENDEZVOUS, ROUNDS
+from rdzv.spec import API_VERSION, KIND
 
 Object = dict[str, Any]
 pytestmark = pytest.mark.timeout(3600)
@@ -49,6 +53,8 @@ ATTEMPTS = 6
 #: Seconds until all agents are in one world again.
 TOGETHER = 60.0
 TAKEN_OVER = 60.0
+CORNER = os.getpid() % (250 * 250)
+"""Which addresses and groups the agents of this test process have, so that no other's connections are cut with theirs."""
 
 
 class Witness(threading.Thread):
@@ -87,11 +93,11 @@ class Witness(threading.Thread):
 class Nursery:
     """The process that forks the agents. Thread-safe."""
 
-    def __init__(self) -> None:
+    def __init__(self, **environment: str) -> None:
         places = os.pathsep.join(str(ROOT / name) for name in ("src", "tests", "."))
         self._process = subprocess.Popen(
             [sys.executable, "-W", "ignore", "-m", "faults.agent"],
-            env={**os.environ, "PYTHONPATH": places},
+            env={**os.environ, "PYTHONPATH": places, **environment},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -118,11 +124,12 @@ class Nursery:
 
 @dataclass
 class Crowd:
-    """Agents of one Rendezvous behind a proxy. `client`: another way to the API server."""
+    """Agents of one Rendezvous behind a proxy. `number`: which crowd; `run`: its --rdzv-id; `client`: another way to the API server."""
 
     directory: Path
     namespace: str
-    name: str
+    number: int
+    run: str
     size: int
     proxy: FaultProxy
     client: Client
@@ -134,11 +141,40 @@ class Crowd:
     """Where the agent that has a slot now writes: what one before it said says nothing of this one."""
     started: int = 0
 
+    @property
+    def name(self) -> str:
+        return name_of(self.number)
+
     def start(self, slot: int) -> None:
         self.started += 1
         self.outs[slot] = self.directory / f"agent-{slot}-{self.started}"
-        where, out = f"{self.namespace}/{self.name}", str(self.outs[slot])
-        self.pids[slot] = self.nursery.bear(Seat(where, str(self.proxy.kubeconfig), slot, self.size, out, self.bug))
+        self.set_clock(slot, 0)
+        seat = Seat(
+            f"{self.namespace}/{self.name}",
+            str(self.proxy.kubeconfig),
+            slot,
+            *self.place(slot),
+            self.run,
+            self.size,
+            str(self.outs[slot]),
+            str(self._clock(slot)),
+            self.bug,
+        )
+        self.pids[slot] = self.nursery.bear(seat)
+
+    def place(self, slot: int) -> tuple[str, int]:
+        """The address and the group that an agent has, and nobody else on this machine."""
+        seat = self.number * max(SIZES) + slot
+        return f"127.{CORNER // 250 + 1}.{CORNER % 250 + 1}.{seat + 1}", 100_000 + CORNER * 1000 + seat
+
+    def set_clock(self, slot: int, ahead: int) -> None:
+        """How many seconds an agent's wall clock is ahead of the machine's; the agents have clocks if the nursery has."""
+        self._clock(slot).touch()
+        with self._clock(slot).open("r+b") as mapped:
+            mapped.write(ahead.to_bytes(8, sys.byteorder, signed=True))
+
+    def _clock(self, slot: int) -> Path:
+        return self.directory / f"clock-{slot}"
 
     def send(self, slot: int, what: signal.Signals) -> None:
         with contextlib.suppress(ProcessLookupError):
@@ -175,6 +211,11 @@ class Crowd:
         return record.coordinator.slot
 
 
+def name_of(number: int) -> str:
+    """The Rendezvous of a crowd."""
+    return f"job-{number}"
+
+
 def worlds_of(out: Path) -> list[Object]:
     """In which worlds an agent has said that it was."""
     lines = out.read_text().split("\n")[:-1] if out.exists() else []
@@ -188,18 +229,36 @@ def nursery() -> Iterator[Nursery]:
     found.close()
 
 
+@pytest.fixture(scope="module")
+def nursery_with_clocks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nursery]:
+    """Its agents have a wall clock each."""
+    install_packages(PACKAGES_OF_CLOCKS)
+    library = tmp_path_factory.mktemp("clock") / "clock.so"
+    source = Path(__file__).with_name("clock.c")
+    subprocess.run(["gcc", "-shared", "-fPIC", "-O2", "-Wall", "-Werror", "-o", library, source], check=True)
+    found = Nursery(LD_PRELOAD=str(library))
+    yield found
+    found.close()
+
+
 @contextlib.contextmanager
 def crowd(
-    plane: LocalCluster, namespace: str, directory: Path, nursery: Nursery, number: int = 0, bug: str = ""
+    plane: LocalCluster,
+    namespace: str,
+    directory: Path,
+    nursery: Nursery,
+    number: int = 0,
+    bug: str = "",
+    run: str = "run-1",
 ) -> Iterator[Crowd]:
     """All are there, if they do not have a bug."""
-    name, directory = f"job-{number}", directory / f"{number}"
+    name, directory = name_of(number), directory / f"{number}"
     directory.mkdir()
     client = Client(from_kubeconfig(str(plane.kubeconfig)))
     witness = Witness(client, namespace, name)
     witness.start()
     with FaultProxy(plane.kubeconfig, directory) as proxy:
-        found = Crowd(directory, namespace, name, SIZES[number], proxy, client, witness, nursery, bug)
+        found = Crowd(directory, namespace, number, run, SIZES[number], proxy, client, witness, nursery, bug)
         try:
             for slot in range(found.size):
                 found.start(slot)
@@ -295,16 +354,80 @@ def without_a_member(found: Crowd, chance: random.Random) -> None:
     found.start(replaced)
 
 
+def cut_off_from_the_others(found: Crowd, chance: random.Random) -> None:
+    """One of them, one way or both, while all have the API server; now and then another one is replaced meanwhile."""
+    slot, other = chance.sample(sorted(found.pids), 2)
+    with PeerNetwork(*found.place(slot), int(found.proxy.server.rpartition(":")[2])) as network:
+        network.cut(chance.choice(["refused", "silent"]), chance.choice([BOTH, BY_IT, BY_OTHERS]))
+        if chance.random() < 0.5:
+            found.send(other, signal.SIGKILL)
+            found.start(other)
+        time.sleep(chance.uniform(0.5, 15.0))
+
+
+def clocks_jump(found: Crowd, chance: random.Random) -> None:
+    """The wall clock of one or two of them, by up to a year, and back, while another one is replaced."""
+    replaced, *slots = chance.sample(sorted(found.pids), chance.choice([2, 3]))
+    for slot in slots:
+        found.set_clock(slot, chance.choice([1, -1]) * chance.choice([2, 60, 3600, 365 * 86400]))
+    found.send(replaced, signal.SIGKILL)
+    time.sleep(chance.uniform(0.0, 5.0))
+    found.start(replaced)
+    time.sleep(chance.uniform(0.0, 5.0))
+    for slot in slots:
+        found.set_clock(slot, 0)
+
+
+def all_replaced(found: Crowd, chance: random.Random) -> None:
+    """One after the other, as in a rolling update; the next one does not wait for a world with the one before."""
+    for slot in sorted(found.pids, reverse=True):
+        found.send(slot, signal.SIGTERM)
+        time.sleep(chance.uniform(0.0, 2.0))
+        found.start(slot)
+
+
+def fewer_and_again_all(found: Crowd, chance: random.Random) -> None:
+    """Somebody lowers nodes.max, and raises it again; now and then one of them is replaced meanwhile."""
+    allow(found, chance.randint(LEAST, found.size - 1))
+    time.sleep(chance.uniform(0.0, 8.0))
+    if chance.random() < 0.5:
+        slot = chance.choice(sorted(found.pids))
+        found.send(slot, signal.SIGKILL)
+        found.start(slot)
+    allow(found, found.size)
+
+
+def allow(found: Crowd, most: int) -> None:
+    """So many agents may be in a world."""
+    change = [{"op": "replace", "path": "/spec/nodes/max", "value": most}]
+    found.client.json_patch(RENDEZVOUS, found.namespace, found.name, change)
+
+
 Meet = Callable[..., contextlib.AbstractContextManager[Crowd]]
 
 
 @pytest.fixture
-def meet(control_plane: LocalCluster, light_namespace: str, tmp_path: Path, nursery: Nursery) -> Meet:
-    """A crowd in this test's own namespace, with a seeded bug or without."""
+def meet(control_plane: LocalCluster, light_namespace: str, tmp_path: Path, request: pytest.FixtureRequest) -> Meet:
+    """A crowd in this test's own namespace, with a seeded bug or without, and with what its burst needs."""
     install_crds(control_plane)
-    return partial(crowd, control_plane, light_namespace, tmp_path, nursery)
+    burst = request.node.callspec.params.get("burst")
+    nursery = request.getfixturevalue("nursery_with_clocks" if burst == CLOCKS else "nursery")
+    meeting = partial(crowd, control_plane, light_namespace, tmp_path, nursery)
+    return partial(of_a_rendezvous, control_plane, light_namespace, meeting) if burst == EDITED else meeting
 
 
+@contextlib.contextmanager
+def of_a_rendezvous(plane: LocalCluster, namespace: str, meeting: Meet, number: int) -> Iterator[Crowd]:
+    """A crowd whose bounds are read from its Rendezvous."""
+    nodes = {"min": LEAST, "max": SIZES[number]}
+    spec = {"backend": "kubernetes", "nodes": nodes}
+    rendezvous = {"apiVersion": API_VERSION, "kind": KIND, "metadata": {"name": name_of(number)}, "spec": spec}
+    plane.kubectl("apply", "-n", namespace, "-f", "-", input=json.dumps(rendezvous))
+    with meeting(number, run=UNSET_RUN) as found:
+        yield found
+
+
+CLOCKS, EDITED = "clocks jump", "nodes.max lowered and raised"
 BURST = {
     KILLED: killed,
     "stopped": stopped,
@@ -312,6 +435,10 @@ BURST = {
     AWAY: without_the_api,
     "the Round deleted": without_its_round,
     "a Member deleted": without_a_member,
+    "cut off from the others": cut_off_from_the_others,
+    "all replaced in turn": all_replaced,
+    CLOCKS: clocks_jump,
+    EDITED: fewer_and_again_all,
     LATE: a_late_write,
 }
 

@@ -35,7 +35,8 @@ class PeerNetwork:
         verdict = {"refused": "reject with tcp reset", "silent": "drop"}[how]
         # What stands carries both ways, whoever opened it.
         opens = "" if ways == BOTH else "tcp flags & (syn | ack) == syn "
-        by_it = f"meta skgid {self.group} ip daddr 127.0.0.1 tcp dport != {self.api_port} {opens}{verdict}"
+        others = f"ip daddr 127.0.0.0/8 ip daddr != {self.address}"
+        by_it = f"meta skgid {self.group} {others} tcp dport != {self.api_port} {opens}{verdict}"
         by_others = f"meta skgid != {self.group} meta l4proto tcp ip daddr {self.address} {opens}{verdict}"
         rules = {BOTH: (by_it, by_others), BY_IT: (by_it,), BY_OTHERS: (by_others,)}[ways]
         self.heal()

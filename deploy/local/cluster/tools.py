@@ -29,6 +29,8 @@ PACKAGES = (
 )
 #: What only the tests of commands on the pages need.
 PACKAGES_OF_PAGES = ("docker-registry", "etcd-client")
+#: What only the agents whose clocks jump need, in `make faults`.
+PACKAGES_OF_CLOCKS = ("gcc", "libc6-dev")
 #: By package, the daemon that it would start.
 UNITS = {"etcd-server": "etcd.service", "docker-registry": "docker-registry.service"}
 

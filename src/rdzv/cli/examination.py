@@ -15,7 +15,7 @@ from rdzv.cli.doctor import NOTE, OK, PROBLEM, Finding
 from rdzv.cli.schemas import written
 from rdzv.cli.snapshot import Snapshot
 from rdzv.kube import config as kube_config
-from rdzv.kube.api import ApiError, Resource, Unauthorized, Unreachable, Untrusted
+from rdzv.kube.api import ApiError, Resource, Unauthorized, Unreachable, Untrusted, WrongTime
 from rdzv.kube.client import Client
 from rdzv.kube.config import ConfigError
 from rdzv.registry import backend_registry
@@ -120,6 +120,8 @@ def _remedy(error: Exception) -> str:
         return "correct the CA (ca.crt of the pod, certificate-authority of the kubeconfig) or the address"
     if isinstance(error, Unauthorized):
         return "renew the credentials; in a pod: delete it, should its service account have been made again"
+    if isinstance(error, WrongTime):
+        return error.fix
     if isinstance(error, Unreachable):
         return "see whether the API server runs, and whether a NetworkPolicy or a proxy is in between"
     if isinstance(error, ConfigError):

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from rdzv.etcd.errors import explain_missing_gateway
-from rdzv.kube.api import ApiError, Call, Resource, Unreachable, Untrusted
+from rdzv.kube.api import ApiError, Call, Resource, Unreachable, Untrusted, WrongTime
 from rdzv.kube.transport import CALL_SECONDS, CONNECT_SECONDS, Connection
 from rdzv.objects import parsed
 
@@ -102,6 +102,8 @@ def _connect(server: Server, where: str) -> Connection:
         raise _WrongError(
             f"{where} has a certificate that is not trusted ({error.message})", "correct cacert"
         ) from error
+    except WrongTime as error:
+        raise _WrongError(f"{where} can't be trusted now ({error.message})", error.fix) from error
     except Unreachable as error:
         raise _no_connection(where, error) from error
     except (OSError, ValueError, ApiError) as error:

@@ -185,6 +185,12 @@ class Unreachable(ApiError):
     """No reply: connection refused, cut or timed out. `maybe_applied` tells whether the request had been sent."""
 
 
+class WrongTime(Unreachable):
+    """The server's certificate is not yet good, or no longer, by this machine's clock. It passes when one of them is put right."""
+
+    fix = "set the clock right, or renew the certificate"
+
+
 class Untrusted(ApiError):
     """The server's certificate does not match the cluster's CA or name. Not worth a retry."""
 

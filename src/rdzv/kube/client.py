@@ -11,7 +11,18 @@ import logging
 from typing import TYPE_CHECKING
 from urllib.parse import urlencode
 
-from rdzv.kube.api import ApiError, Call, Reply, Resource, TooLarge, Untrusted, checked, checked_list, error_of
+from rdzv.kube.api import (
+    ApiError,
+    Call,
+    Reply,
+    Resource,
+    TooLarge,
+    Untrusted,
+    WrongTime,
+    checked,
+    checked_list,
+    error_of,
+)
 from rdzv.kube.http_client import IDLE, HttpClient, Request
 from rdzv.kube.retry import Retry
 from rdzv.kube.transport import CALL_SECONDS, Connection
@@ -195,7 +206,7 @@ class Client(HttpClient):
         """Connect to the API server."""
         try:
             return self._connect(self.config, call)
-        except Untrusted:
+        except (Untrusted, WrongTime):
             self.config.forget_tls()  # The CA may just have been replaced.
             return self._connect(self.config, call)
 

@@ -12,7 +12,7 @@ import ssl
 import time
 from typing import TYPE_CHECKING, Any
 
-from rdzv.kube.api import Call, TooLarge, Unreachable, Untrusted
+from rdzv.kube.api import ApiError, Call, TooLarge, Unreachable, Untrusted, WrongTime
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -26,6 +26,8 @@ CALL_SECONDS = 10.0
 MAX_REPLY = 64 * 1024 * 1024
 """Bytes. A list of a thousand members is 1 MB."""
 _BUFFER = 64 * 1024
+_OUT_OF_TIME = {9: "is not yet valid", 10: "has expired"}
+"""By X509_V_ERR_CERT_NOT_YET_VALID and X509_V_ERR_CERT_HAS_EXPIRED (OpenSSL, x509_vfy.h)."""
 # A peer that is gone without a word (node lost, NAT entry dropped) is noticed in about 25 s, below the watch's read
 # timeout; that one catches what a load balancer in between keeps alive.
 _SOCKET_OPTIONS = {
@@ -80,6 +82,14 @@ class _Stream:
         """http.client closes when the server says so; `Connection.close` does it here."""
 
 
+def _not_verified(config: Config, call: Call | None, error: ssl.SSLCertVerificationError) -> ApiError:
+    where = f"the certificate of {config.host}:{config.port}"
+    if out_of_time := _OUT_OF_TIME.get(error.verify_code):
+        now = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime())
+        return WrongTime(call, f"{where} {out_of_time} by the clock of this machine ({now})")
+    return Untrusted(call, f"{where} does not match the CA or name of {config.source}: {error.verify_message}")
+
+
 class Connection:
     """An open connection. Used by one thread at a time; only `shutdown` may come from another one."""
 
@@ -87,7 +97,7 @@ class Connection:
         """Connect. `seconds`: for TCP, and again for TLS.
 
         Raises:
-            Unreachable: refused or timed out. Nothing was sent.
+            Unreachable: refused or timed out; WrongTime: the certificate is not good now. Nothing was sent.
             Untrusted: the certificate is not the cluster's.
         """
         self.patience = CALL_SECONDS
@@ -108,10 +118,7 @@ class Connection:
                 self.socket = context.wrap_socket(self.socket, server_hostname=config.server_name or config.host)
         except ssl.SSLCertVerificationError as error:
             self.socket.close()
-            problem = (
-                f"the certificate of {config.host}:{config.port} does not match the CA or name of {config.source}: "
-            )
-            raise Untrusted(call, problem + error.verify_message) from error
+            raise _not_verified(config, call, error) from error
         except OSError as error:
             self.socket.close()
             raise Unreachable(call, f"no TLS connection to {self._server}: {_text(error)}") from error

@@ -57,10 +57,11 @@ def test_how_long_an_error_is_waited_out(clock: Clock, make: Callable[[], Except
     assert lasts(clock, Troubles(ScriptedApi().client()), make) == seconds
 
 
-def test_an_api_server_that_is_away_is_waited_for(clock: Clock) -> None:
+@pytest.mark.parametrize("kind", [api.Unreachable, api.WrongTime])
+def test_an_api_server_that_is_away_is_waited_for(clock: Clock, kind: type[api.ApiError]) -> None:
     found = Troubles(ScriptedApi().client())
     for _ in range(1000):
-        assert not found.hopeless(api.Unreachable(GET, "refused"))
+        assert not found.hopeless(kind(GET, "no"))
         clock.now += 10
 
 
