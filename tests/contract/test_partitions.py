@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -96,6 +98,23 @@ def test_one_that_was_cut_off_from_the_start_does_not_keep_the_others(
     network.cut("refused", ways)
     nodes, at = start(fleet, victim), time.time()
     check_left_out(plane, fleet, nodes, victim, at, 0, ways)
+
+
+def test_one_that_reached_no_store_is_let_in_soon_after_it_can(
+    plane: LocalCluster, fleet: Fleet, network: PeerNetwork
+) -> None:
+    """Its connection to the coordinator is from before, so that only this agent itself can find out."""
+    nodes = start(fleet, 3)
+    fleet.await_world(nodes, 4)
+    network.cut("refused", BY_IT)
+    at = time.time()
+    os.kill(nodes[1].workers()[0], signal.SIGKILL)
+    fleet.await_world(nodes[:3], 3, since=at)
+    fleet.wait("node-3 is left out", lambda: "unreachable" in record(plane, fleet))
+    network.heal()
+    at = time.time()
+    fleet.wait("it is let in", lambda: "unreachable" not in record(plane, fleet), seconds=60)
+    fleet.await_world(nodes, 4, since=at)
 
 
 def test_the_time_of_one_that_is_left_out_ends_with_the_reason(fleet: Fleet, network: PeerNetwork) -> None:

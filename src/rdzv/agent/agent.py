@@ -54,6 +54,7 @@ from rdzv.protocol.events import (
     RoundSeen,
     Sigterm,
     SteppedDown,
+    StoreReached,
     Tick,
     Write,
     WriteUnknown,
@@ -137,6 +138,15 @@ class Agent:
         `store` is where it was tried for long enough to blame somebody; None: the round was over before.
         """
         return self._wait_for_outcome(LeaderUnreachable(number, store))
+
+    def store_elsewhere(self) -> Endpoint | None:
+        """While `rejoin` waits: the store of those who went on without this agent. No I/O, no lock."""
+        state = self._member.state
+        return member.store_elsewhere(state) if state is not None else None
+
+    def store_reached(self, store: Endpoint) -> None:
+        """It can be connected to now."""
+        self._member.feed(StoreReached(store))
 
     def num_nodes_waiting(self) -> int:
         """1 when the world is to be formed anew, else 0. No I/O, no lock."""

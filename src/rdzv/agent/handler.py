@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import re
+import socket
 import sys
 import threading
 import time
@@ -68,6 +69,8 @@ _LIBUV_TAKES_FD = torch_version >= (2, 8)
 """Whether torch's server by libuv takes a socket that listens already; before, only the other one does (pytorch#150215)."""
 _BLAME_SECONDS = 5.0
 """Without an answer for this long, a store counts as unreachable."""
+_LOOK_AGAIN_SECONDS = 2.0
+"""Until an agent that could not reach a store tries one again."""
 _REASON_LENGTH = 300
 _HOST_PORT = re.compile(r"[-a-zA-Z0-9_.]{1,253}:[0-9]{1,5}")
 _NAME = re.compile(r"[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?")
@@ -132,7 +135,7 @@ class AgentRendezvousHandler(RendezvousHandler):  # type: ignore[misc]  # torch 
                     break
                 except _StoreUnreachableError as error:
                     unreached = str(error) or unreached
-                    accept = self._agent.rejoin(accept.round, error.store)
+                    accept = self._rejoin(accept.round, error.store)
         except AgentError as error:
             self._port.close()
             raise _torch_error(error, unreached) from error
@@ -231,6 +234,29 @@ class AgentRendezvousHandler(RendezvousHandler):  # type: ignore[misc]  # torch 
             raise _StoreUnreachableError
         # Who asked first, because it could not connect, is perhaps not the only one.
         raise self._unreachable(accept, f"no answer in {time.monotonic() - began:.0f} s")
+
+    def _rejoin(self, number: int, store: Endpoint | None) -> Accept:
+        """Ask for another round, and look meanwhile whether the store of those who go on without this agent can be reached."""
+        over = threading.Event()
+        if store is not None:
+            threading.Thread(target=self._look_again, args=(over,), name="rdzv-reach", daemon=True).start()
+        try:
+            return self._agent.rejoin(number, store)
+        finally:
+            over.set()
+
+    def _look_again(self, over: threading.Event) -> None:
+        while not over.wait(_LOOK_AGAIN_SECONDS):
+            store = self._agent.store_elsewhere()
+            if store is None:
+                continue
+            try:
+                # A connection that is made proves little, as behind a proxy; torch's client asks the server something.
+                socket.create_connection((store.address, store.port), _LOOK_AGAIN_SECONDS).close()
+                _tcp_store(store.address, store.port, is_master=False)
+            except (OSError, RuntimeError):
+                continue
+            self._agent.store_reached(store)
 
     def _unreachable(self, accept: Accept, error: str) -> _StoreUnreachableError:
         leader, why = accept.leader, error.partition("\n")[0][:_REASON_LENGTH]

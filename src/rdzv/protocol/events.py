@@ -166,6 +166,13 @@ class LeaderUnreachable:
 
 
 @dataclass(frozen=True)
+class StoreReached:
+    """Since then this agent could connect to `store`, that of the world which runs without it."""
+
+    store: Endpoint
+
+
+@dataclass(frozen=True)
 class Tick:
     """The time of a `Wake` has come."""
 
@@ -196,6 +203,7 @@ MemberEvent = (
     | SteppedDown
     | Refused
     | LeaderUnreachable
+    | StoreReached
     | Tick
     | Sigterm
     | Finished

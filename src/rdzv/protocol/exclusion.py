@@ -21,6 +21,8 @@ _PROBE_SECONDS = 4.0
 _WAIT, _WAIT_FACTOR, _WAIT_MAX = 120.0, 4.0, 3600.0
 """Seconds until an agent that was left out for a failed connection to a store is let in again, should nothing be found
 out before; each time longer, because it costs everybody a round to find out."""
+_REACHING = 12.0
+"""So many times shorter for an agent that has connected to the store of those who went on without it."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +30,8 @@ class Barred:
     """An agent that could not lead a round, or not reach the one that did.
 
     `leads`: it was the leader, and is counted when the coordinator can connect to the store that it has bound now: at once
-    if it could not before (`refused`), else after `until`. The other kind is counted after `until` (both seconds).
+    if it could not before (`refused`), else after `until`. The other kind is counted after `until` (both seconds), or before
+    that if it has found out itself that it can connect now.
     `over`: it is counted; what is kept is how often (`times`) it has happened, last in round number `last`.
     """
 
@@ -83,9 +86,20 @@ def remember(state: CoordinatorState, view: View, own: Round | None, now: float)
     members = [member for member, _ in view.members.values() if member.run_id == state.me.run_id]
     strangers = [m for m in members if own is not None and _is_stranger(state, view, own, m)]
     unconnected = {m.incarnation: state.unconnected.get(m.incarnation, now) for m in strangers}
-    living = {member.incarnation for member in members}
-    barred = {who: _review(one, view.probes.get(who), now) for who, one in state.barred.items() if who in living}
+    living = {member.incarnation: member for member in members}
+    barred = {
+        who: _review(one, living[who], view.probes.get(who), now)
+        for who, one in state.barred.items()
+        if who in living and not _has_worked(one, own, living[who])
+    }
     return replace(state, unconnected=unconnected, barred=barred)
+
+
+def _has_worked(barred: Barred, own: Round | None, member: Member) -> bool:
+    """It was in a later world, and leaves that without a complaint: what was wrong is over, and the next time is a first one."""
+    if barred.leads or not barred.over or own is None or own.round <= barred.last:
+        return False
+    return _is_inside(own, member) and asks(member, own) and member.unreachable is None
 
 
 def _is_stranger(state: CoordinatorState, view: View, own: Round, member: Member) -> bool:
@@ -95,11 +109,17 @@ def _is_stranger(state: CoordinatorState, view: View, own: Round, member: Member
     return gone or is_left_out(state, view, own, member)
 
 
-def _review(barred: Barred, reached: bool | None, now: float) -> Barred:
+def _let_in_at(barred: Barred, member: Member) -> float:
+    """When time alone ends it (seconds)."""
+    reaching = not barred.leads and member.unreachable is None
+    return barred.until - barred.wait * (1 - 1 / _REACHING) if reaching else barred.until
+
+
+def _review(barred: Barred, member: Member, reached: bool | None, now: float) -> Barred:
     if barred.over:
         return barred
     barred = replace(barred, refused=barred.refused or reached is False)
-    over = now >= barred.until
+    over = now >= _let_in_at(barred, member)
     if barred.leads:
         over = reached is True and (over or barred.refused)
     return replace(barred, over=over)
@@ -112,11 +132,13 @@ def judge(state: CoordinatorState, facts: Facts, own: Round, now: float) -> Verd
     so that only a leader whom the coordinator can't reach either is barred at once.
     """
     leader, reporters = facts.leader, facts.reporters
-    if not reporters or leader is None or leader.incarnation == state.me.incarnation:
-        return None  # Who is connected to this very agent reaches it: its store was late.
+    if not reporters or leader is None:
+        return None
     if all(_is_judged(state, member, own) for member in (leader, *reporters)):
         return None
     leads = _most(state, facts, reporters)
+    if leads and leader.incarnation == state.me.incarnation:
+        return None  # They are connected to this very agent, so its store was late; and none but they could say that this is over.
     reached = facts.probes.get(leader.incarnation)
     since = now if state.judged_since is None else state.judged_since
     if leads and reached is None and now < since + _PROBE_SECONDS:
@@ -184,6 +206,8 @@ def naming(state: CoordinatorState, view: View, own: Round | None, members: Iter
         at = None if since is None else math.ceil(since / _NAMED_AFTER + 1) * _NAMED_AFTER
         if barred is not None and not barred.over:
             found.append(LeftOut(member.name, barred.reason[:REASON_LENGTH]))
+            if (let_in_at := _let_in_at(barred, member)) > now:
+                times.append(let_in_at)
         elif member.name in before and not _is_connected(state, view, member) and not _is_inside(own, member):
             found.append(before[member.name])  # As another coordinator has found.
         elif at is not None and now >= at:

@@ -19,8 +19,9 @@ from rdzv.protocol.member_state import (
     become_finished,
     become_joining,
     become_leaving,
+    become_reaching,
 )
-from rdzv.protocol.records import CLOSED, Round
+from rdzv.protocol.records import CLOSED, RUNNING, Endpoint, Round
 
 
 def num_nodes_waiting(state: MemberState) -> int:
@@ -39,6 +40,16 @@ def is_closed(state: MemberState) -> bool:
 def is_closed_by(state: MemberState, record: Round) -> bool:
     """Whether this Round is closed for this agent. One that an earlier run closed with success is not: it is opened again."""
     return record.phase == CLOSED and not joining.later_run(state, record)
+
+
+def store_elsewhere(state: MemberState) -> Endpoint | None:
+    """The store of the world that runs without this agent, if it waits since it could not reach one: could it now?"""
+    record = state.known.record
+    if not state.joining or state.request.unreachable is None or record is None or record.phase != RUNNING:
+        return None
+    if record.leader is None or record.rank_of(state.me.incarnation) is not None:
+        return None
+    return Endpoint(record.leader.address, record.leader.port)
 
 
 def step(state: MemberState, event: ev.MemberEvent, now: float) -> tuple[MemberState, list[ev.Action]]:
@@ -66,6 +77,8 @@ def _take_call(state: MemberState, event: ev.MemberEvent, now: float) -> MemberS
         case ev.LeaderUnreachable(round_, store) if state.accepted == round_ and not state.joining:
             # One deadline for one call of next_rendezvous.
             state = become_joining(state, 0, state.request.deadline, store)
+        case ev.StoreReached(store) if store == store_elsewhere(state):
+            state = become_reaching(state)
         case ev.Sigterm():
             state = become_leaving(state)
         case ev.Finished(success):

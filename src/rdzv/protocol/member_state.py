@@ -189,6 +189,13 @@ def become_joining(state: MemberState, port: int, deadline: float, unreachable: 
     return replace(state, slot=slot, request=request)
 
 
+def become_reaching(state: MemberState) -> MemberState:
+    """It can connect to the store of those who went on without it, and no longer says that it can't."""
+    desired = state.own.desired
+    own = state.own if desired is None else replace(state.own, desired=replace(desired, unreachable=None))
+    return replace(state, own=own, request=replace(state.request, unreachable=None))
+
+
 def become_rebinding(state: MemberState) -> MemberState:
     """The store that is bound is spent, or there is none: no request before there is another one."""
     return replace(state, request=replace(state.request, stage=Stage.REBINDING, port=0, requested=0))

@@ -154,15 +154,29 @@ class Sim(Server, Connections):
         if not process.alive or process.world is not world or process.state.joining:
             return
         way = self.links.state(process.me.address, world.leader.address)
-        serving = any(p.me.address == world.leader.address and p.store == world.leader.port for p in self.processes())
-        if serving and way == OPEN:
+        if way == OPEN and self._serves(Endpoint(world.leader.address, world.leader.port)):
             return
         over = bool(member.num_nodes_waiting(process.state))
         if over or tried >= (STORE if way == SILENT else REFUSAL):
             store = None if over and tried < REFUSAL else Endpoint(world.leader.address, world.leader.port)
             self.send(process, ev.LeaderUnreachable(world.round, store))
+            if store is not None:
+                self.at(2.0, self._look_again, process)
         else:
             self.at(0.1, self._connect_store, process, world, tried + 0.1)
+
+    def _look_again(self, process: Process) -> None:
+        """Whether the store of those who go on without this agent can be reached by now."""
+        if not process.alive or not process.state.joining or process.state.request.unreachable is None:
+            return
+        store = member.store_elsewhere(process.state)
+        if store is not None and self._serves(store) and self.links.open(process.me.address, store.address):
+            self.send(process, ev.StoreReached(store))
+        else:
+            self.at(2.0, self._look_again, process)
+
+    def _serves(self, store: Endpoint) -> bool:
+        return any(p.me.address == store.address and p.store == store.port for p in self.processes())
 
     def raised(self, process: Process, kind: str, message: str) -> None:
         self.log(f"{process.me.incarnation} raises {kind}: {message}")

@@ -19,6 +19,7 @@ from rdzv.protocol.records import (
     RUNNING,
     Closure,
     Coordinator,
+    Endpoint,
     Leader,
     Member,
     Round,
@@ -550,6 +551,20 @@ def test_an_unreachable_leader_is_left() -> None:
     assert agent.gets(ev.LeaderUnreachable(1)) == [ev.Rebind()]
     agent.gets(ev.Bound(5001))
     assert agent.one(ev.Write).member.want_round == 2
+
+
+def test_who_could_not_reach_a_store_says_so_until_it_reaches_that_of_the_others() -> None:
+    agent = Agent().joined()
+    agent.gets(ev.LeaderUnreachable(1, Endpoint("10.0.0.0", 1000)))
+    agent.gets(ev.Bound(5001))
+    assert agent.one(ev.Write).member.unreachable == Endpoint("10.0.0.0", 1000)
+    agent.gets(ev.Written(11))
+    without = Leader(0, "10.0.0.0", 1001)
+    agent.sees(world(2, 11, (0, 2), leader=without))
+    assert agent.gets(ev.StoreReached(Endpoint("10.0.0.0", 1000))) == [], "that store is of no use any more"
+    agent.gets(ev.StoreReached(Endpoint("10.0.0.0", 1001)))
+    said = agent.one(ev.Write).member
+    assert (said.unreachable, said.want_round, said.port) == (None, 2, 5001)
 
 
 def test_slot_zero_coordinates_at_once_the_others_later() -> None:

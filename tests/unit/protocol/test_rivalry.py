@@ -216,12 +216,49 @@ def test_the_few_who_cannot_reach_the_leader_are_left_out_the_second_time() -> N
     third = decided(bench, 20.0)
     assert third.slots == (1, 2, 3)
     assert third.left_out == (LeftOut("pod-4", "pod-1 can't be reached by pod-4 at 10.0.0.1:1201"),)
-    bench.put(member(4, want=4))
+    bench.put(member(4, want=4, unreachable=Endpoint("10.0.0.1", 1201)))
     assert bench.at(100.0).write is None
     bench.at(150.0)
     write = bench.at(180.0).write
     assert write is not None
     assert write.want_reason == "1 more joined", "after two minutes it is tried again"
+
+
+def test_who_cannot_reach_the_store_of_the_coordinator_is_left_out_the_second_time_too() -> None:
+    """Its connection to the coordinator may be from before a firewall, or to a port that one lets through."""
+    bench = Bench([], running([member(number) for number in range(4)]))
+    rejoining(bench, 3, leader=0)
+    assert decided(bench, 1.0).slots == (0, 1, 2, 3), "the store may have been late"
+    rejoining(bench, 3, leader=0)
+    third = decided(bench, 20.0)
+    assert third.slots == (0, 1, 2, 4), "a spare has its place"
+    assert third.left_out == (LeftOut("pod-3", "pod-0 can't be reached by pod-3 at 10.0.0.0:1200"),)
+
+
+def test_one_that_reaches_the_store_of_the_others_by_now_is_let_in_soon() -> None:
+    bench = led_by_another()
+    rejoining(bench, 4)
+    decided(bench, 1.0)
+    rejoining(bench, 4)
+    assert decided(bench, 20.0).slots == (1, 2, 3)
+    bench.put(member(4, want=4))
+    waits = bench.at(25.0)
+    assert (waits.write, waits.look_again) == (None, 30.0)
+    write = bench.at(30.5).write
+    assert write is not None
+    assert write.want_reason == "1 more joined"
+
+
+def test_one_that_was_in_a_world_since_then_may_fail_once_again() -> None:
+    bench = led_by_another()
+    rejoining(bench, 4)
+    assert decided(bench, 1.0).slots == (1, 2, 3, 4)
+    rejoining(bench)
+    assert decided(bench, 20.0).slots == (1, 2, 3, 4)
+    rejoining(bench, 4)
+    assert decided(bench, 40.0).slots == (1, 2, 3, 4), "the next time is a first one"
+    rejoining(bench, 4)
+    assert decided(bench, 60.0).slots == (1, 2, 3)
 
 
 def test_a_leader_is_let_in_when_the_coordinator_can_connect_to_its_store() -> None:

@@ -354,7 +354,7 @@ def acts_while_connected_to_nobody(patch: pytest.MonkeyPatch) -> None:
 @bug
 def never_lets_in_again(patch: pytest.MonkeyPatch) -> None:
     """Who could not be reached once is left out for good."""
-    patch.setattr(exclusion, "_review", lambda barred, reached, now: barred)
+    patch.setattr(exclusion, "_review", lambda barred, member, reached, now: barred)
 
 
 @bug
