@@ -251,7 +251,7 @@ class AgentRendezvousHandler(RendezvousHandler):  # type: ignore[misc]  # torch 
             if store is None:
                 continue
             try:
-                # A connection that is made proves little, as behind a proxy; torch's client asks the server something.
+                # Alone it proves little, as behind a proxy that takes any connection; but torch's client tries for long, and logs it.
                 socket.create_connection((store.address, store.port), _LOOK_AGAIN_SECONDS).close()
                 _tcp_store(store.address, store.port, is_master=False)
             except (OSError, RuntimeError):
