@@ -21,14 +21,17 @@ from rdzv.protocol.member_state import (
     become_leaving,
     become_reaching,
 )
-from rdzv.protocol.records import CLOSED, RUNNING, Endpoint, Round
+from rdzv.protocol.records import CLOSED, RUNNING, TOO_MANY_REFORMS, Endpoint, Round
 
 
 def num_nodes_waiting(state: MemberState) -> int:
-    """1 when the world this agent is in is to be formed anew, else 0. Reads the state only and never raises."""
+    """1 when the world this agent is in is to be formed anew, or was ended, else 0. Reads the state only and never raises."""
     record = state.known.record
-    if record is None or record.phase == CLOSED or not state.accepted or state.ending:
+    if record is None or not state.accepted or state.ending:
         return 0
+    if record.phase == CLOSED:
+        # torch's agent looks at nothing else while its workers run: it asks for the next round then, and is told why there is none.
+        return int(record.closed is not None and record.closed.reason == TOO_MANY_REFORMS and is_closed(state))
     return int(max(record.round, record.want) > state.accepted or record.uid != state.accepted_uid)
 
 

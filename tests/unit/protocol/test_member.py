@@ -404,6 +404,17 @@ def test_closing_after_an_earlier_run_succeeded_closes() -> None:
     assert is_closed_by(agent.state, close(succeeded, "Closed", "pod-1"))
 
 
+def test_who_trains_in_a_world_that_is_ended_learns_of_it() -> None:
+    """torch's agent asks for nothing but the nodes that wait while its workers run."""
+    agent = Agent().joined()
+    agent.sees(world(1, 10, phase=CLOSED, closed=Closure("Succeeded", "pod-0")))
+    assert num_nodes_waiting(agent.state) == 0, "those who are not done yet go on"
+    agent.sees(world(1, 10, phase=CLOSED, closed=Closure("TooManyReforms", "pod-0")))
+    assert num_nodes_waiting(agent.state) == 1
+    agent.gets(ev.Join(5001))
+    assert agent.one(ev.Raise).kind == ev.CLOSED_ERROR
+
+
 def test_who_is_refused_is_told_at_once_and_as_often_as_it_asks() -> None:
     agent = Agent()
     agent.gets(ev.Join(5000))
