@@ -31,7 +31,7 @@ def num_nodes_waiting(state: MemberState) -> int:
         return 0
     if record.phase == CLOSED:
         # torch's agent looks at nothing else while its workers run: it asks for the next round then, and is told why there is none.
-        return int(record.closed is not None and record.closed.reason == TOO_MANY_REFORMS and is_closed(state))
+        return int(record.closed is not None and record.closed.reason == TOO_MANY_REFORMS)
     return int(max(record.round, record.want) > state.accepted or record.uid != state.accepted_uid)
 
 
