@@ -134,7 +134,8 @@ def _memory_is_never_compared() -> None:
 BUGS = {
     "whose an object is does not matter": Bug(_whose_it_is_does_not_matter, "ConfigMap rdzv-NAME-theirs"),
     "pods are let in before what they rely on is there": Bug(_pods_are_let_in_first, "is there before", AFTER),
-    "pods are let in before their server is ready": Bug(_a_server_is_not_waited_for, "is ready", AFTER, 1),
+    # Of the life whose first backend has a server: in the other one the children that linger may give it the time to become ready.
+    "pods are let in before their server is ready": Bug(_a_server_is_not_waited_for, "is ready", AFTER, 2),
     # Of which child, and in which part, depends on what else makes a pass.
     "a pass that failed is not made again": Bug(_a_pass_that_failed_is_not_made_again, " rdzv-NAME:", REFUSED),
     "what is gone stays in memory": Bug(_what_is_gone_stays_in_memory, "its host goes: "),
